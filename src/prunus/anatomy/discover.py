@@ -1,0 +1,319 @@
+"""Reads a model's anatomy off its module types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from prunus.anatomy.catalog import CATALOG, CONVENTIONS, OPAQUE, TOWERS, Attention, FusedAttention, Layout, Mlp
+from prunus.anatomy.units import Anatomy, Site, Unit, Unmapped, linears
+from prunus.errors import PrunusError
+
+
+def anatomy(model: nn.Module, mirrors: Mapping[str, str] | None = None) -> Anatomy:
+    """Finds the towers, blocks and units of a model, on any device including `meta`.
+
+    Args:
+        model: any module; a `transformers` model needs no preparation.
+        mirrors: momentum copies as {path of the copy: path of the original}. A copy carries no gates and is narrowed
+            with its original.
+
+    Raises:
+        PrunusError: a mirror path does not exist or has another structure than its original.
+    """
+    with torch.device("cpu"):  # trial runs need real numbers, also where the caller builds on meta
+        return _anatomy(model, dict(mirrors or {}))
+
+
+def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
+    _check_mirrors(model, mirrors)
+    units: list[Unit] = []
+    refused: dict[str, str] = {}
+    for path, module in model.named_modules():
+        if _is_inside(path, mirrors):
+            continue
+        for layout in _layouts(module):
+            try:
+                unit = _read(model, path, module, layout)
+            except _Misfit as misfit:
+                refused[path] = str(misfit)
+                continue
+            if unit.name not in {known.name for known in units}:
+                units.append(unit)
+            refused.pop(path, None)
+            if not isinstance(layout, Mlp) or not layout.name:
+                break
+    units = _merge_twins(model, units)
+    units = [_with_mirrors(unit, mirrors) for unit in units]
+    unmapped, dense, tower_parameters = _account(model, units, refused)
+    return Anatomy(
+        model=type(model).__name__,
+        model_type=getattr(getattr(model, "config", None), "model_type", "unknown"),
+        units=tuple(units),
+        unmapped=tuple(unmapped),
+        dense=dense,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        tower_parameters=tower_parameters,
+        mirrors=mirrors,
+    )
+
+
+class _Misfit(Exception):
+    """A layout does not describe this module."""
+
+
+def _layouts(module: nn.Module) -> tuple[Layout, ...]:
+    for cls in type(module).__mro__:
+        if cls.__name__ in CATALOG:
+            return CATALOG[cls.__name__]
+    if type(module).__module__.startswith("torch."):
+        return ()
+    return tuple(layout for layout in CONVENTIONS if _proves(module, layout))
+
+
+def _read(model: nn.Module, path: str, module: nn.Module, layout: Layout) -> Unit:
+    if isinstance(layout, Mlp):
+        kind, span = "mlp", 1
+        names = [layout.up] if layout.gate is None else [layout.gate, layout.up]
+        producers = tuple(_site(module, name, 0, 1) for name in names)
+        consumer = _site(module, layout.down, 1, 1)
+        channels = _linear(module, layout.down).in_features
+        if any(_linear(module, name).out_features != channels for name in names):
+            raise _Misfit("the layers of its MLP disagree on the hidden width")
+        if layout.gate is None and layout.activation and not _keeps_zero(module, layout.activation):
+            raise _Misfit(f"its activation {layout.activation} does not map 0 to 0, so a pruned neuron would still speak")
+    else:
+        local = path.rsplit(".", 1)[-1].lower()
+        is_cross = "cross" in local or local in ("encdecattention", "encoder_attn")
+        kind, span = ("cross_attention" if is_cross else "attention"), (2 if layout.rotary else 1)
+        width = _head_width(module, layout)
+        if isinstance(layout, FusedAttention):
+            names = [layout.qkv]
+            if _linear(module, layout.qkv).out_features != 3 * _linear(module, layout.out).in_features:
+                raise _Misfit("the rows of its fused qkv are not three times the inputs of its output layer")
+        else:
+            names = [layout.query, layout.key, layout.value]
+            if _linear(module, layout.query).out_features != _linear(module, layout.out).in_features:
+                raise _Misfit("its queries and its output layer disagree on heads × width")
+        for name in names:
+            if _linear(module, name).out_features % width:
+                raise _Misfit(f"{name} has {_linear(module, name).out_features} rows, no multiple of head width {width}")
+        if layout.rotary and width % 2:
+            raise _Misfit(f"its rotary head width {width} is odd")
+        producers = tuple(_site(module, name, 0, _linear(module, name).out_features // width) for name in names)
+        consumer = _site(module, layout.out, 1, _linear(module, layout.out).in_features // width)
+        channels = width // span
+    suffix = f".{layout.name}" if isinstance(layout, Mlp) and layout.name else ""
+    return Unit(
+        name=path + suffix, path=path, kind=kind, tower=tower_of(model, path), block=_block(model, path),
+        channels=channels, span=span, producers=producers, consumer=consumer, layout=layout,
+    )  # fmt: skip
+
+
+def _linear(module: nn.Module, path: str) -> nn.Linear:
+    try:
+        found = module.get_submodule(path)
+    except AttributeError:
+        raise _Misfit(f"it has no {path}") from None
+    if not isinstance(found, nn.Linear) or found.weight.ndim != 2 or not found.weight.is_floating_point():
+        raise _Misfit(f"its {path} is a {type(found).__name__}, not a plain linear layer")
+    return found
+
+
+def _site(module: nn.Module, path: str, side: int, repeats: int) -> Site:
+    """A producer (side 0: rows and their bias leave) or a consumer (side 1: columns leave)."""
+    linear = _linear(module, path)
+    features = linear.in_features + (linear.bias is not None) if side == 0 else linear.out_features
+    return Site(path, repeats, features)
+
+
+def _head_width(module: nn.Module, layout: Attention | FusedAttention) -> int:
+    core = module.get_submodule(layout.core) if isinstance(layout, Attention) else module
+    width = getattr(core, layout.width, None)
+    if not isinstance(width, int) or width < 1:
+        raise _Misfit(f"it has no head width {layout.width}")
+    return width
+
+
+def _keeps_zero(module: nn.Module, path: str) -> bool:
+    head, _, name = path.rpartition(".")
+    activation: Callable[[torch.Tensor], torch.Tensor] | None = getattr(module.get_submodule(head), name, None)
+    if activation is None:
+        raise _Misfit(f"it has no {path}")
+    return bool(activation(torch.zeros(1)).abs().max() == 0)
+
+
+def _proves(module: nn.Module, layout: Mlp) -> bool:
+    """Whether the module computes exactly the MLP that `layout` describes, tried on random weights and inputs."""
+    try:
+        names = [name for name in (layout.up, layout.gate, layout.down) if name is not None]
+        shapes = {name: _linear(module, name) for name in names}
+        activation = getattr(module, layout.activation or "act_fn", None)
+        if activation is None:
+            return False
+        generator = torch.Generator().manual_seed(0)
+        weights = {
+            f"{name}.{key}": torch.randn(value.shape, generator=generator) / value.shape[-1] ** 0.5
+            for name in names
+            for key, value in shapes[name].named_parameters()
+        }
+        x = torch.randn(2, 3, shapes[layout.up].in_features, generator=generator)
+
+        def apply(name: str, value: torch.Tensor) -> torch.Tensor:
+            return F.linear(value, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+        hidden = apply(layout.up, x)
+        hidden = activation(hidden) if layout.gate is None else activation(apply(layout.gate, x)) * hidden
+        was_training = module.training
+        module.eval()
+        with torch.no_grad():
+            output = torch.func.functional_call(module, weights, (x,), strict=True)
+        module.train(was_training)
+        return isinstance(output, torch.Tensor) and torch.allclose(output, apply(layout.down, hidden), atol=1e-5)
+    except (_Misfit, RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+        return False
+
+
+def tower_of(model: nn.Module, path: str) -> str:
+    """Which tower a path belongs to, by its first telling component, else by what the model takes in."""
+    parent = model
+    for part in path.split(".") if path else ():
+        if part in TOWERS:
+            return TOWERS[part]
+        child = parent.get_submodule(part)
+        if part in ("encoder", "decoder") and hasattr(parent, "encoder") and hasattr(parent, "decoder"):
+            if getattr(child, "main_input_name", None) == "pixel_values":
+                return "vision"
+            return "text" if part == "encoder" else "decoder"
+        parent = child
+    modalities = getattr(model, "input_modalities", ())
+    if "image" in modalities and "text" in modalities:
+        return "joint"
+    if getattr(model, "main_input_name", None) == "pixel_values":
+        return "vision"
+    generates = getattr(model, "can_generate", lambda: False)()
+    causal = generates or getattr(getattr(model, "config", None), "is_decoder", False) or _has_causal_attention(model)
+    return "language" if causal else "text"
+
+
+def _has_causal_attention(model: nn.Module) -> bool:
+    return any(getattr(module, "is_causal", False) is True for module in model.modules())
+
+
+def _block(model: nn.Module, path: str) -> str:
+    """The outermost list element on the path: one transformer layer."""
+    parent, walked = model, []
+    for part in path.split(".") if path else ():
+        child = parent.get_submodule(part)
+        walked.append(part)
+        if isinstance(parent, nn.ModuleList):
+            return ".".join(walked)
+        parent = child
+    return path
+
+
+def _merge_twins(model: nn.Module, units: list[Unit]) -> list[Unit]:
+    """Folds units that hold the very same weights into the first of them."""
+    first: dict[tuple[int, ...], int] = {}
+    merged: list[Unit] = []
+    for unit in units:
+        key = tuple(id(linear.weight) for _, linear in linears(model, unit))
+        if key in first:
+            original = merged[first[key]]
+            merged[first[key]] = replace(original, twins=(*original.twins, unit.path))
+        else:
+            first[key] = len(merged)
+            merged.append(unit)
+    return merged
+
+
+def _check_mirrors(model: nn.Module, mirrors: Mapping[str, str]) -> None:
+    for copy, original in mirrors.items():
+        shapes = []
+        for path in (copy, original):
+            try:
+                module = model.get_submodule(path)
+            except AttributeError:
+                raise PrunusError("mirrors", path, "the model has no module at this path") from None
+            shapes.append({name: parameter.shape for name, parameter in module.named_parameters()})
+        if shapes[0] != shapes[1]:
+            raise PrunusError("mirrors", {copy: original}, "the two modules do not have the same parameters")
+
+
+def _is_inside(path: str, roots: Mapping[str, str]) -> bool:
+    return any(path == root or path.startswith(f"{root}.") for root in roots)
+
+
+def _with_mirrors(unit: Unit, mirrors: Mapping[str, str]) -> Unit:
+    copies = tuple(
+        copy + unit.path.removeprefix(original)
+        for copy, original in mirrors.items()
+        if _is_inside(unit.path, {original: copy})
+    )
+    return replace(unit, mirrors=copies) if copies else unit
+
+
+def _account(
+    model: nn.Module, units: list[Unit], refused: Mapping[str, str]
+) -> tuple[list[Unmapped], dict[str, int], dict[str, int]]:
+    """Where every parameter that no unit can remove lives, and why it stays."""
+    claimed: dict[int, int] = {}
+    for unit in units:
+        for site, linear in linears(model, unit):
+            own = unit.channels * unit.span * site.repeats
+            claimed[id(linear.weight)] = linear.weight.numel()
+            if site is not unit.consumer and linear.bias is not None:
+                claimed[id(linear.bias)] = own
+    unmapped: dict[str, Unmapped] = {}
+    dense: dict[str, int] = {}
+    towers: dict[str, int] = {}
+    mirror_roots = {path.split(".")[0]: "" for unit in units for path in unit.mirrors}
+    counted: set[int] = set()
+    for path, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) in counted:
+                continue
+            counted.add(id(parameter))
+            tower = tower_of(model, path)
+            towers[tower] = towers.get(tower, 0) + parameter.numel()
+            if id(parameter) in claimed:
+                continue
+            owner = path.rsplit(".", 1)[0] if isinstance(module, nn.Linear) and "." in path else path
+            opaque = next((reason for name, reason in OPAQUE.items() if _has_type(model, path, name)), None)
+            in_block = _block(model, path) != path
+            is_matrix = parameter.ndim >= 2 and not isinstance(module, nn.Embedding | nn.Conv2d | nn.Conv3d)
+            if _is_inside(path, mirror_roots):
+                reason = "momentum copies: they follow their originals"
+            elif opaque or (is_matrix and in_block):
+                why = opaque or refused.get(owner) or refused.get(path) or "no layout in the catalog names this type"
+                reason, before = "left dense: no layout fits", unmapped.get(owner)
+                count = parameter.numel() + (before.parameters if before else 0)
+                unmapped[owner] = Unmapped(owner, type(model.get_submodule(owner)).__name__, count, why)
+            else:
+                reason = _why_dense(module, parameter, in_block)
+            dense[reason] = dense.get(reason, 0) + parameter.numel()
+    return list(unmapped.values()), dense, towers
+
+
+def _has_type(model: nn.Module, path: str, name: str) -> bool:
+    parts = path.split(".")
+    ancestors = (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) + 1))
+    return any(type(ancestor).__name__ == name for ancestor in ancestors)
+
+
+def _why_dense(module: nn.Module, parameter: nn.Parameter, in_block: bool) -> str:
+    if isinstance(module, nn.Embedding):
+        return "embeddings: their width is the model's width"
+    if isinstance(module, nn.Conv2d | nn.Conv3d):
+        return "patch convolution: its output is the model's width"
+    if isinstance(module, nn.Linear) and in_block:
+        return "biases of output layers: they stay with the model's width"
+    if isinstance(module, nn.Linear):
+        return "heads and projections between towers"
+    if parameter.ndim == 1 or "Norm" in type(module).__name__:
+        return "norms and scales: they act on the model's width"
+    return "position tables, class tokens and other free parameters"

@@ -1,0 +1,179 @@
+"""What a model is made of, as data: towers, blocks, units and what each channel costs."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from prunus.anatomy.catalog import Layout
+from prunus.errors import PrunusError
+
+
+@dataclass(frozen=True)
+class Site:
+    """One linear layer of a unit. Along the narrowed side its features are ordered (repeats, span, channels)."""
+
+    linear: str
+    """Path relative to the unit's module."""
+    repeats: int
+    """Heads (times three for a fused qkv); 1 in an MLP."""
+    features: int
+    """Parameters per narrowed feature: fan-in plus bias for a producer, fan-out for the consumer."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A structure that can be narrowed: an attention (self or cross) or an MLP, gated or not.
+
+    A channel j occupies, in every site, the features {(r, s, j)} for all repeats r and spans s: one head-width index
+    in all heads, a rotary pair in all heads (span 2), or one hidden neuron.
+    """
+
+    name: str
+    path: str
+    kind: str
+    """`attention`, `cross_attention` or `mlp`."""
+    tower: str
+    block: str
+    """Path of the transformer layer it belongs to; its own path where it stands outside of any."""
+    channels: int
+    span: int
+    producers: tuple[Site, ...]
+    consumer: Site
+    layout: Layout
+    twins: tuple[str, ...] = ()
+    """Other modules that hold the very same weights."""
+    mirrors: tuple[str, ...] = ()
+    """Modules that must keep the same shape but carry no gate: momentum (EMA) copies."""
+
+    @property
+    def component(self) -> str:
+        """Tower and kind, the columns of the paper's Figure 3: `vision.attention`, `decoder.cross_attention`, …"""
+        return f"{self.tower}.{self.kind}"
+
+    @property
+    def channel_cost(self) -> int:
+        """Parameters that leave with one channel: producer rows with their biases, consumer columns."""
+        return self.span * sum(site.repeats * site.features for site in (*self.producers, self.consumer))
+
+    @property
+    def is_attention(self) -> bool:
+        return self.kind != "mlp"
+
+    def feature_indices(self, site: Site, kept: Tensor, channels: int | None = None) -> Tensor:
+        """Features of `site` that belong to the channels `kept` (sorted, int64), in storage order."""
+        width = (channels or self.channels) * self.span
+        within = torch.cat([kept + span * (width // self.span) for span in range(self.span)])
+        starts = torch.arange(site.repeats, device=kept.device)[:, None] * width
+        return (starts + within).flatten()
+
+
+@dataclass(frozen=True)
+class Unmapped:
+    """A part that holds transformer weights and stays dense, and why."""
+
+    path: str
+    type: str
+    parameters: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Every unit of a model in execution order, and everything that stays as it is."""
+
+    model: str
+    model_type: str
+    units: tuple[Unit, ...]
+    unmapped: tuple[Unmapped, ...]
+    dense: dict[str, int]
+    """Parameters outside of all units, by the reason they are not prunable."""
+    parameters: int
+    tower_parameters: dict[str, int]
+    mirrors: dict[str, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Unit]:
+        return iter(self.units)
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def __getitem__(self, name: str) -> Unit:
+        for unit in self.units:
+            if unit.name == name:
+                return unit
+        raise PrunusError("unit", name, f"this {self.model} has no such unit; `prunus inspect` lists them")
+
+    @property
+    def towers(self) -> dict[str, tuple[Unit, ...]]:
+        return {name: tuple(u for u in self.units if u.tower == name) for name in dict.fromkeys(u.tower for u in self)}
+
+    @property
+    def components(self) -> dict[str, tuple[Unit, ...]]:
+        names = dict.fromkeys(unit.component for unit in self.units)
+        return {name: tuple(u for u in self.units if u.component == name) for name in names}
+
+    @property
+    def prunable(self) -> int:
+        """Parameters that would leave if every channel left."""
+        return sum(unit.channels * unit.channel_cost for unit in self.units)
+
+    def select(self, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> tuple[Unit, ...]:
+        """Units whose name, tower or component matches a pattern of `include` and none of `exclude` (shell globs).
+
+        Raises:
+            PrunusError: a pattern matches nothing, or nothing is left.
+        """
+
+        def matches(unit: Unit, patterns: Iterable[str]) -> bool:
+            labels = (unit.name, unit.tower, unit.component)
+            return any(fnmatch.fnmatchcase(label, pattern) for pattern in patterns for label in labels)
+
+        if not self.units:
+            raise PrunusError(
+                "model", self.model, "it has nothing to prune: no module of a known type; `prunus inspect` says why"
+            )
+        for name, patterns in (("include", include), ("exclude", exclude)):
+            for pattern in patterns:
+                if not any(matches(unit, [pattern]) for unit in self.units):
+                    known = ", ".join(self.components)
+                    raise PrunusError(name, pattern, f"it matches no unit; components of this model: {known}")
+        chosen = tuple(unit for unit in self.units if matches(unit, include) and not matches(unit, exclude))
+        if not chosen:
+            raise PrunusError("exclude", list(exclude), "it leaves no unit to prune; remove a pattern")
+        return chosen
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.model} ({self.model_type}): {self.parameters:,} parameters, "
+            f"{self.prunable:,} prunable ({self.prunable / max(self.parameters, 1):.1%})",
+            "",
+            f"{'component':<26}{'units':>6}{'blocks':>8}{'channels':>16}{'parameters/channel':>20}{'prunable':>15}",
+        ]
+        for name, units in self.components.items():
+            blocks = len({unit.block for unit in units})
+            prunable = sum(unit.channels * unit.channel_cost for unit in units)
+            channels, cost = (_extent([getattr(u, key) for u in units]) for key in ("channels", "channel_cost"))
+            lines.append(f"{name:<26}{len(units):>6}{blocks:>8}{channels:>16}{cost:>20}{prunable:>15,}")
+        lines += ["", f"{'not prunable':<60}{'parameters':>15}"]
+        lines += [f"{reason:<60}{count:>15,}" for reason, count in self.dense.items()]
+        if self.unmapped:
+            lines += ["", "left dense: no layout fits"]
+            lines += [f"  {part.path} ({part.type}, {part.parameters:,}): {part.reason}" for part in self.unmapped]
+        return "\n".join(lines)
+
+
+def _extent(values: list[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} – {high:,}"
+
+
+def linears(model: nn.Module, unit: Unit, path: str | None = None) -> tuple[tuple[Site, nn.Linear], ...]:
+    """The unit's producers and, last, its consumer, as (site, module) pairs."""
+    root = model.get_submodule(unit.path if path is None else path)
+    sites = (*unit.producers, unit.consumer)
+    return tuple((site, root.get_submodule(site.linear)) for site in sites)  # type: ignore[misc]

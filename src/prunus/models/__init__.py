@@ -1,0 +1,5 @@
+"""Models that transformers lacks or that no hub is needed for."""
+
+from prunus.models.packaged import small_blip
+
+__all__ = ["small_blip"]

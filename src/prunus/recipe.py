@@ -1,0 +1,134 @@
+"""Recipes as typed data: a model, a task, steps, an output folder."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from prunus.errors import PrunusError
+from prunus.repair import Training
+from prunus.structured import UPop
+from prunus.tasks import EasyVQA
+from prunus.typed import Typed, first_problem
+
+
+class Source(Typed):
+    """Where the dense model comes from: a path (hub id or folder), or the task's own warm start."""
+
+    path: str | None = None
+    warm_start: dict[str, int] | None = None
+    """Sizes of the task's warm-start model."""
+    train: tuple[Training, ...] = ()
+    """Phases of training before compression; the trained model is cached for the next run."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Source:
+        if (self.path is None) == (self.warm_start is None):
+            raise PrunusError("path", self.path, "give either path or warm_start, and not both")
+        return self
+
+
+class SearchStep(Typed):
+    """Trains while searching for what to prune, then extracts."""
+
+    step: Literal["search"] = "search"
+    method: UPop
+    train: Training
+
+
+class RetrainStep(Typed):
+    """Trains the extracted model."""
+
+    step: Literal["retrain"] = "retrain"
+    train: Training
+
+
+class Measure(Typed):
+    """How latency and memory are measured."""
+
+    batch_size: int = Field(default=16, ge=1)
+    repeats: int = Field(default=5, ge=1)
+
+
+class Recipe(Typed):
+    """Everything a run depends on."""
+
+    model: Source
+    task: EasyVQA
+    steps: tuple[Annotated[SearchStep | RetrainStep, Field(discriminator="step")], ...] = Field(min_length=1)
+    measure: Measure = Measure()
+    evaluate_limit: int | None = Field(default=None, ge=1)
+    """Items of the evaluation split that final figures use; None uses all."""
+    output: Path
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _searches_first(self) -> Recipe:
+        if self.steps[0].step != "search":
+            raise PrunusError("steps.0.step", self.steps[0].step, "the first step is a search; there is nothing to retrain yet")
+        return self
+
+
+def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Reads a recipe from YAML.
+
+    Args:
+        path: the file.
+        overrides: "dotted.field=value" assignments, values in YAML, such as "steps.0.method.ratio=0.7".
+
+    Raises:
+        PrunusError: the file is absent or no YAML, or a field is unknown, missing or wrong.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise PrunusError("recipe", str(path), f"it cannot be read ({error.strerror}); give a YAML file") from None
+    return parse_recipe(text, str(path), overrides)
+
+
+def demo_recipe(overrides: tuple[str, ...] = ()) -> Recipe:
+    """The recipe of `prunus demo`."""
+    text = resources.files("prunus").joinpath("recipes/demo.yaml").read_text()
+    return parse_recipe(text, "demo.yaml", overrides)
+
+
+def parse_recipe(text: str, source: str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """As `load_recipe`, from text; `source` names it in errors."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}" if mark else "it"
+        raise PrunusError("recipe", source, f"{line} is not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(data, dict):
+        raise PrunusError("recipe", source, "it must be a mapping with model, task, steps and output")
+    for assignment in overrides:
+        _override(data, assignment)
+    try:
+        return Recipe.model_validate(data)
+    except PrunusError as error:
+        raise PrunusError(f"{source}: {error.field}", error.value, error.remedy) from None
+    except ValidationError as error:
+        raise first_problem(error, Recipe, source) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe with every default filled in, as YAML."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _override(data: Any, assignment: str) -> None:
+    field, equals, value = assignment.partition("=")
+    if not equals:
+        raise PrunusError("--set", assignment, "write it as field=value, such as steps.0.method.ratio=0.7")
+    *parents, last = field.split(".")
+    try:
+        for key in parents:
+            data = data[int(key)] if isinstance(data, list) else data.setdefault(key, {})
+        data[int(last) if isinstance(data, list) else last] = yaml.safe_load(value)
+    except (IndexError, ValueError, TypeError, AttributeError):
+        raise PrunusError("--set", assignment, "the recipe has no such place") from None

@@ -1,0 +1,45 @@
+"""The report as one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from typing import Any
+
+import yaml
+
+from prunus.report.table import HEADER, comparison
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 }
+td, th { padding: .25rem .9rem; text-align: right; border-bottom: 1px solid #ddd }
+td:first-child, th:first-child { text-align: left }
+img { max-width: 100% }
+pre { background: #f5f5f0; padding: 1rem; overflow: auto }
+"""
+
+
+def render_page(report: dict[str, Any], plots: dict[str, bytes]) -> str:
+    """HTML of a report; `plots` are embedded."""
+    pictures = "".join(
+        f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(data).decode()}"></figure>'
+        for name, data in plots.items()
+    )
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in HEADER)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in comparison(report["models"])
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    batch = report["recipe"]["measure"]["batch_size"]
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Prunus: {escape(report["recipe"]["task"]["name"])}</title>
+<style>{STYLE}</style></head><body>
+<h1>Prunus: {escape(report["recipe"]["task"]["name"])}, {report["ratio"]:.1%} of the prunable cost removed</h1>
+<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>
+<p>Latency and multiply-accumulates are of one batch of {batch}, fp32, on this machine's CPU. Each model was loaded from
+disk by its stock transformers class, in a process of its own, and evaluated there. {escape(versions)}.</p>
+{pictures}
+<h2>Recipe</h2><pre>{escape(yaml.safe_dump(report["recipe"], sort_keys=False))}</pre>
+</body></html>
+"""

@@ -1,0 +1,70 @@
+"""Pictures of a run, as PNG bytes."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+
+def plot_retained(retained: dict[str, list[float]]) -> bytes:
+    """Heat map of the share of channels kept: layers × components, as the UPop paper's Figure 3."""
+    depth = max(len(shares) for shares in retained.values())
+    figure = Figure(figsize=(1.6 + 0.85 * len(retained), 1.6 + 0.42 * depth), layout="constrained")
+    axes = figure.add_subplot()
+    grid = [[shares[layer] if layer < len(shares) else float("nan") for shares in retained.values()] for layer in range(depth)]
+    image = axes.imshow(grid, vmin=0, vmax=1, cmap="YlGn", aspect="auto")
+    for layer, row in enumerate(grid):
+        for column, share in enumerate(row):
+            if share == share:  # noqa: PLR0124 (not NaN)
+                color = "white" if share > 0.7 else "black"
+                axes.text(column, layer, f"{share:.0%}", ha="center", va="center", fontsize=8, color=color)
+    axes.set_xticks(range(len(retained)), [name.replace(".", "\n") for name in retained], fontsize=8)
+    axes.set_yticks(range(depth), [str(layer) for layer in range(depth)])
+    axes.set_ylabel("layer")
+    axes.set_title("share of channels kept")
+    figure.colorbar(image, format=PercentFormatter(1.0))
+    return _png(figure)
+
+
+def plot_course(courses: list[dict[str, Any]], headline: str) -> bytes:
+    """Loss, ratio and accuracy over the steps of a run, one after the other."""
+    figure = Figure(figsize=(8, 6.4), layout="constrained")
+    names = ("training loss", "ratio pruned", headline)
+    panels: Any = figure.subplots(3, 1, sharex=True)
+    offset = 0
+    achieved = 0.0
+    for course in courses:
+        log = course["log"]
+        last = max((int(row["step"]) for row in log), default=0)
+        losses = [(offset + row["step"], row["loss"]) for row in log if "loss" in row]
+        scores = [(offset + row["step"], row[f"eval_{headline}"]) for row in log if f"eval_{headline}" in row]
+        ratios = [(offset + step, value) for step, _, value in course.get("ratio", [])]
+        if ratios:
+            achieved = ratios[-1][1]
+        else:
+            ratios = [(offset, achieved), (offset + last, achieved)]
+        for axes, points in zip(panels, (losses, ratios, scores), strict=True):
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="." if points is scores else "", color="#2f6f3e")
+            axes.axvline(offset, color="0.8", linewidth=1)
+        panels[0].text(offset, 1.02, f" {course['step']}", transform=panels[0].get_xaxis_transform())
+        offset += last
+    for axes, name in zip(panels, names, strict=True):
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+    panels[0].set_yscale("log")
+    for axes in panels[1:]:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    panels[-1].set_xlabel("step")
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

@@ -1,0 +1,58 @@
+"""What a run found, as data, and the files it becomes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from prunus.errors import PrunusError
+from prunus.report.page import render_page
+from prunus.report.plots import plot_course, plot_retained
+from prunus.storage import write_bytes, write_text
+
+
+class Report(BaseModel):
+    """The outcome of a run; `report.json` is this, and everything else in the folder is drawn from it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    headline: str
+    """The metric that tables show."""
+    ratio: float
+    """Share of the prunable cost that left."""
+    models: dict[str, dict[str, Any]]
+    """"dense" and "compressed" → metrics, parameters, multiply_accumulates, bytes, latency, peak_memory."""
+    retained: dict[str, list[float]]
+    """Component → share of channels kept, block by block."""
+    courses: list[dict[str, Any]]
+    """Per step: its log, and for a search the course of the ratio."""
+    folders: dict[str, str]
+    versions: dict[str, str]
+    recipe: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Report:
+        """Reads `report.json` of a run folder.
+
+        Raises:
+            PrunusError: there is none, or it is damaged.
+        """
+        path = Path(folder) / "report.json"
+        try:
+            return cls.model_validate_json(path.read_text())
+        except OSError:
+            raise PrunusError("run", str(folder), "it has no report.json; the run has not finished") from None
+        except ValidationError as error:
+            raise PrunusError("run", str(path), f"the report is damaged: {error.errors()[0]['msg']}") from None
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Writes `report.json`, the plots and `report.html`."""
+    write_text(folder / "report.json", json.dumps(report.model_dump(mode="json"), indent=2) + "\n")
+    plots = {"retained.png": plot_retained(report.retained), "course.png": plot_course(report.courses, report.headline)}
+    for name, picture in plots.items():
+        write_bytes(folder / name, picture)
+    write_text(folder / "report.html", render_page(report.model_dump(), plots))

@@ -1,0 +1,275 @@
+"""Carries out a recipe: dense model → search → surgery → retraining → checkpoint → evaluation → report.
+
+A run folder holds one folder per step. A step's result takes its name only when it is whole, so a run that dies
+anywhere goes on from its last checkpoint when it is started again with the same recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from transformers import PreTrainedModel, set_seed
+
+from prunus.anatomy import anatomy
+from prunus.checkpoint import extract, plan_of
+from prunus.cost import latencies, multiply_accumulates, peak_memory, size
+from prunus.errors import PrunusError
+from prunus.plan import Plan
+from prunus.recipe import Recipe, RetrainStep, SearchStep, Source, dump_recipe
+from prunus.repair import Training, finetune
+from prunus.report import Report, write_report
+from prunus.storage import new_folder, write_text
+from prunus.structured import SearchCallback
+from prunus.tasks import Task
+
+COURSE_LIMIT = 500
+"""Items of the evaluation split that the accuracy along the way is measured on."""
+
+
+def run(recipe: Recipe, console: Console | None = None) -> Report:
+    """Carries out a recipe, or goes on with it.
+
+    Returns:
+        The report, which also lies in the run folder as `report.json` and `report.html`.
+
+    Raises:
+        PrunusError: before any training starts, if the recipe cannot work; or if the folder holds another run.
+    """
+    console = console or Console()
+    folder = recipe.output
+    _claim(folder, recipe)
+    recipe.task.check()
+    _check_methods(recipe)
+
+    dense_folder = _dense(recipe, console)
+    current, courses = dense_folder, []
+    for number, step in enumerate(recipe.steps, start=1):
+        step_folder = folder / f"{number}-{step.step}"
+        if not (step_folder / "model").exists():
+            console.rule(f"{number}. {step.step}")
+            _carry_out(step, recipe, current, step_folder)
+        courses.append({"step": step.step, **json.loads((step_folder / "course.json").read_text())})
+        current = step_folder / "model"
+    return _conclude(recipe, dense_folder, current, courses, console)
+
+
+def load_model(path: str | Path) -> PreTrainedModel:
+    """A model from a hub id or folder, by the class its config names.
+
+    Raises:
+        PrunusError: there is no such model, or its class is none of transformers'.
+    """
+    if Path(path).is_dir() and not (Path(path) / "config.json").exists():
+        raise PrunusError("model", str(path), "the folder has no config.json; give a folder made by save_pretrained")
+    try:
+        config = transformers.AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise PrunusError("model", str(path), f"it is no local folder and no hub id that can be reached: {reason}") from None
+    name = (config.architectures or [None])[0]
+    cls = getattr(transformers, name, None) if name else None
+    if cls is None:
+        raise PrunusError("model", str(path), f"its config names the class {name}, which transformers does not have")
+    model: PreTrainedModel = cls.from_pretrained(path)
+    return model
+
+
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """Takes the folder for this recipe; another recipe's run is not overwritten."""
+    resolved = dump_recipe(recipe)
+    record = folder / "recipe.yaml"
+    if record.exists() and record.read_text() != resolved:
+        raise PrunusError(
+            "output", str(folder), "it holds a run of another recipe; choose another output, or delete the folder"
+        )
+    write_text(record, resolved)
+
+
+def _check_methods(recipe: Recipe) -> None:
+    """Whatever the model makes impossible is said before anything is trained."""
+    if recipe.model.path is None:
+        return
+    with torch.device("meta"):
+        model = bare_model(recipe.model.path)
+    parts = anatomy(model)
+    for step in recipe.steps:
+        if isinstance(step, SearchStep):
+            parts.select(step.method.include, step.method.exclude)
+
+
+def bare_model(path: str) -> PreTrainedModel:
+    """A model built from its config alone, without weights; call it under `torch.device("meta")`.
+
+    Raises:
+        PrunusError: there is no such config, or its class is none of transformers'.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise PrunusError("model", path, f"it is no local folder, config file or reachable hub id: {reason}") from None
+    name = (config.architectures or [None])[0]
+    if name and hasattr(transformers, name):
+        model: PreTrainedModel = getattr(transformers, name)(config)
+        return model
+    auto: PreTrainedModel = transformers.AutoModel.from_config(config)
+    return auto
+
+
+def _dense(recipe: Recipe, console: Console) -> Path:
+    """Folder of the dense model: the given one, or a freshly trained one, from the cache if it is there."""
+    source = recipe.model
+    if source.path is not None and not source.train:
+        return Path(source.path)
+    key = hashlib.sha256(
+        json.dumps([source.model_dump(mode="json"), recipe.task.model_dump(mode="json"), recipe.seed]).encode()
+    ).hexdigest()[:16]
+    folder = cache_folder() / f"dense-{recipe.task.name}-{key}"
+    if not (folder / "model").exists():
+        console.rule("dense model")
+        set_seed(recipe.seed)
+        model = _source_model(source, recipe.task)
+        course: list[dict[str, float]] = []
+        for phase, training in enumerate(source.train, start=1):
+            title = f"dense {phase}/{len(source.train)}" if len(source.train) > 1 else "dense"
+            course += _train(model, training, folder / f"phase-{phase}", recipe, title)
+        write_text(folder / "course.json", json.dumps({"log": course}))
+        _save(model, recipe.task, folder / "model")
+    else:
+        console.print(f"dense model: cached in {folder}")
+    return folder / "model"
+
+
+def cache_folder() -> Path:
+    """Where trained dense models are kept: $PRUNUS_CACHE, or `prunus` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("PRUNUS_CACHE") or Path(base) / "prunus")
+
+
+def _source_model(source: Source, task: Task) -> PreTrainedModel:
+    if source.path is not None:
+        return load_model(source.path)
+    try:
+        return task.warm_start(**(source.warm_start or {}))
+    except TypeError as error:
+        raise PrunusError("model.warm_start", source.warm_start, str(error).rpartition(") ")[2]) from None
+
+
+def _train(
+    model: PreTrainedModel, training: Training, folder: Path, recipe: Recipe, title: str, callbacks: tuple[Any, ...] = ()
+) -> list[dict[str, float]]:
+    task = recipe.task
+    return finetune(
+        model, training, folder, task.train_data(), task.collate, task.loss,
+        evaluate=lambda current: {task.headline: task.evaluate(current, COURSE_LIMIT, progress=False)[task.headline]},
+        callbacks=callbacks, seed=recipe.seed, title=title,
+    )  # fmt: skip
+
+
+def _carry_out(step: SearchStep | RetrainStep, recipe: Recipe, source: Path, folder: Path) -> None:
+    set_seed(recipe.seed)
+    model = load_model(source)
+    course: dict[str, Any] = {}
+    if isinstance(step, SearchStep):
+        callback = SearchCallback(step.method)
+        course["log"] = _train(model, step.train, folder / "checkpoints", recipe, "search", (callback,))
+        assert callback.search is not None
+        course["ratio"] = callback.search.course
+        plan = callback.plan()
+        plan.save(folder / "plan.json")
+        model = extract(model, plan, inplace=True)
+    else:
+        course["log"] = _train(model, step.train, folder / "checkpoints", recipe, "retrain")
+    write_text(folder / "course.json", json.dumps(course))
+    _save(model, recipe.task, folder / "model")
+
+
+def _save(model: PreTrainedModel, task: Task, folder: Path) -> None:
+    with new_folder(folder) as partial:
+        model.save_pretrained(partial)
+        task.save_processor(partial)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a fresh process found out about a saved model."""
+
+    metrics: dict[str, float]
+    peak_memory: int
+    """Peak resident bytes of a process that loads the model and runs one batch."""
+    seconds: float
+
+
+def evaluate_here(path: str | Path, task: Task, batch_size: int, limit: int | None = None) -> Evaluation:
+    """Loads a saved model with its stock class and evaluates it, in this process."""
+    model = load_model(path).eval()
+    task.example(model, batch_size)()
+    peak = peak_memory()
+    start = time.perf_counter()
+    metrics = task.evaluate(model, limit)
+    return Evaluation(metrics, peak, time.perf_counter() - start)
+
+
+def evaluate_elsewhere(path: Path, recipe: Recipe) -> Evaluation:
+    """As `evaluate_here`, in a new process, which proves that the files suffice."""
+    command = [
+        sys.executable, "-m", "prunus", "evaluate", str(path), "--json", "-",
+        "--task", recipe.task.model_dump_json(), "--batch-size", str(recipe.measure.batch_size),
+    ]  # fmt: skip
+    if recipe.evaluate_limit is not None:
+        command += ["--limit", str(recipe.evaluate_limit)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise PrunusError("evaluation", str(path), f"the new process failed with status {done.returncode}; see above")
+    return Evaluation(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _conclude(recipe: Recipe, dense: Path, compressed: Path, courses: list[dict[str, Any]], console: Console) -> Report:
+    console.rule("evaluation")
+    evaluations = {"dense": evaluate_elsewhere(dense, recipe), "compressed": evaluate_elsewhere(compressed, recipe)}
+    models = {"dense": load_model(dense).eval(), "compressed": load_model(compressed).eval()}
+    examples = {name: recipe.task.example(model, recipe.measure.batch_size) for name, model in models.items()}
+    times = latencies(examples, recipe.measure.repeats)
+    plan = plan_of(models["compressed"]) or Plan(model=type(models["dense"]).__name__, ratio=0.0, units={})
+    columns = {}
+    for name, model in models.items():
+        counted = size(model)
+        columns[name] = {
+            "metrics": evaluations[name].metrics,
+            "parameters": {**counted.towers, "total": counted.parameters},
+            "multiply_accumulates": multiply_accumulates(model, examples[name]),
+            "bytes": counted.bytes,
+            "latency": asdict(times[name]),
+            "peak_memory": evaluations[name].peak_memory,
+        }
+    report = Report(
+        headline=recipe.task.headline,
+        recipe=recipe.model_dump(mode="json"),
+        models=columns,
+        retained=_retained(models["dense"], plan),
+        ratio=plan.ratio,
+        courses=courses,
+        folders={"dense": str(dense), "compressed": str(compressed)},
+        versions={"torch": torch.__version__, "transformers": transformers.__version__},
+    )
+    write_report(report, recipe.output)
+    return report
+
+
+def _retained(dense: PreTrainedModel, plan: Plan) -> dict[str, list[float]]:
+    """Component → share of channels kept, block by block."""
+    return {
+        component: [len(plan.kept(unit)) / unit.channels for unit in units]
+        for component, units in anatomy(dense).components.items()
+    }

@@ -1,0 +1,70 @@
+"""Gates: the mask values ζ that multiply a unit's channels during search.
+
+A gate multiplies the outputs of the unit's producers, after their bias: q, k and v of an attention before the scores,
+the hidden layer of an MLP before its activation (UPop, section 3). It adds no parameter to the model, and multiplies
+in place, so that it keeps no activation for the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.anatomy import Site, Unit, linears
+
+
+class GateHook:
+    """Forward hook of one producer. `feature_gate` (features,) is None while every gate is one."""
+
+    def __init__(self) -> None:
+        self.feature_gate: Tensor | None = None
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output if self.feature_gate is None else output.mul_(self.feature_gate)
+
+
+class Gates:
+    """The gates of a set of units, fp32, one value per channel, all one at first."""
+
+    def __init__(self, model: nn.Module, units: Iterable[Unit]):
+        self.values: dict[str, Tensor] = {}
+        self._hooks: dict[str, list[tuple[Site, GateHook]]] = {}
+        self._handles = []
+        self._units = {unit.name: unit for unit in units}
+        for unit in self._units.values():
+            hooks = self._hooks[unit.name] = []
+            for path in (unit.path, *unit.twins):
+                for site, linear in linears(model, unit, path)[:-1]:
+                    hook = GateHook()
+                    self._handles.append(linear.register_forward_hook(hook))
+                    hooks.append((site, hook))
+            device = linears(model, unit)[0][1].weight.device
+            self.values[unit.name] = torch.ones(unit.channels, device=device)
+
+    def set(self, values: Mapping[str, Tensor]) -> None:
+        """Replaces gates: unit name → (channels,)."""
+        for name, gate in values.items():
+            unit = self._units[name]
+            gate = gate.to(self.values[name])  # noqa: PLW2901
+            self.values[name] = gate
+            is_open = bool((gate == 1).all())
+            for site, hook in self._hooks[name]:
+                repeated = gate.repeat(unit.span * site.repeats)
+                hook.feature_gate = None if is_open else repeated
+
+    def remove(self) -> None:
+        """Takes the hooks off the model; its weights were never touched."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+def remove_gates(model: nn.Module) -> None:
+    """Takes every gate off a model, for instance off a copy of one that is being searched."""
+    for module in model.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if isinstance(hook, GateHook):
+                del module._forward_hooks[key]

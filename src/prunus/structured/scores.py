@@ -1,0 +1,55 @@
+"""How much a channel matters: the gradient of the loss with respect to its gate, read off the weight gradients.
+
+With y = ζ ⊙ (W x + b), each producer row r of channel j obeys ∂L/∂ζ_j = (⟨W_r, ∂L/∂W_r⟩ + b_r ∂L/∂b_r) / ζ_j for ζ_j > 0,
+W being the stored, unmasked weight. The sum over a channel's rows costs one pass over weights and gradients, and no
+activation is kept for it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from prunus.anatomy import Unit, linears
+
+
+@torch.no_grad()
+def gate_gradient(model: nn.Module, unit: Unit, gate: Tensor) -> Tensor:
+    """∂L/∂ζ of one unit, (channels,), fp32. Zero where the gate is shut (ζ = 0) and where no gradient came.
+
+    Args:
+        model: after `backward`, before gradients are clipped.
+        gate: ζ of the forward pass that made the gradients, (channels,).
+    """
+    total = torch.zeros_like(gate)
+    for site, linear in linears(model, unit)[:-1]:
+        if linear.weight.grad is None:
+            continue
+        rows = _row_products(linear.weight, linear.weight.grad)
+        if linear.bias is not None and linear.bias.grad is not None:
+            rows += linear.bias.float() * linear.bias.grad.float()
+        total += rows.view(site.repeats * unit.span, unit.channels).sum(0)
+    return torch.where(gate > 0, total / gate.clamp_min(torch.finfo(gate.dtype).tiny), 0.0)
+
+
+def _row_products(weight: Tensor, gradient: Tensor) -> Tensor:
+    """⟨W_r, G_r⟩ for every row r, (rows,), accumulated in fp32."""
+    return torch.linalg.vecdot(weight.float(), gradient.float())
+
+
+def standardise(scores: dict[str, Tensor], units: tuple[Unit, ...]) -> dict[str, Tensor]:
+    """z-scores within all attention units together and within all MLP units together, unbiased (UPop, section 3.2).
+
+    A group whose scores are all equal becomes zero.
+    """
+    standardised: dict[str, Tensor] = {}
+    for attention in (True, False):
+        names = [unit.name for unit in units if unit.is_attention == attention]
+        if not names:
+            continue
+        pooled = torch.cat([scores[name] for name in names])
+        spread = pooled.std() if pooled.numel() > 1 else torch.zeros_like(pooled.mean())
+        for name in names:
+            centred = scores[name] - pooled.mean()
+            standardised[name] = centred / spread if spread > 0 else torch.zeros_like(centred)
+    return standardised

@@ -1,0 +1,100 @@
+"""Which channels go, given their scores and a budget: one ranking over all units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunus.errors import PrunusError
+
+
+def select(
+    scores: Mapping[str, Tensor],
+    costs: Mapping[str, float],
+    ratio: float,
+    minimum: int = 1,
+    align: int = 1,
+) -> dict[str, Tensor]:
+    """Prunes the highest scores first until the pruned cost is as near `ratio` of the total as it can be.
+
+    Channels of a unit leave in chunks that keep its width a multiple of `align` (a unit narrower than `align` stays
+    whole); a chunk is ranked by its mean score. With `align=1` this is UPop's rule: the budget is met to within half
+    a channel's cost, and the channel at the cut goes or stays, whichever is nearer.
+
+    Args:
+        scores: unit → (channels,). A large score means that the loss falls as the channel shrinks, so it goes first.
+        costs: unit → cost of one of its channels.
+        ratio: share of the total cost that is to go.
+        minimum: channels that every unit keeps at least, those with its lowest scores.
+
+    Returns:
+        unit → bool (channels,), True where the channel stays.
+
+    Raises:
+        PrunusError: the floors leave less than `ratio` to prune, or a score is not finite.
+    """
+    total = sum(costs[name] * score.numel() for name, score in scores.items())
+    kept = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+    names = list(scores)
+    orders: list[Tensor] = []
+    rank: list[tuple[Tensor, Tensor, Tensor]] = []
+    for index, name in enumerate(names):
+        score = scores[name].double()
+        if not torch.isfinite(score).all():
+            raise PrunusError("scores", name, "a score is not finite; the loss has diverged: lower the learning rate")
+        order = score.argsort(descending=True, stable=True)
+        orders.append(order)
+        ends = _chunk_ends(score.numel(), minimum, align, score.device)
+        if ends.numel() == 0:
+            continue
+        sums = torch.cat([score.new_zeros(1), score[order].cumsum(0)])
+        sizes = ends.diff(prepend=ends.new_zeros(1))
+        means = (sums[ends] - sums[ends - sizes]) / sizes
+        if align == 1:
+            means = score[order[: ends.numel()]]
+        rank.append((means, sizes * costs[name], torch.full_like(ends, index)))
+    reachable = sum(float(cost.sum()) for _, cost, _ in rank)
+    target = ratio * total
+    if reachable < target - max(costs.values()):
+        raise PrunusError(
+            "ratio", ratio, f"with min_channels={minimum} and align={align} at most {reachable / total:.4f} can be "
+            "pruned; ask for less, or lower the floors",
+        )  # fmt: skip
+    if not rank:
+        return kept
+    means, chunk_costs, owners = (torch.cat(parts) for parts in zip(*rank, strict=True))
+    queue = means.argsort(descending=True, stable=True)
+    pruned_cost = torch.cat([means.new_zeros(1), chunk_costs[queue].double().cumsum(0)])
+    cut = int((pruned_cost - target).abs().argmin())
+    chunks = torch.bincount(owners[queue[:cut]], minlength=len(names)).tolist()
+    for name, order, count in zip(names, orders, chunks, strict=True):
+        if count:
+            ends = _chunk_ends(order.numel(), minimum, align, order.device)
+            kept[name][order[: int(ends[count - 1])]] = False
+    return kept
+
+
+def select_as_published(scores: Mapping[str, Tensor], costs: Mapping[str, float], ratio: float) -> dict[str, Tensor]:
+    """The published code's cut, for comparison with it: it misses the budget by up to two channels and the floors.
+
+    The threshold is the score at which the pruned cost is nearest the target; channels above it go and the one at it
+    stays. A unit that would lose everything gets its lowest channel back, which nobody else pays for.
+    """
+    pooled = torch.cat([score.double() for score in scores.values()])
+    channel_costs = torch.cat([torch.full_like(score.double(), costs[name]) for name, score in scores.items()])
+    queue = pooled.argsort(descending=True, stable=True)
+    cut = int((channel_costs[queue].cumsum(0) - ratio * channel_costs.sum()).abs().argmin())
+    threshold = pooled[queue[cut]]
+    kept = {name: score.double() <= threshold for name, score in scores.items()}
+    for name, score in scores.items():
+        kept[name][score.argmin()] = True
+    return kept
+
+
+def _chunk_ends(channels: int, minimum: int, align: int, device: torch.device) -> Tensor:
+    """How many channels have gone after each chunk, so that what stays is a multiple of `align` and ≥ `minimum`."""
+    floor = -(-minimum // align) * align
+    widths = torch.arange(floor, max(channels, floor), align, device=device).flip(0)
+    return channels - widths

@@ -1,0 +1,214 @@
+"""Visual question answering on easy-VQA: 64×64 images of one shape, 13 answers.
+
+The data come from the pip package `easy-vqa` (MIT): 4,000 training and 1,000 test images with 38,575 and 9,673
+questions. The model is a `BlipForQuestionAnswering`, which generates the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchmetrics import MeanMetric
+from transformers import BertTokenizer, BlipForQuestionAnswering
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+from prunus.errors import PrunusError
+from prunus.models import small_blip
+from prunus.models.packaged import DEC, SEP, SPECIAL_TOKENS
+from prunus.tasks.task import Batch
+from prunus.typed import Typed
+
+IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""What DINOv2 was trained with."""
+
+
+class EasyVQA(Typed):
+    """easy-VQA. A training item is one image with some of its questions, so the image is encoded once for them all."""
+
+    name: Literal["easy_vqa"] = "easy_vqa"
+    image_size: int = Field(default=70, ge=14)
+    """Side to which images are resized, in pixels."""
+    questions_per_item: int = Field(default=5, ge=1)
+    """Questions of one image that train together."""
+    batch_size: int = Field(default=256, ge=1)
+    """Questions per evaluation batch."""
+
+    @property
+    def headline(self) -> str:
+        return "accuracy"
+
+    def check(self) -> None:
+        _easy_vqa()
+
+    @cached_property
+    def words(self) -> list[str]:
+        """The vocabulary: special tokens, then every word of the training questions and answers."""
+        questions, answers, _ = _easy_vqa().get_train_questions()
+        words = {word for question in questions for word in question.rstrip("?").split()} | set(answers)
+        return [*SPECIAL_TOKENS, "?", *sorted(words)]
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Question tokens are [ENC] … [SEP], as BLIP expects."""
+        vocabulary = {word: index for index, word in enumerate(self.words)}
+        return BertTokenizer(vocab=vocabulary, cls_token="[ENC]", bos_token="[DEC]", additional_special_tokens=["[CLS]"])
+
+    @cached_property
+    def image_processor(self) -> Any:
+        size = {"height": self.image_size, "width": self.image_size}
+        return BlipImageProcessorPil(size=size, image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
+
+    def warm_start(self, **sizes: int) -> BlipForQuestionAnswering:
+        return small_blip(self.words, self.image_size, **sizes)
+
+    def train_data(self) -> Dataset[Any]:
+        return self._train
+
+    @cached_property
+    def _train(self) -> _Questions:
+        return _Questions(self, "train")
+
+    @cached_property
+    def _test(self) -> _Questions:
+        return _Questions(self, "test")
+
+    def collate(self, items: Sequence[tuple[Tensor, list[str], list[str]]]) -> Batch:
+        """Images (I, 3, S, S); questions (Q, T) with `image_of_question` (Q,); answers [DEC] word [SEP] as (Q, 3)."""
+        questions = [question for _, group, _ in items for question in group]
+        answers = [answer for _, _, group in items for answer in group]
+        tokens = self.tokenizer(questions, padding=True, return_tensors="pt")
+        index = {word: position for position, word in enumerate(self.words)}
+        return {
+            "pixel_values": torch.stack([image for image, _, _ in items]),
+            "image_of_question": torch.repeat_interleave(torch.tensor([len(group) for _, group, _ in items])),
+            "input_ids": tokens["input_ids"],
+            "attention_mask": tokens["attention_mask"],
+            "labels": torch.tensor([[DEC, index[answer], SEP] for answer in answers]),
+        }
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The model's own loss, with each image encoded once for all of its questions."""
+        blip: Any = model
+        images = blip.vision_model(pixel_values=batch["pixel_values"]).last_hidden_state[batch["image_of_question"]]
+        states = blip.text_encoder(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            encoder_hidden_states=images,
+            encoder_attention_mask=torch.ones(images.shape[:2], dtype=torch.long, device=images.device),
+        ).last_hidden_state
+        loss: Tensor = blip.text_decoder(
+            input_ids=batch["labels"],
+            encoder_hidden_states=states,
+            encoder_attention_mask=batch["attention_mask"],
+            labels=batch["labels"],
+        ).loss
+        return loss
+
+    @torch.no_grad()
+    def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:
+        """Exact match of the generated answer: overall, on yes/no questions and on the others.
+
+        Questions of equal length share a batch, so that none is padded: the stock `generate` lets the decoder attend
+        to padding. Generation runs under bf16 autocast.
+        """
+        model.eval()
+        data = self._test
+        rows = data.rows[:limit]
+        tokens = self.tokenizer([question for _, question, _ in rows])["input_ids"]
+        order = sorted(range(len(rows)), key=lambda row: len(tokens[row]))
+        batches: list[list[int]] = []
+        for row in order:
+            if not batches or len(batches[-1]) == self.batch_size or len(tokens[batches[-1][0]]) != len(tokens[row]):
+                batches.append([])
+            batches[-1].append(row)
+        metrics = {name: MeanMetric() for name in ("accuracy", "accuracy_yes_no", "accuracy_other")}
+        for batch in track(batches, "evaluating", disable=not progress, transient=True):
+            answers = self._answer(model, [rows[row][0] for row in batch], [tokens[row] for row in batch])
+            for row, answer in zip(batch, answers, strict=True):
+                expected = rows[row][2]
+                hit = float(answer == expected)
+                metrics["accuracy"].update(hit)
+                metrics["accuracy_yes_no" if expected in ("yes", "no") else "accuracy_other"].update(hit)
+        return {name: float(metric.compute()) for name, metric in metrics.items() if metric.update_count}
+
+    def _answer(self, model: Any, images: list[int], tokens: list[list[int]]) -> list[str]:
+        device = model.device
+        pixels = self._test.pixels(torch.tensor(images)).to(device)
+        ids = torch.tensor(tokens, device=device)
+        with torch.autocast(device.type, torch.bfloat16):
+            generated = model.generate(
+                input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids), max_new_tokens=2, do_sample=False
+            )
+        return [text.strip() for text in self.tokenizer.batch_decode(generated, skip_special_tokens=True)]
+
+    def example(self, model: Any, batch_size: int) -> Callable[[], object]:
+        rows = [self._test.rows[row % len(self._test.rows)] for row in range(batch_size)]
+        tokens = self.tokenizer([question for _, question, _ in rows], padding=True, return_tensors="pt")
+        inputs = {
+            "input_ids": tokens["input_ids"].to(model.device),
+            "attention_mask": tokens["attention_mask"].to(model.device),
+            "pixel_values": self._test.pixels(torch.tensor([image for image, _, _ in rows])).to(model.device),
+        }
+        return lambda: model.generate(**inputs, max_new_tokens=1, do_sample=False)
+
+    def save_processor(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+
+
+class _Questions(Dataset[Any]):
+    """A split. Item i is an image and up to `questions_per_item` of its questions and answers."""
+
+    def __init__(self, task: EasyVQA, split: Literal["train", "test"]):
+        package = _easy_vqa()
+        questions, answers, images = getattr(package, f"get_{split}_questions")()
+        self.rows: list[tuple[int, str, str]] = list(zip(images, questions, answers, strict=True))
+        self._paths: dict[int, str] = getattr(package, f"get_{split}_image_paths")()
+        self._task = task
+        groups: dict[int, list[int]] = {}
+        for row, image in enumerate(images):
+            groups.setdefault(image, []).append(row)
+        step = task.questions_per_item
+        self._items = [rows[i : i + step] for rows in groups.values() for i in range(0, len(rows), step)]
+
+    @cached_property
+    def _images(self) -> Tensor:
+        """Every image, resized: (images, 3, S, S), uint8."""
+        size = (self._task.image_size, self._task.image_size)
+        resized = torch.empty((max(self._paths) + 1, 3, *size), dtype=torch.uint8)
+        for index, path in track(self._paths.items(), "reading images", transient=True):
+            with Image.open(path) as image:
+                pixels = np.array(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
+            resized[index] = torch.from_numpy(pixels).permute(2, 0, 1)
+        return resized
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        """Normalised images, (len(indices), 3, S, S), fp32."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
+        return (self._images[indices] / 255 - mean) / std
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, list[str], list[str]]:
+        rows = [self.rows[row] for row in self._items[index]]
+        image = self.pixels(torch.tensor([rows[0][0]]))[0]
+        return image, [question for _, question, _ in rows], [answer for _, _, answer in rows]
+
+
+def _easy_vqa() -> Any:
+    try:
+        import easy_vqa
+    except ImportError:
+        raise PrunusError("task", "easy_vqa", "its data are not installed; run: pip install 'prunus[demo]'") from None
+    return easy_vqa

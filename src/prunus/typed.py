@@ -1,0 +1,46 @@
+"""Typed, frozen data whose errors name the field, the value and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from prunus.errors import PrunusError
+
+
+class Typed(BaseModel):
+    """Base of every method and recipe part: frozen, without unknown fields, refused with a `PrunusError`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise first_problem(error, type(self)) from None
+
+
+def first_problem(error: ValidationError, model: type[BaseModel], source: str = "") -> PrunusError:
+    """The first complaint of pydantic as a `PrunusError`; `source` names the file it came from."""
+    problem = error.errors(include_url=False)[0]
+    cause = problem.get("ctx", {}).get("error")
+    location = [part for part in problem["loc"] if isinstance(part, int) or not str(part).startswith("function-")]
+    field = ".".join(str(part) for part in location)
+    if isinstance(cause, PrunusError):
+        nested = ".".join(filter(None, [field, cause.field]))
+        return PrunusError(_in(source, nested), cause.value, cause.remedy)
+    remedy = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        name = str(location[-1])
+        near = difflib.get_close_matches(name, model.model_fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known fields: {', '.join(model.model_fields)}"
+        remedy = f"{model.__name__} has no such field; {hint}"
+    elif problem["type"] == "missing":
+        remedy = "it is required; add it"
+    return PrunusError(_in(source, field or model.__name__), problem.get("input"), remedy)
+
+
+def _in(source: str, field: str) -> str:
+    return f"{source}: {field}" if source else field

@@ -1,0 +1,241 @@
+"""Search: gate gradients, schedules, course, state, and the Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from prunus import PrunusError, Search, SearchCallback, UPop, anatomy, extract
+from prunus.structured.gates import Gates
+from prunus.structured.schedules import SCHEDULES
+from prunus.structured.scores import gate_gradient, standardise
+from tests.families import FAMILIES, build
+from tests.test_equivalence import outputs
+
+
+def loss_of(case: Any) -> torch.Tensor:
+    return sum(tensor.float().square().mean() for tensor in outputs(case.model(**case.inputs)))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weight_gradients_give_the_gate_gradient(name: str) -> None:
+    """The identity, against autograd on real gates, at fractional gates."""
+    case = build(name, 5)
+    units = anatomy(case.model).units
+    gates = Gates(case.model, units)
+    values = {unit.name: torch.rand(unit.channels) * 0.8 + 0.2 for unit in units}
+    gates.set(values)
+    loss_of(case).backward()
+    ours = {unit.name: gate_gradient(case.model, unit, values[unit.name]) for unit in units}
+    gates.remove()
+
+    leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
+    for unit in units:
+        module = case.model.get_submodule(unit.path)
+        for site in unit.producers:
+            factor = site.repeats * unit.span
+            module.get_submodule(site.linear).register_forward_hook(
+                lambda _, __, output, leaf=leaves[unit.name], factor=factor: output * leaf.repeat(factor)
+            )
+    case.model.zero_grad()
+    loss_of(case).backward()
+    for unit in units:
+        expected = leaves[unit.name].grad
+        expected = torch.zeros(unit.channels) if expected is None else expected
+        torch.testing.assert_close(ours[unit.name], expected, rtol=2e-3, atol=2e-5)
+
+
+def test_a_search_adds_nothing_to_the_model() -> None:
+    case = build("vit", 0)
+    keys = set(case.model.state_dict())
+    search = Search(case.model, UPop(ratio=0.5), total_steps=3)
+    assert set(case.model.state_dict()) == keys
+    search.close()
+    assert not any(module._forward_hooks for module in case.model.modules())
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+def test_schedules_rise_to_exactly_one(schedule: Any, steps: int) -> None:
+    method = UPop(ratio=0.6, schedule=schedule)
+    values = [method.ratio_at(t, steps) for t in range(steps)]
+    assert values == sorted(values)
+    assert values[-1] == 0.6
+    assert min(values) >= 0
+
+
+def train(case: Any, method: UPop, steps: int, search: Search | None = None) -> Search:
+    search = search or Search(case.model, method, steps)
+    optimizer = torch.optim.AdamW(case.model.parameters(), lr=1e-3)
+    for _ in range(steps):
+        loss_of(case).backward()
+        search.step()
+        optimizer.step()
+        optimizer.zero_grad()
+    return search
+
+
+@pytest.mark.parametrize("align", [1, 8])
+@pytest.mark.parametrize("normalize", ["sum", "step"])
+@pytest.mark.parametrize("cost", ["parameters", "channels"])
+def test_a_search_ends_at_its_budget_with_binary_gates(align: Any, normalize: Any, cost: Any) -> None:
+    case = build("blip_vqa", 0)
+    ratio = 0.4 if align == 1 else 0.2
+    method = UPop(ratio=ratio, align=align, normalize=normalize, cost=cost, interval=2, hold=0.25)
+    search = train(case, method, 12)
+    costs = method.unit_costs(search.units)
+    total = sum(costs[unit.name] * unit.channels for unit in search.units)
+    assert abs(search.ratio - ratio) <= align * max(costs.values()) / total
+    assert all(set(gate.unique().tolist()) <= {0.0, 1.0} for gate in search.gates.values.values())
+    assert search.course[-1][0] == 9, "the hold phase begins at three quarters"
+    with torch.no_grad():
+        wide = outputs(case.model(**case.inputs))
+        small = extract(case.model, search.plan())
+        for first, second in zip(wide, outputs(small(**case.inputs)), strict=True):
+            torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
+
+
+def test_the_standard_score_is_per_kind() -> None:
+    case = build("blip_vqa", 0)
+    units = anatomy(case.model).units
+    scores = {unit.name: torch.randn(unit.channels) * (100 if unit.is_attention else 1) + 7 for unit in units}
+    standard = standardise(scores, units)
+    for attention in (True, False):
+        pooled = torch.cat([standard[unit.name] for unit in units if unit.is_attention == attention])
+        assert pooled.mean().abs() < 1e-5
+        assert abs(float(pooled.std()) - 1) < 1e-5
+
+
+def test_include_and_exclude_name_towers_components_and_units() -> None:
+    model = build("blip_vqa", 0).model
+    search = Search(model, UPop(ratio=0.3, include=("vision", "decoder.mlp"), exclude=("*layers.0*",)), 1)
+    assert all(unit.tower == "vision" or unit.component == "decoder.mlp" for unit in search.units)
+    assert not any("layers.0" in unit.name for unit in search.units)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ratio": 1.5}, "ratio = 1.5"),
+        ({"ratio": 0.5, "alignment": 8}, "did you mean align"),
+        ({"ratio": 0.5, "schedule": "cosin"}, "schedule = 'cosin'"),
+        ({}, "ratio"),
+    ],
+)
+def test_a_wrong_method_names_field_value_and_remedy(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(PrunusError, match=message):
+        UPop(**fields)
+
+
+def test_requests_that_cannot_work_fail_before_training() -> None:
+    model = build("vit", 0).model
+    with pytest.raises(PrunusError, match="matches no unit"):
+        Search(model, UPop(ratio=0.5, include=("language",)), 10)
+    with pytest.raises(PrunusError, match="at most"):
+        Search(model, UPop(ratio=0.99, min_channels=10), 10)
+    with pytest.raises(PrunusError, match="nothing to prune"):
+        Search(nn.Sequential(nn.Linear(3, 3)), UPop(ratio=0.5), 10)
+
+
+def test_saved_state_continues_bit_for_bit(tmp_path) -> None:
+    def fresh() -> Any:
+        return build("bert", 3)
+
+    method = UPop(ratio=0.5, interval=1)
+    whole = train(fresh(), method, 6)
+    case = fresh()
+    search = Search(case.model, method, 6)
+    optimizer = torch.optim.AdamW(case.model.parameters(), lr=1e-3)
+    for step in range(6):
+        if step == 3:
+            search.save(tmp_path / "state.safetensors")
+            search.close()
+            search = Search(case.model, method, 6)
+            search.load(tmp_path / "state.safetensors")
+        loss_of(case).backward()
+        search.step()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert search.plan() == whole.plan()
+    assert search.course == whole.course
+    with pytest.raises(PrunusError, match="another search"):
+        Search(case.model, UPop(ratio=0.4), 6).load(tmp_path / "state.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    with pytest.raises(PrunusError, match=r"broken\.safetensors"):
+        Search(case.model, method, 6).load(tmp_path / "broken.safetensors")
+
+
+class _Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """Token rows; 13 of them, so that accumulation meets a remainder."""
+
+    def __init__(self) -> None:
+        self.ids = torch.randint(10, 50, (13, 7), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.ids[index], "labels": self.ids[index]}
+
+
+def _trainer(folder: Any, method: UPop, **arguments: Any) -> tuple[Trainer, SearchCallback]:
+    model = build("llama", 4).model
+    callback = SearchCallback(method)
+    settings = {
+        "output_dir": str(folder), "max_steps": 6, "per_device_train_batch_size": 2, "learning_rate": 1e-2,
+        "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no", "use_cpu": True,
+    } | arguments  # fmt: skip
+    return Trainer(model, TrainingArguments(**settings), train_dataset=_Rows(), callbacks=[callback]), callback
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_the_callback_searches_under_the_trainer(tmp_path, bf16: bool, accumulation: int) -> None:
+    method = UPop(ratio=0.4, interval=2)
+    trainer, callback = _trainer(tmp_path, method, bf16=bf16, gradient_accumulation_steps=accumulation)
+    trainer.train()
+    assert callback.search is not None
+    assert callback.search.steps_done == 6
+    plan = callback.plan()
+    costs = method.unit_costs(callback.search.units)
+    total = sum(costs[unit.name] * unit.channels for unit in callback.search.units)
+    assert abs(plan.ratio - 0.4) <= max(costs.values()) / total
+    extract(trainer.model, plan)
+
+
+def test_scores_are_read_before_clipping_and_clipping_still_happens(tmp_path) -> None:
+    method = UPop(ratio=0.4)
+    scores, norms = {}, {}
+    for clip in (0.0, 1e-4):
+        trainer, callback = _trainer(tmp_path, method, max_steps=1, max_grad_norm=clip)
+
+        def record(optimizer: Any, *_: Any, clip: float = clip) -> None:
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            norms[clip] = float(torch.stack([g.norm() for g in gradients]).norm())
+
+        trainer.create_optimizer()
+        trainer.optimizer.register_step_pre_hook(record)
+        trainer.train()
+        scores[clip] = callback.search.scores  # type: ignore[union-attr]
+        assert trainer.args.max_grad_norm == clip
+    assert norms[1e-4] == pytest.approx(1e-4, rel=1e-2)
+    assert norms[0.0] > 0.1
+    for name, score in scores[0.0].items():
+        torch.testing.assert_close(score, scores[1e-4][name])
+
+
+def test_the_trainer_resumes_a_search_bit_for_bit(tmp_path) -> None:
+    method = UPop(ratio=0.4, interval=1)
+    whole, first = _trainer(tmp_path / "whole", method)
+    whole.train()
+    broken, _ = _trainer(tmp_path / "broken", method, save_strategy="steps", save_steps=3)
+    broken.train()
+    again, second = _trainer(tmp_path / "broken", method)
+    again.train(resume_from_checkpoint=str(tmp_path / "broken" / "checkpoint-3"))
+    assert first.plan() == second.plan()
+    state = again.model.state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in whole.model.state_dict().items())
