@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 import transformers
-
-from prunus import anatomy, extract
 from tests.families import FAMILIES, build
 from tests.test_equivalence import deviation, masked, outputs, random_plan
+
+from prunus import anatomy, extract
 
 SEEDS = 10
 

@@ -21,9 +21,10 @@ from prunus.cost import peak_memory
 BATCH = 8
 
 
-def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], search: Search | None) -> None:
-    with torch.autocast("cpu", torch.bfloat16, enabled=False):
-        model(**batch).loss.backward()
+def step(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], search: Search | None
+) -> None:
+    model(**batch).loss.backward()
     if search is not None:
         search.step()
     optimizer.step()
@@ -76,7 +77,9 @@ def main() -> None:
     print("| | plain step | search step | ratio |\n| --- | --- | --- | --- |")
     print(f"| seconds, median | {plain:.2f} | {searched:.2f} | {ratio:.3f} |")
     gigabytes = {mode: peak / 1e9 for mode, peak in peaks.items()}
-    print(f"| peak memory, GB | {gigabytes['plain']:.2f} | {gigabytes['search']:.2f} | {peaks['search'] / peaks['plain']:.3f} |")
+    print(
+        f"| peak memory, GB | {gigabytes['plain']:.2f} | {gigabytes['search']:.2f} | {peaks['search'] / peaks['plain']:.3f} |"
+    )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ def main() -> None:
         typed = {key: value.to(dtype) if value.is_floating_point() else value for key, value in batch.items()}
         for model in models.values():
             model.to(dtype)
-        times = latencies({name: lambda m=m: m(**typed) for name, m in models.items()}, repeats=7, warmup=2)
+        times = latencies(
+            {name: lambda m=m, typed=typed: m(**typed) for name, m in models.items()}, repeats=7, warmup=2
+        )
         for name in models:
             ratio, speedup = total["dense"] / total[name], times["dense"].median / times[name].median
             label = str(dtype).removeprefix("torch.")

@@ -49,7 +49,9 @@ def build(name: str, seed: int) -> Case:
     return case
 
 
-def _sizes(rng: random.Random, heads: tuple[int, ...] = (2, 3, 4), widths: tuple[int, ...] = (4, 6, 8)) -> dict[str, int]:
+def _sizes(
+    rng: random.Random, heads: tuple[int, ...] = (2, 3, 4), widths: tuple[int, ...] = (4, 6, 8)
+) -> dict[str, int]:
     count, width = rng.choice(heads), rng.choice(widths)
     return {
         "hidden_size": count * width,

@@ -57,7 +57,13 @@ def test_a_new_process_gets_the_same_bits(name: str, tmp_path) -> None:
     small, case = narrowed(name)
     small.save_pretrained(tmp_path / "model")
     torch.save(case.inputs, tmp_path / "inputs.pt")
-    command = [sys.executable, "-c", RELOAD.format(first="import prunus"), str(tmp_path / "model"), type(small).__name__]
+    command = [
+        sys.executable,
+        "-c",
+        RELOAD.format(first="import prunus"),
+        str(tmp_path / "model"),
+        type(small).__name__,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     results = load_file(tmp_path / "results.safetensors")
     with torch.no_grad():
@@ -67,10 +73,12 @@ def test_a_new_process_gets_the_same_bits(name: str, tmp_path) -> None:
 
 @pytest.mark.long
 def test_without_prunus_transformers_names_the_method(tmp_path) -> None:
-    small, case = narrowed("bert")
+    small, _ = narrowed("bert")
     small.save_pretrained(tmp_path / "model")
     script = "import sys, transformers; transformers.BertForMaskedLM.from_pretrained(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "model")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "model")], capture_output=True, text=True, check=False
+    )
     assert done.returncode != 0
     assert "got prunus" in done.stderr
 

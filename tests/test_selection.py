@@ -60,7 +60,7 @@ def test_aligned_widths_are_multiples_inside_the_same_budget(problem, ratio, ali
         kept = select(scores, costs, ratio, align=align)
     except PrunusError:
         return
-    for name, mask in kept.items():
+    for mask in kept.values():
         width = int(mask.sum())
         assert width == mask.numel() or width % align == 0
     assert abs(pruned_cost(kept, costs) - ratio * total) <= align * max(costs.values())
@@ -100,7 +100,8 @@ def test_the_published_update_is_reproduced(case: int) -> None:
     )
     units = tuple(SimpleNamespace(name=name, is_attention="attention" in name) for name in gradients)
     costs = {
-        unit.name: float(about["attention_unit_cost"] if unit.is_attention else about["mlp_unit_cost"]) for unit in units
+        unit.name: float(about["attention_unit_cost"] if unit.is_attention else about["mlp_unit_cost"])
+        for unit in units
     }
     kept = select_as_published(standardise(gradients, units), costs, about["p_t"])  # type: ignore[arg-type]
     for name, mask in masks.items():

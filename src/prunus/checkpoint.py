@@ -91,7 +91,7 @@ class PrunusLoader(HfQuantizer):  # type: ignore[misc]
         narrow(model, anatomy(model, plan.mirrors), plan)
         return model
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         plan = self.quantization_config.plan
         restore_rotations(model, plan)
         # From here on the model is an ordinary one: trainable, castable, and saved with its plan by its config.
@@ -116,5 +116,3 @@ def _check_file(path: str) -> None:
             file.keys()
     except (SafetensorError, OSError) as error:
         raise PrunusError("weights", str(path), f"the file is damaged ({error}); save the model again") from None
-
-

@@ -87,7 +87,9 @@ def evaluate(
     task: Annotated[str, typer.Option(help="A task's name, or its settings as JSON.")] = "easy_vqa",
     limit: Annotated[int | None, typer.Option(help="Evaluate this many items only.")] = None,
     batch_size: Annotated[int, typer.Option(help="Batch for the memory measurement.")] = 16,
-    json_path: Annotated[str | None, typer.Option("--json", help="Write the figures here; - is standard output.")] = None,
+    json_path: Annotated[
+        str | None, typer.Option("--json", help="Write the figures here; - is standard output.")
+    ] = None,
 ) -> None:
     """Loads MODEL with its stock transformers class and evaluates it on a task."""
     settings = task if task.lstrip().startswith("{") else json.dumps({"name": task})
@@ -121,5 +123,7 @@ def main() -> None:
     try:
         app()
     except PrunusError as error:
-        Console(stderr=True).print(f"[bold red]error[/] {error.field} = {error.value!r}\n  {error.remedy}", highlight=False)
+        Console(stderr=True).print(
+            f"[bold red]error[/] {error.field} = {error.value!r}\n  {error.remedy}", highlight=False
+        )
         sys.exit(2)

@@ -85,10 +85,10 @@ class Plan(BaseModel):
             name: UnitPlan(channels=mask.numel(), kept=tuple(mask.nonzero().flatten().tolist()))
             for name, mask in masks.items()
         }
-        removed = sum(
-            anatomy[name].channel_cost * (plan.channels - len(plan.kept)) for name, plan in units.items()
+        removed = sum(anatomy[name].channel_cost * (plan.channels - len(plan.kept)) for name, plan in units.items())
+        ratio = about.pop(
+            "ratio", removed / max(1, sum(anatomy[n].channel_cost * p.channels for n, p in units.items()))
         )
-        ratio = about.pop("ratio", removed / max(1, sum(anatomy[n].channel_cost * p.channels for n, p in units.items())))
         return cls(model=anatomy.model, units=units, ratio=ratio, mirrors=anatomy.mirrors, **about)
 
     def kept(self, unit: Unit) -> Tensor:
@@ -106,7 +106,9 @@ class Plan(BaseModel):
         for name, plan in self.units.items():
             where = f"plan.units[{name}]"
             if name not in widths:
-                raise PrunusError(where, plan.channels, f"this {anatomy.model} has no such unit; the plan is for another model")
+                raise PrunusError(
+                    where, plan.channels, f"this {anatomy.model} has no such unit; the plan is for another model"
+                )
             if widths[name] != plan.channels:
                 raise PrunusError(
                     where, plan.channels, f"in this {anatomy.model} the unit has {widths[name]} channels; "

@@ -69,7 +69,9 @@ class Recipe(Typed):
     @model_validator(mode="after")
     def _searches_first(self) -> Recipe:
         if self.steps[0].step != "search":
-            raise PrunusError("steps.0.step", self.steps[0].step, "the first step is a search; there is nothing to retrain yet")
+            raise PrunusError(
+                "steps.0.step", self.steps[0].step, "the first step is a search; there is nothing to retrain yet"
+            )
         return self
 
 

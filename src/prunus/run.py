@@ -76,7 +76,9 @@ def load_model(path: str | Path) -> PreTrainedModel:
         config = transformers.AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         reason = str(error).split("\n", maxsplit=1)[0]
-        raise PrunusError("model", str(path), f"it is no local folder and no hub id that can be reached: {reason}") from None
+        raise PrunusError(
+            "model", str(path), f"it is no local folder and no hub id that can be reached: {reason}"
+        ) from None
     name = (config.architectures or [None])[0]
     cls = getattr(transformers, name, None) if name else None
     if cls is None:
@@ -167,7 +169,12 @@ def _source_model(source: Source, task: Task) -> PreTrainedModel:
 
 
 def _train(
-    model: PreTrainedModel, training: Training, folder: Path, recipe: Recipe, title: str, callbacks: tuple[Any, ...] = ()
+    model: PreTrainedModel,
+    training: Training,
+    folder: Path,
+    recipe: Recipe,
+    title: str,
+    callbacks: tuple[Any, ...] = (),
 ) -> list[dict[str, float]]:
     task = recipe.task
     return finetune(

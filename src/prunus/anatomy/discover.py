@@ -39,7 +39,7 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
         for layout in _layouts(module):
             try:
                 unit = _read(model, path, module, layout)
-            except _Misfit as misfit:
+            except _MisfitError as misfit:
                 refused[path] = str(misfit)
                 continue
             if unit.name not in {known.name for known in units}:
@@ -62,7 +62,7 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
     )
 
 
-class _Misfit(Exception):
+class _MisfitError(Exception):
     """A layout does not describe this module."""
 
 
@@ -83,9 +83,11 @@ def _read(model: nn.Module, path: str, module: nn.Module, layout: Layout) -> Uni
         consumer = _site(module, layout.down, 1, 1)
         channels = _linear(module, layout.down).in_features
         if any(_linear(module, name).out_features != channels for name in names):
-            raise _Misfit("the layers of its MLP disagree on the hidden width")
+            raise _MisfitError("the layers of its MLP disagree on the hidden width")
         if layout.gate is None and layout.activation and not _keeps_zero(module, layout.activation):
-            raise _Misfit(f"its activation {layout.activation} does not map 0 to 0, so a pruned neuron would still speak")
+            raise _MisfitError(
+                f"its activation {layout.activation} does not map 0 to 0, so a pruned neuron would still speak"
+            )
     else:
         local = path.rsplit(".", 1)[-1].lower()
         is_cross = "cross" in local or local in ("encdecattention", "encoder_attn")
@@ -94,16 +96,18 @@ def _read(model: nn.Module, path: str, module: nn.Module, layout: Layout) -> Uni
         if isinstance(layout, FusedAttention):
             names = [layout.qkv]
             if _linear(module, layout.qkv).out_features != 3 * _linear(module, layout.out).in_features:
-                raise _Misfit("the rows of its fused qkv are not three times the inputs of its output layer")
+                raise _MisfitError("the rows of its fused qkv are not three times the inputs of its output layer")
         else:
             names = [layout.query, layout.key, layout.value]
             if _linear(module, layout.query).out_features != _linear(module, layout.out).in_features:
-                raise _Misfit("its queries and its output layer disagree on heads × width")
+                raise _MisfitError("its queries and its output layer disagree on heads × width")
         for name in names:
             if _linear(module, name).out_features % width:
-                raise _Misfit(f"{name} has {_linear(module, name).out_features} rows, no multiple of head width {width}")
+                raise _MisfitError(
+                    f"{name} has {_linear(module, name).out_features} rows, no multiple of head width {width}"
+                )
         if layout.rotary and width % 2:
-            raise _Misfit(f"its rotary head width {width} is odd")
+            raise _MisfitError(f"its rotary head width {width} is odd")
         producers = tuple(_site(module, name, 0, _linear(module, name).out_features // width) for name in names)
         consumer = _site(module, layout.out, 1, _linear(module, layout.out).in_features // width)
         channels = width // span
@@ -118,9 +122,9 @@ def _linear(module: nn.Module, path: str) -> nn.Linear:
     try:
         found = module.get_submodule(path)
     except AttributeError:
-        raise _Misfit(f"it has no {path}") from None
+        raise _MisfitError(f"it has no {path}") from None
     if not isinstance(found, nn.Linear) or found.weight.ndim != 2 or not found.weight.is_floating_point():
-        raise _Misfit(f"its {path} is a {type(found).__name__}, not a plain linear layer")
+        raise _MisfitError(f"its {path} is a {type(found).__name__}, not a plain linear layer")
     return found
 
 
@@ -135,7 +139,7 @@ def _head_width(module: nn.Module, layout: Attention | FusedAttention) -> int:
     core = module.get_submodule(layout.core) if isinstance(layout, Attention) else module
     width = getattr(core, layout.width, None)
     if not isinstance(width, int) or width < 1:
-        raise _Misfit(f"it has no head width {layout.width}")
+        raise _MisfitError(f"it has no head width {layout.width}")
     return width
 
 
@@ -143,7 +147,7 @@ def _keeps_zero(module: nn.Module, path: str) -> bool:
     head, _, name = path.rpartition(".")
     activation: Callable[[torch.Tensor], torch.Tensor] | None = getattr(module.get_submodule(head), name, None)
     if activation is None:
-        raise _Misfit(f"it has no {path}")
+        raise _MisfitError(f"it has no {path}")
     return bool(activation(torch.zeros(1)).abs().max() == 0)
 
 
@@ -174,7 +178,7 @@ def _proves(module: nn.Module, layout: Mlp) -> bool:
             output = torch.func.functional_call(module, weights, (x,), strict=True)
         module.train(was_training)
         return isinstance(output, torch.Tensor) and torch.allclose(output, apply(layout.down, hidden), atol=1e-5)
-    except (_Misfit, RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+    except (_MisfitError, RuntimeError, TypeError, ValueError, AttributeError, IndexError):
         return False
 
 

@@ -13,18 +13,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import BlipConfig, BlipForQuestionAnswering
+from transformers import BlipConfig, BlipForQuestionAnswering, BlipVisionModel
 
 from prunus.errors import PrunusError
 
 WIDTH, PATCH = 384, 14
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[ENC]", "[DEC]")
-CROSS_ATTENTION_GAIN = 1.5
 PAD, SEP, DEC = (SPECIAL_TOKENS.index(token) for token in ("[PAD]", "[SEP]", "[DEC]"))
 
 
 def small_blip(
-    words: list[str], image_size: int = 70, vision_layers: int = 6, text_layers: int = 2
+    words: list[str], images: Tensor, vision_layers: int = 6, text_layers: int = 2
 ) -> BlipForQuestionAnswering:
     """A BLIP for question answering, its towers taken from the first layers of DINOv2-S and MiniLM.
 
@@ -32,9 +31,12 @@ def small_blip(
     LayerScale folded in. The question encoder and the answer decoder are both MiniLM's, cut to a vocabulary of
     `words`; their cross-attentions, which MiniLM lacks, start by passing on the mean of what they read.
 
+    DINOv2's tokens are mostly a constant that all images share, ten times as large as MiniLM's states, and would drown
+    the question. So the last norm of the image encoder is set to give `images` mean zero and variance one.
+
     Args:
         words: the vocabulary, `SPECIAL_TOKENS` first.
-        image_size: input side in pixels, a multiple of 14.
+        images: a few hundred training images, normalised, (images, 3, S, S); S is a multiple of 14.
         vision_layers: 1 to 12.
         text_layers: 1 to 6, for the encoder and for the decoder.
 
@@ -45,6 +47,7 @@ def small_blip(
     for name, (value, limit) in limits.items():
         if not 1 <= value <= limit:
             raise PrunusError(name, value, f"the packaged tower has {limit} layers; take 1 to {limit}")
+    image_size = images.shape[-1]
     if image_size % PATCH:
         raise PrunusError("image_size", image_size, f"take a multiple of the patch size {PATCH}")
     model = BlipForQuestionAnswering(_config(len(words), image_size, vision_layers, text_layers))
@@ -56,7 +59,17 @@ def small_blip(
     ):
         module.load_state_dict(weights, strict=True)
     model.tie_weights()
+    _whiten(model.vision_model, images)
     return model
+
+
+@torch.no_grad()
+def _whiten(encoder: BlipVisionModel, images: Tensor) -> None:
+    """Sets the last norm so that every feature has mean zero and variance one over all tokens of the images."""
+    tokens = encoder.eval()(pixel_values=images).last_hidden_state.flatten(0, 1)
+    mean, deviation = tokens.mean(0), tokens.std(0)
+    encoder.post_layernorm.weight.div_(deviation)
+    encoder.post_layernorm.bias.sub_(mean).div_(deviation)
 
 
 def _config(vocabulary: int, image_size: int, vision_layers: int, text_layers: int) -> BlipConfig:
@@ -171,7 +184,7 @@ def _as_cross_attention(name: str, weight: Tensor) -> Tensor:
     if "LayerNorm" in name:
         return weight.clone()
     if name.endswith(("value.weight", "dense.weight")):
-        return CROSS_ATTENTION_GAIN * torch.eye(WIDTH)
+        return torch.eye(WIDTH)
     if name.endswith(".weight"):
         return 0.02 * torch.randn(weight.shape)
     return torch.zeros_like(weight)

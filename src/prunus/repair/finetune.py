@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -80,6 +81,7 @@ def finetune(
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         bf16=training.bf16,
+        use_cpu=not torch.accelerator.is_available(),
         seed=seed,
         save_strategy="steps",
         save_steps=training.save_every,
@@ -94,7 +96,12 @@ def finetune(
         dataloader_pin_memory=False,
     )
     trainer = _TaskTrainer(
-        model, arguments, train_dataset=data, data_collator=collate, callbacks=[*callbacks, _Complete()]
+        model,
+        arguments,
+        train_dataset=data,
+        eval_dataset=data if evaluating else None,
+        data_collator=collate,
+        callbacks=[*callbacks, _Complete()],
     )
     trainer.task_loss, trainer.task_evaluate = loss, evaluate
     trainer.tower_learning_rates = training.tower_learning_rates
@@ -114,9 +121,11 @@ class _TaskTrainer(Trainer):  # type: ignore[misc]
     task_loss: Callable[[nn.Module, dict[str, Any]], Tensor]
     task_evaluate: Callable[[PreTrainedModel], dict[str, float]] | None
     tower_learning_rates: dict[str, float]
+    optimizer: Any
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        return self.task_loss(model, inputs)
+        with self.accelerator.autocast():  # accelerate only wraps `forward`, which a task's loss may not call
+            return self.task_loss(model, inputs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         assert self.task_evaluate is not None
@@ -137,7 +146,8 @@ class _TaskTrainer(Trainer):  # type: ignore[misc]
                     groups.setdefault((rate, decay), []).append(parameter)
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = cls(
-                [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()], **options
+                [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()],
+                **options,
             )
         return self.optimizer
 

@@ -15,7 +15,10 @@ def plot_retained(retained: dict[str, list[float]]) -> bytes:
     depth = max(len(shares) for shares in retained.values())
     figure = Figure(figsize=(1.6 + 0.85 * len(retained), 1.6 + 0.42 * depth), layout="constrained")
     axes = figure.add_subplot()
-    grid = [[shares[layer] if layer < len(shares) else float("nan") for shares in retained.values()] for layer in range(depth)]
+    grid = [
+        [shares[layer] if layer < len(shares) else float("nan") for shares in retained.values()]
+        for layer in range(depth)
+    ]
     image = axes.imshow(grid, vmin=0, vmax=1, cmap="YlGn", aspect="auto")
     for layer, row in enumerate(grid):
         for column, share in enumerate(row):

@@ -52,5 +52,3 @@ def set_rotary_index(module: nn.Module, index: Tensor) -> None:
         module.register_buffer("rotary_index", index, persistent=False)
     else:
         module.rotary_index = current[index.to(current.device)]
-
-

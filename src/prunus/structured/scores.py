@@ -34,7 +34,8 @@ def gate_gradient(model: nn.Module, unit: Unit, gate: Tensor) -> Tensor:
 
 def _row_products(weight: Tensor, gradient: Tensor) -> Tensor:
     """⟨W_r, G_r⟩ for every row r, (rows,), accumulated in fp32."""
-    return torch.linalg.vecdot(weight.float(), gradient.float())
+    products: Tensor = torch.linalg.vecdot(weight.float(), gradient.float())
+    return products
 
 
 def standardise(scores: dict[str, Tensor], units: tuple[Unit, ...]) -> dict[str, Tensor]:

@@ -103,9 +103,7 @@ class Search:
         needed = self.method.search_steps(self.total_steps)
         if self.steps_done < needed:
             raise PrunusError("search", f"step {self.steps_done} of {needed}", "the ratio is not reached; run on")
-        return Plan.from_masks(
-            self.anatomy, self.masks, method=self.method.model_dump(mode="json"), ratio=self.ratio
-        )
+        return Plan.from_masks(self.anatomy, self.masks, method=self.method.model_dump(mode="json"), ratio=self.ratio)
 
     def close(self) -> None:
         """Takes the gates off the model."""

@@ -17,8 +17,7 @@ from prunus.anatomy.catalog import Attention, FusedAttention
 from prunus.plan import Plan
 from prunus.structured.attention import fused_attention, set_rotary_index
 
-
-_Sliced = dict[int, tuple[nn.Parameter, nn.Parameter]]
+_Sliced = dict[int, tuple[Tensor, nn.Parameter]]
 """id of a parameter before → (the parameter, its kept part). Holding the first keeps its id from being reused."""
 
 
@@ -80,12 +79,12 @@ def _narrow_unit(model: nn.Module, unit: Unit, path: str, kept: Tensor, sliced: 
     elif isinstance(layout, FusedAttention):
         setattr(module, layout.width, width)
         if layout.own_forward:
-            module.forward = MethodType(fused_attention, module)  # type: ignore[method-assign]
+            module.forward = MethodType(fused_attention, module)
     if isinstance(layout, Attention | FusedAttention) and layout.rotary:
         set_rotary_index(module, torch.cat([kept, kept + unit.channels]))
 
 
-def _sliced(parameter: nn.Parameter, side: int, index: Tensor, scale: float, done: _Sliced) -> nn.Parameter:
+def _sliced(parameter: Tensor, side: int, index: Tensor, scale: float, done: _Sliced) -> nn.Parameter:
     """The kept part of a parameter; one that two modules share is cut once and stays shared."""
     if id(parameter) not in done:
         part = parameter.index_select(side, index.to(parameter.device))

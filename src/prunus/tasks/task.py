@@ -16,7 +16,9 @@ Batch = dict[str, Any]
 class Task(Protocol):
     """A task is a frozen dataclass of settings; nothing is read before a method needs it."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What recipes call it."""
 
     @property
     def headline(self) -> str:
