@@ -79,17 +79,27 @@ class Plan(BaseModel):
     mirrors: dict[str, str] = Field(default_factory=dict)
 
     @classmethod
-    def from_masks(cls, anatomy: Anatomy, masks: dict[str, Tensor], **about: Any) -> Plan:
-        """A plan from boolean masks (channels,), True where the channel stays. Units without a mask stay whole."""
+    def from_masks(
+        cls,
+        anatomy: Anatomy,
+        masks: dict[str, Tensor],
+        method: dict[str, Any] | None = None,
+        ratio: float | None = None,
+    ) -> Plan:
+        """A plan from boolean masks (channels,), True where the channel stays. Units without a mask stay whole.
+
+        `ratio` is the achieved one in the method's own cost; None counts parameters.
+        """
         units = {
             name: UnitPlan(channels=mask.numel(), kept=tuple(mask.nonzero().flatten().tolist()))
             for name, mask in masks.items()
         }
-        removed = sum(anatomy[name].channel_cost * (plan.channels - len(plan.kept)) for name, plan in units.items())
-        ratio = about.pop(
-            "ratio", removed / max(1, sum(anatomy[n].channel_cost * p.channels for n, p in units.items()))
-        )
-        return cls(model=anatomy.model, units=units, ratio=ratio, mirrors=anatomy.mirrors, **about)
+        if ratio is None:
+            costs = {name: anatomy[name].channel_cost for name in units}
+            total = sum(costs[name] * unit.channels for name, unit in units.items())
+            stays = sum(costs[name] * len(unit.kept) for name, unit in units.items())
+            ratio = 1 - stays / total if total else 0.0
+        return cls(model=anatomy.model, method=method or {}, ratio=ratio, units=units, mirrors=anatomy.mirrors)
 
     def kept(self, unit: Unit) -> Tensor:
         """Sorted indices (kept,), int64, of the channels of `unit` that stay."""

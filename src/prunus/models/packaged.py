@@ -23,7 +23,7 @@ PAD, SEP, DEC = (SPECIAL_TOKENS.index(token) for token in ("[PAD]", "[SEP]", "[D
 
 
 def small_blip(
-    words: list[str], images: Tensor, vision_layers: int = 6, text_layers: int = 2
+    words: list[str], image_size: int, vision_layers: int = 6, text_layers: int = 2
 ) -> BlipForQuestionAnswering:
     """A BLIP for question answering, its towers taken from the first layers of DINOv2-S and MiniLM.
 
@@ -31,12 +31,9 @@ def small_blip(
     LayerScale folded in. The question encoder and the answer decoder are both MiniLM's, cut to a vocabulary of
     `words`; their cross-attentions, which MiniLM lacks, start by passing on the mean of what they read.
 
-    DINOv2's tokens are mostly a constant that all images share, ten times as large as MiniLM's states, and would drown
-    the question. So the last norm of the image encoder is set to give `images` mean zero and variance one.
-
     Args:
         words: the vocabulary, `SPECIAL_TOKENS` first.
-        images: a few hundred training images, normalised, (images, 3, S, S); S is a multiple of 14.
+        image_size: input side in pixels, a multiple of 14.
         vision_layers: 1 to 12.
         text_layers: 1 to 6, for the encoder and for the decoder.
 
@@ -47,7 +44,6 @@ def small_blip(
     for name, (value, limit) in limits.items():
         if not 1 <= value <= limit:
             raise PrunusError(name, value, f"the packaged tower has {limit} layers; take 1 to {limit}")
-    image_size = images.shape[-1]
     if image_size % PATCH:
         raise PrunusError("image_size", image_size, f"take a multiple of the patch size {PATCH}")
     model = BlipForQuestionAnswering(_config(len(words), image_size, vision_layers, text_layers))
@@ -59,13 +55,19 @@ def small_blip(
     ):
         module.load_state_dict(weights, strict=True)
     model.tie_weights()
-    _whiten(model.vision_model, images)
     return model
 
 
 @torch.no_grad()
-def _whiten(encoder: BlipVisionModel, images: Tensor) -> None:
-    """Sets the last norm so that every feature has mean zero and variance one over all tokens of the images."""
+def whiten(encoder: BlipVisionModel, images: Tensor) -> None:
+    """Sets the last norm so that every feature has mean zero and variance one over all tokens of the images.
+
+    DINOv2's tokens are mostly a constant that all images share, ten times as large as MiniLM's states; as they are, they
+    drown the question.
+
+    Args:
+        images: a few hundred training images, normalised, (images, 3, S, S).
+    """
     tokens = encoder.eval()(pixel_values=images).last_hidden_state.flatten(0, 1)
     mean, deviation = tokens.mean(0), tokens.std(0)
     encoder.post_layernorm.weight.div_(deviation)

@@ -45,7 +45,7 @@ class Training(Typed):
 
 
 def finetune(
-    model: PreTrainedModel,
+    model: nn.Module,
     training: Training,
     folder: Path,
     data: Dataset[Any],

@@ -6,6 +6,7 @@ questions. The model is a `BlipForQuestionAnswering`, which generates the answer
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,19 +18,23 @@ from PIL import Image
 from pydantic import Field
 from rich.progress import track
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.nn import functional as F
+from torch.utils.data import Dataset, default_collate
 from torchmetrics import MeanMetric
 from transformers import BertTokenizer, BlipForQuestionAnswering
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from prunus.errors import PrunusError
-from prunus.models import small_blip
-from prunus.models.packaged import DEC, SEP, SPECIAL_TOKENS
+from prunus.models import small_blip, whiten
+from prunus.models.packaged import DEC, SEP, SPECIAL_TOKENS, WIDTH
+from prunus.repair import Training, finetune
 from prunus.tasks.task import Batch
 from prunus.typed import Typed
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What DINOv2 was trained with."""
+SHAPES = ["circle", "rectangle", "triangle"]
+COLORS = ["black", "blue", "brown", "gray", "green", "red", "teal", "yellow"]
 MAX_TOKENS = 12
 """Tokens of the longest question."""
 
@@ -73,7 +78,20 @@ class EasyVQA(Typed):
         return BlipImageProcessorPil(size=size, image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
 
     def warm_start(self, **sizes: int) -> BlipForQuestionAnswering:
-        return small_blip(self.words, self._train.pixels(torch.arange(256)), **sizes)
+        """A small BLIP whose image encoder has learned to tell shapes and colours apart (12 seconds on two cores).
+
+        Without that head start the model answers from the question alone for hundreds of steps.
+        """
+        model = small_blip(self.words, self.image_size, **sizes)
+        images = _NamedImages(self._train)
+        training = Training(steps=40, batch_size=64, learning_rate=1e-4, warmup_steps=10, save_every=1000)
+        with tempfile.TemporaryDirectory() as folder:
+            finetune(
+                _Namer(model.vision_model), training, Path(folder), images, default_collate,
+                lambda namer, batch: namer(**batch), title="image encoder",
+            )  # fmt: skip
+        whiten(model.vision_model, self._train.pixels(torch.arange(256)))
+        return model
 
     def train_data(self) -> Dataset[Any]:
         return self._train
@@ -172,6 +190,40 @@ class EasyVQA(Typed):
     def save_processor(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
+
+
+class _NamedImages(Dataset[Any]):
+    """Training images with their shape and colour, as far as a question tells them; -100 where none does."""
+
+    def __init__(self, questions: _Questions):
+        self._questions = questions
+        named: dict[int, list[int]] = {}
+        for image, _, answer in questions.rows:
+            for place, names in enumerate((SHAPES, COLORS)):
+                if answer in names:
+                    named.setdefault(image, [-100, -100])[place] = names.index(answer)
+        self._named = sorted(named.items())
+
+    def __len__(self) -> int:
+        return len(self._named)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, (shape, color) = self._named[index]
+        return {"pixel_values": self._questions.pixels(torch.tensor([image]))[0], "shape": shape, "color": color}
+
+
+class _Namer(nn.Module):
+    """An image encoder with a linear head on its mean patch token, for shape and colour."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(WIDTH, len(SHAPES) + len(COLORS))
+
+    def forward(self, pixel_values: Tensor, shape: Tensor, color: Tensor) -> Tensor:
+        logits = self.head(self.encoder(pixel_values=pixel_values).last_hidden_state[:, 1:].mean(1)).float()
+        shapes, colors = logits.split([len(SHAPES), len(COLORS)], dim=1)
+        return F.cross_entropy(shapes, shape) + F.cross_entropy(colors, color)
 
 
 class _Questions(Dataset[Any]):

@@ -1,0 +1,45 @@
+"""The demo's task and its warm start."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from prunus import PrunusError
+from prunus.tasks import EasyVQA
+
+pytest.importorskip("easy_vqa", reason="needs the packaged data: pip install 'prunus[demo]'")
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def task() -> EasyVQA:
+    return EasyVQA(image_size=28)
+
+
+def test_every_question_is_trained_on_and_items_are_alike(task: EasyVQA) -> None:
+    data = task.train_data()
+    seen = {(data._items[index][k]) for index in range(len(data)) for k in range(5)}  # type: ignore[attr-defined,arg-type]
+    assert seen == set(range(38_575))
+    shapes = {
+        tuple((key, tuple(value.shape)) for key, value in task.collate([data[i], data[i + 1]]).items())
+        for i in (0, 100, 5000)
+    }
+    assert len(shapes) == 1
+
+
+def test_the_warm_start_hears_the_image_and_the_question(task: EasyVQA) -> None:
+    model = task.warm_start(vision_layers=2, text_layers=1).eval()
+    images = task._train.pixels(torch.arange(300, 330))
+    with torch.no_grad():
+        tokens = model.vision_model(pixel_values=images).last_hidden_state
+    assert 0.5 < float(tokens.std()) < 2
+    batch = task.collate([task.train_data()[0], task.train_data()[9]])
+    assert float(task.loss(model, batch)) > 0
+    metrics = task.evaluate(model, limit=20, progress=False)
+    assert set(metrics) >= {"accuracy"}
+
+
+def test_a_towers_depth_is_checked(task: EasyVQA) -> None:
+    with pytest.raises(PrunusError, match="vision_layers = 13"):
+        task.warm_start(vision_layers=13)
