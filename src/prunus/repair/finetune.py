@@ -31,7 +31,8 @@ class Training(Typed):
     learning_rate: float = Field(gt=0)
     tower_learning_rates: dict[str, float] = Field(default_factory=dict)
     """Learning rates of single towers, instead of `learning_rate`."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "stable"] = "constant"
+    """`stable` is constant but for the last fifth of the steps, where it falls to zero."""
     warmup_steps: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.05, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0)
@@ -49,7 +50,7 @@ def finetune(
     training: Training,
     folder: Path,
     data: Dataset[Any],
-    collate: Callable[[Sequence[Any]], dict[str, Any]],
+    collate: Callable[[list[Any]], dict[str, Any]],
     loss: Callable[[nn.Module, dict[str, Any]], Tensor],
     evaluate: Callable[[PreTrainedModel], dict[str, float]] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -76,7 +77,8 @@ def finetune(
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=training.gradient_accumulation,
         learning_rate=training.learning_rate,
-        lr_scheduler_type=training.schedule if not training.warmup_steps else _WITH_WARMUP[training.schedule],
+        lr_scheduler_type=_SCHEDULERS[training.schedule],
+        lr_scheduler_kwargs={"num_decay_steps": training.steps // 5} if training.schedule == "stable" else None,
         warmup_steps=training.warmup_steps,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
@@ -112,7 +114,13 @@ def finetune(
     return list(trainer.state.log_history)
 
 
-_WITH_WARMUP = {"constant": "constant_with_warmup", "cosine": "cosine", "linear": "linear"}
+_SCHEDULERS = {
+    "constant": "constant_with_warmup",
+    "cosine": "cosine",
+    "linear": "linear",
+    "stable": "warmup_stable_decay",
+}
+"""Names of the same in transformers."""
 
 
 class _TaskTrainer(Trainer):  # type: ignore[misc]
