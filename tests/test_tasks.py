@@ -35,7 +35,7 @@ def test_the_warm_start_hears_the_image_and_the_question(task: EasyVQA) -> None:
         tokens = model.vision_model(pixel_values=images).last_hidden_state
     assert 0.5 < float(tokens.std()) < 2
     batch = task.collate([task.train_data()[0], task.train_data()[9]])
-    assert float(task.loss(model, batch)) > 0
+    assert task.loss(model, batch).item() > 0
     metrics = task.evaluate(model, limit=20, progress=False)
     assert set(metrics) >= {"accuracy"}
 
