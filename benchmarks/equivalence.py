@@ -9,7 +9,7 @@ from tests.test_equivalence import deviation, masked, outputs, random_plan
 
 from prunus import anatomy, extract
 
-SEEDS = 10
+SEEDS = 5
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from benchmarks.blip_base import blip_base, inputs
 from prunus import Search, UPop
 from prunus.cost import peak_memory
 
-BATCH = 8
+BATCH = 4
 
 
 def step(
@@ -32,23 +32,23 @@ def step(
 
 
 def memory(searching: bool) -> int:
-    """Peak resident bytes of a process that takes three steps."""
+    """Peak resident bytes of a process that takes two steps."""
     model, batch = blip_base().train(), inputs(BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     search = Search(model, UPop(ratio=0.5, interval=1), total_steps=100) if searching else None
-    for _ in range(3):
+    for _ in range(2):
         step(model, optimizer, batch, search)
     return peak_memory()
 
 
-def time_ratio(pairs: int = 8) -> tuple[float, float, float]:
+def time_ratio(pairs: int = 3) -> tuple[float, float, float]:
     """Median seconds of a plain step, of a search step at the middle of a search, and the median of their ratios."""
     model, batch = blip_base().train(), inputs(BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     search = Search(model, UPop(ratio=0.5, interval=1), total_steps=100)
     gates = search.gates
     plain, searched = [], []
-    for pair in range(-2, pairs):
+    for pair in range(-1, pairs):
         search.steps_done = 50 + pair
         gates.set({name: torch.ones_like(gate) for name, gate in gates.values.items()})
         start = time.perf_counter()
@@ -69,13 +69,13 @@ def main() -> None:
         print(json.dumps(memory(sys.argv[1] == "search")))
         return
     plain, searched, ratio = time_ratio()
+    print(f"BLIP base, batch {BATCH}, 224², fp32, {torch.get_num_threads()} threads")
+    print("| | plain step | search step | ratio |\n| --- | --- | --- | --- |")
+    print(f"| seconds, median | {plain:.2f} | {searched:.2f} | {ratio:.3f} |", flush=True)
     peaks = {}
     for mode in ("plain", "search"):
         done = subprocess.run([sys.executable, "-m", __spec__.name, mode], check=True, capture_output=True, text=True)
         peaks[mode] = json.loads(done.stdout.splitlines()[-1])
-    print(f"BLIP base, batch {BATCH}, 224², fp32, {torch.get_num_threads()} threads")
-    print("| | plain step | search step | ratio |\n| --- | --- | --- | --- |")
-    print(f"| seconds, median | {plain:.2f} | {searched:.2f} | {ratio:.3f} |")
     gigabytes = {mode: peak / 1e9 for mode, peak in peaks.items()}
     print(
         f"| peak memory, GB | {gigabytes['plain']:.2f} | {gigabytes['search']:.2f} | {peaks['search'] / peaks['plain']:.3f} |"
