@@ -72,16 +72,9 @@ def load_model(path: str | Path) -> PreTrainedModel:
     """
     if Path(path).is_dir() and not (Path(path) / "config.json").exists():
         raise PrunusError("model", str(path), "the folder has no config.json; give a folder made by save_pretrained")
-    try:
-        config = transformers.AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise PrunusError(
-            "model", str(path), f"it is no local folder and no hub id that can be reached: {reason}"
-        ) from None
-    name = (config.architectures or [None])[0]
-    cls = getattr(transformers, name, None) if name else None
+    config, cls = _config_and_class(path)
     if cls is None:
+        name = config.architectures
         raise PrunusError("model", str(path), f"its config names the class {name}, which transformers does not have")
     model: PreTrainedModel = cls.from_pretrained(path)
     return model
@@ -116,17 +109,24 @@ def bare_model(path: str) -> PreTrainedModel:
     Raises:
         PrunusError: there is no such config, or its class is none of transformers'.
     """
+    config, cls = _config_and_class(path)
+    if cls is not None:
+        model: PreTrainedModel = cls(config)
+        return model
+    auto: PreTrainedModel = transformers.AutoModel.from_config(config)
+    return auto
+
+
+def _config_and_class(path: str | Path) -> tuple[Any, Any]:
+    """The config at a path, and the transformers class it names; None if it names none that exists."""
     try:
         config = transformers.AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         reason = str(error).split("\n", maxsplit=1)[0]
-        raise PrunusError("model", path, f"it is no local folder, config file or reachable hub id: {reason}") from None
+        remedy = f"it is no local folder, config file or hub id that can be reached: {reason}"
+        raise PrunusError("model", str(path), remedy) from None
     name = (config.architectures or [None])[0]
-    if name and hasattr(transformers, name):
-        model: PreTrainedModel = getattr(transformers, name)(config)
-        return model
-    auto: PreTrainedModel = transformers.AutoModel.from_config(config)
-    return auto
+    return config, getattr(transformers, name, None) if name else None
 
 
 def _dense(recipe: Recipe, console: Console) -> Path:
