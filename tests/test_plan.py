@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunus import Plan, PrunusError
-from prunus.plan import UnitPlan, decode_channels, encode_channels
+from prunus.plan import UnitPlan
+from prunus.plan.channels import decode_channels, encode_channels
 
 
 @given(st.sets(st.integers(0, 300)))

@@ -4,12 +4,26 @@ Importing it also teaches transformers to load Prunus checkpoints. What is named
 else is promised.
 """
 
-from prunus.anatomy import Anatomy, anatomy
+from prunus.anatomy import Anatomy, Matrix, anatomy, matrices
 from prunus.checkpoint import extract, plan_of
 from prunus.errors import PrunusError
-from prunus.plan import Plan
+from prunus.plan import Plan, SparsityPlan
 from prunus.structured import Search, SearchCallback, UPop
+from prunus.unstructured import (
+    DSnoT,
+    Magnitude,
+    SparseGPT,
+    WalkOptions,
+    Wanda,
+    prune,
+    prune_matrix,
+    sparsity_of,
+)
 
 __version__ = "0.1.0"
 
-__all__ = ["Anatomy", "Plan", "PrunusError", "Search", "SearchCallback", "UPop", "anatomy", "extract", "plan_of"]
+__all__ = [
+    "Anatomy", "DSnoT", "Magnitude", "Matrix", "Plan", "PrunusError", "Search", "SearchCallback", "SparseGPT",
+    "SparsityPlan", "UPop", "WalkOptions", "Wanda", "anatomy", "extract", "matrices", "plan_of", "prune", "prune_matrix",
+    "sparsity_of",
+]  # fmt: skip

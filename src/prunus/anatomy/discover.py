@@ -34,7 +34,7 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
     units: list[Unit] = []
     refused: dict[str, str] = {}
     for path, module in model.named_modules():
-        if _is_inside(path, mirrors):
+        if is_inside(path, mirrors):
             continue
         for layout in _layouts(module):
             try:
@@ -113,7 +113,7 @@ def _read(model: nn.Module, path: str, module: nn.Module, layout: Layout) -> Uni
         channels = width // span
     suffix = f".{layout.name}" if isinstance(layout, Mlp) and layout.name else ""
     return Unit(
-        name=path + suffix, path=path, kind=kind, tower=tower_of(model, path), block=_block(model, path),
+        name=path + suffix, path=path, kind=kind, tower=tower_of(model, path), block=block_of(model, path),
         channels=channels, span=span, producers=producers, consumer=consumer, layout=layout,
     )  # fmt: skip
 
@@ -208,7 +208,7 @@ def _has_causal_attention(model: nn.Module) -> bool:
     return any(getattr(module, "is_causal", False) is True for module in model.modules())
 
 
-def _block(model: nn.Module, path: str) -> str:
+def block_of(model: nn.Module, path: str) -> str:
     """The outermost list element on the path: one transformer layer."""
     parent, walked = model, []
     for part in path.split(".") if path else ():
@@ -248,7 +248,7 @@ def _check_mirrors(model: nn.Module, mirrors: Mapping[str, str]) -> None:
             raise PrunusError("mirrors", {copy: original}, "the two modules do not have the same parameters")
 
 
-def _is_inside(path: str, roots: Mapping[str, str]) -> bool:
+def is_inside(path: str, roots: Mapping[str, str]) -> bool:
     return any(path == root or path.startswith(f"{root}.") for root in roots)
 
 
@@ -256,7 +256,7 @@ def _with_mirrors(unit: Unit, mirrors: Mapping[str, str]) -> Unit:
     copies = tuple(
         copy + unit.path.removeprefix(original)
         for copy, original in mirrors.items()
-        if _is_inside(unit.path, {original: copy})
+        if is_inside(unit.path, {original: copy})
     )
     return replace(unit, mirrors=copies) if copies else unit
 
@@ -288,9 +288,9 @@ def _account(
                 continue
             owner = path.rsplit(".", 1)[0] if isinstance(module, nn.Linear) and "." in path else path
             opaque = next((reason for name, reason in OPAQUE.items() if _has_type(model, path, name)), None)
-            in_block = _block(model, path) != path
+            in_block = block_of(model, path) != path
             is_matrix = parameter.ndim >= 2 and not isinstance(module, nn.Embedding | nn.Conv2d | nn.Conv3d)
-            if _is_inside(path, mirror_roots):
+            if is_inside(path, mirror_roots):
                 reason = "momentum copies: they follow their originals"
             elif opaque or (is_matrix and in_block):
                 why = opaque or refused.get(owner) or refused.get(path) or "no layout in the catalog names this type"

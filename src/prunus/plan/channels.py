@@ -1,19 +1,17 @@
-"""Plans as data: which channels of which unit stay. JSON, inspectable, editable, re-usable."""
+"""Plans of the structured road: which channels of which unit stay."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 from torch import Tensor
 
 from prunus.anatomy import Anatomy, Unit
 from prunus.errors import PrunusError
-from prunus.storage import write_text
+from prunus.plan.file import PlanFile
 
 
 def encode_channels(channels: Iterable[int]) -> str:
@@ -62,13 +60,11 @@ class UnitPlan(BaseModel):
         return self
 
 
-class Plan(BaseModel):
+class Plan(PlanFile):
     """Kept channels per unit: the outcome of a structured search and the input of surgery.
 
     `ratio` is the achieved share of the prunable cost that leaves, in the units of the method's cost.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["prunus.plan/1"] = "prunus.plan/1"
     model: str
@@ -138,30 +134,3 @@ class Plan(BaseModel):
         ratio = 1 - (1 - earlier.ratio) * (1 - self.ratio)
         method = {"steps": [*earlier.method.get("steps", [earlier.method]), self.method]}
         return self.model_copy(update={"units": units, "ratio": ratio, "method": method})
-
-    def save(self, path: str | Path) -> None:
-        """Writes JSON, atomically."""
-        write_text(Path(path), json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Plan:
-        """Reads a plan.
-
-        Raises:
-            PrunusError: the file is absent or is not a plan.
-        """
-        try:
-            text = Path(path).read_text()
-        except OSError as error:
-            raise PrunusError("plan", str(path), f"it cannot be read ({error.strerror})") from None
-        return cls.parse(text, source=str(path))
-
-    @classmethod
-    def parse(cls, data: str | dict[str, Any], source: str) -> Plan:
-        """A plan from JSON text or its object; `source` names the file in errors."""
-        try:
-            return cls.model_validate_json(data) if isinstance(data, str) else cls.model_validate(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "JSON"
-            raise PrunusError(f"plan {where}", source, f"the plan is damaged: {first['msg']}") from None

@@ -1,0 +1,102 @@
+"""The linear weights inside transformer blocks: what unstructured pruning chooses from."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from prunus.anatomy.catalog import OPAQUE
+from prunus.anatomy.discover import anatomy, block_of, is_inside, tower_of
+from prunus.errors import PrunusError
+
+CONNECTOR = "connector"
+"""The tower that is left alone unless it is asked for."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The weight of one linear layer inside a transformer block, (rows, columns) = (outputs, inputs)."""
+
+    name: str
+    """Path of the linear layer."""
+    block: str
+    tower: str
+    rows: int
+    columns: int
+
+    @property
+    def weights(self) -> int:
+        return self.rows * self.columns
+
+
+def matrices(model: nn.Module, mirrors: Mapping[str, str] | None = None) -> tuple[Matrix, ...]:
+    """Every linear weight inside the transformer blocks of a model, in the model's order, on any device.
+
+    A block is an element of a module list in which some element holds a unit of the anatomy, or a part that the
+    anatomy leaves dense. Weights that several modules share count once, under their first name. Embeddings, heads,
+    projections between towers, norms and biases are never among them.
+    """
+    parts = anatomy(model, mirrors)
+    blocks = {unit.block for unit in parts} | {block_of(model, part.path) for part in parts.unmapped}
+    lists = {path.rpartition(".")[0] for path in blocks if isinstance(_parent(model, path), nn.ModuleList)}
+    found: list[Matrix] = []
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        block = block_of(model, path)
+        if block.rpartition(".")[0] not in lists or not _prunable(model, path, module, parts.mirrors):
+            continue
+        assert isinstance(module, nn.Linear)
+        if id(module.weight) in seen:
+            continue
+        seen.add(id(module.weight))
+        found.append(Matrix(path, block, tower_of(model, path), module.out_features, module.in_features))
+    return tuple(found)
+
+
+def choose(
+    candidates: Sequence[Matrix],
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> tuple[Matrix, ...]:
+    """The matrices that are to be pruned.
+
+    Args:
+        candidates: of one model.
+        include: shell globs over module paths and towers; empty takes everything but the connector.
+        exclude: globs that take away again.
+
+    Raises:
+        PrunusError: a pattern matches nothing, or nothing is left.
+    """
+    if not candidates:
+        raise PrunusError("model", "no matrices", "it has no transformer block that prunus knows; `prunus inspect` says why")
+    for field, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
+            if not any(_matches(matrix, [pattern]) for matrix in candidates):
+                towers = ", ".join(dict.fromkeys(matrix.tower for matrix in candidates))
+                raise PrunusError(field, pattern, f"it matches no matrix; write paths as {candidates[0].name}, or a tower: {towers}")
+    chosen = tuple(
+        matrix
+        for matrix in candidates
+        if (_matches(matrix, include) if include else matrix.tower != CONNECTOR) and not _matches(matrix, exclude)
+    )
+    if not chosen:
+        raise PrunusError("exclude", list(exclude), "it leaves no matrix to prune; remove a pattern")
+    return chosen
+
+
+def _matches(matrix: Matrix, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(label, pattern) for pattern in patterns for label in (matrix.name, matrix.tower))
+
+
+def _parent(model: nn.Module, path: str) -> nn.Module:
+    return model.get_submodule(path.rpartition(".")[0])
+
+
+def _prunable(model: nn.Module, path: str, module: nn.Module, mirrors: Mapping[str, str]) -> bool:
+    if not isinstance(module, nn.Linear) or module.weight.ndim != 2 or not module.weight.is_floating_point():
+        return False
+    return type(_parent(model, path)).__name__ not in OPAQUE and not is_inside(path, mirrors)

@@ -1,0 +1,45 @@
+"""What every plan shares: it is frozen, it is JSON, and a damaged one is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from prunus.errors import PrunusError
+from prunus.storage import write_text
+
+
+class PlanFile(BaseModel):
+    """A decision about one model, as data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON, atomically."""
+        write_text(Path(path), json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads a plan.
+
+        Raises:
+            PrunusError: the file is absent or is not a plan.
+        """
+        try:
+            text = Path(path).read_text()
+        except OSError as error:
+            raise PrunusError("plan", str(path), f"it cannot be read ({error.strerror})") from None
+        return cls.parse(text, source=str(path))
+
+    @classmethod
+    def parse(cls, data: str | dict[str, Any], source: str) -> Self:
+        """A plan from JSON text or its object; `source` names the file in errors."""
+        try:
+            return cls.model_validate_json(data) if isinstance(data, str) else cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "JSON"
+            raise PrunusError(f"plan {where}", source, f"the plan is damaged: {first['msg']}") from None

@@ -1,0 +1,150 @@
+"""Plans of the unstructured road: how many weights of which matrix go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from prunus.anatomy import Matrix
+from prunus.errors import PrunusError
+from prunus.plan.file import PlanFile
+
+LANGUAGE = ("text", "decoder", "joint")
+"""Towers that answer to `language` where a model has no tower of that name."""
+
+
+class MatrixPlan(BaseModel):
+    """What goes of one matrix."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: int = Field(gt=0)
+    columns: int = Field(gt=0)
+    pruned: int = Field(ge=0)
+    """Weights that go."""
+    tower: str
+
+    @model_validator(mode="after")
+    def _valid(self) -> MatrixPlan:
+        if self.pruned > self.weights:
+            raise ValueError(f"pruned is more than the {self.weights} weights there are")
+        return self
+
+    @property
+    def weights(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def sparsity(self) -> float:
+        return self.pruned / self.weights
+
+
+class SparsityPlan(PlanFile):
+    """Pruned weights per matrix: the input of `prune`, and, with what was achieved, its record."""
+
+    format: Literal["prunus.sparsity/1"] = "prunus.sparsity/1"
+    model: str
+    """Class of the model the plan was made for."""
+    method: dict[str, Any] = Field(default_factory=dict)
+    """How the plan was made."""
+    pattern: str = "unstructured"
+    matrices: dict[str, MatrixPlan]
+    calibration: dict[str, Any] = Field(default_factory=dict)
+    """What the pruner was shown; empty for a plan that has not been carried out."""
+
+    @property
+    def sparsity(self) -> float:
+        """Share of all the plan's weights that go."""
+        return _sparsity(self.matrices.values())
+
+    @property
+    def towers(self) -> dict[str, float]:
+        """Sparsity per tower."""
+        names = dict.fromkeys(matrix.tower for matrix in self.matrices.values())
+        return {name: _sparsity(m for m in self.matrices.values() if m.tower == name) for name in names}
+
+    def check(self, model: str, candidates: Sequence[Matrix]) -> None:
+        """Refuses a plan that was made for another model, naming the first mismatch.
+
+        Raises:
+            PrunusError: a matrix is missing or has another shape.
+        """
+        shapes = {matrix.name: (matrix.rows, matrix.columns) for matrix in candidates}
+        for name, plan in self.matrices.items():
+            where, shape = f"plan.matrices[{name}]", (plan.rows, plan.columns)
+            if name not in shapes:
+                raise PrunusError(where, shape, f"this {model} has no such matrix; the plan is for another model")
+            if shapes[name] != shape:
+                raise PrunusError(where, shape, f"in this {model} the matrix is {shapes[name]}; the plan is for another model")
+
+    def __str__(self) -> str:
+        lines = [f"{self.model}: {self.sparsity:.2%} of {sum(m.weights for m in self.matrices.values()):,} weights in {len(self.matrices)} matrices, {self.pattern}"]
+        for tower, sparsity in self.towers.items():
+            inside = [matrix.sparsity for matrix in self.matrices.values() if matrix.tower == tower]
+            lines.append(f"  {tower:<12}{sparsity:8.2%}   {len(inside)} matrices, {min(inside):.2%} to {max(inside):.2%} each")
+        return "\n".join(lines)
+
+
+def uniform(
+    model: str,
+    chosen: Sequence[Matrix],
+    sparsity: float | Mapping[str, float],
+    pattern: str = "unstructured",
+    by_row: bool = True,
+) -> SparsityPlan:
+    """The same sparsity for every matrix of a tower.
+
+    Args:
+        model: class name of the model.
+        chosen: the matrices to prune.
+        sparsity: one for all, or one per tower; towers that are not named are left out. `language` stands for the
+            text towers of a model that has no tower of that name.
+        by_row: ⌊columns · sparsity⌋ weights of each row go; otherwise ⌊weights · sparsity⌋ of the matrix.
+
+    Raises:
+        PrunusError: a tower is not one of the model's.
+    """
+    towers = dict.fromkeys(matrix.tower for matrix in chosen)
+    per_tower = dict.fromkeys(towers, sparsity) if isinstance(sparsity, float | int) else _per_tower(sparsity, tuple(towers))
+    matrices = {
+        matrix.name: MatrixPlan(
+            rows=matrix.rows, columns=matrix.columns, tower=matrix.tower,
+            pruned=_count(matrix, float(per_tower[matrix.tower]), by_row),
+        )
+        for matrix in chosen
+        if matrix.tower in per_tower
+    }  # fmt: skip
+    return SparsityPlan(model=model, method={"allocation": "uniform"}, pattern=pattern, matrices=matrices)
+
+
+def _count(matrix: Matrix, sparsity: float, by_row: bool) -> int:
+    return matrix.rows * share(matrix.columns, sparsity) if by_row else share(matrix.weights, sparsity)
+
+
+def share(count: int, sparsity: float) -> int:
+    """⌊count · sparsity⌋, for the sparsity that was written: 0.7 of 10 is 7 and 0.29 of 100 is 29."""
+    return int(count * sparsity + 1e-9)
+
+
+def _per_tower(sparsity: Mapping[str, float], towers: Sequence[str]) -> dict[str, float]:
+    resolved: dict[str, float] = {}
+    for name, value in sparsity.items():
+        if name in towers:
+            meant: tuple[str, ...] = (name,)
+        elif name == "language":
+            meant = tuple(tower for tower in towers if tower in LANGUAGE)
+        else:
+            meant = ()
+        if not meant:
+            raise PrunusError("sparsity", name, f"no such tower is pruned; towers: {', '.join(towers)} (the connector only if it is included)")
+        for tower in meant:
+            if name == tower or tower not in sparsity:
+                resolved[tower] = value
+    return resolved
+
+
+def _sparsity(matrices: Iterable[MatrixPlan]) -> float:
+    listed = list(matrices)
+    return sum(m.pruned for m in listed) / max(sum(m.weights for m in listed), 1)

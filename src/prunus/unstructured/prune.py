@@ -1,0 +1,270 @@
+"""Prunes a model in memory: walks its blocks, and hands each matrix with its statistics to the pruner."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from prunus.anatomy import Matrix, choose, matrices
+from prunus.errors import PrunusError
+from prunus.plan import MatrixPlan, SparsityPlan, uniform
+from prunus.typed import Typed
+from prunus.unstructured.patterns import NofM
+from prunus.unstructured.pruner import Pruner
+from prunus.unstructured.recorder import Recorder
+from prunus.unstructured.spill import Place, Spill
+from prunus.unstructured.statistics import InputStatistics
+from prunus.unstructured.walk import Call, Stop, Walk, Weights
+
+
+class WalkOptions(Typed):
+    """How calibration data go through a model."""
+
+    sequential: bool = True
+    """Later blocks and towers see what the pruned earlier ones compute. Off: what the dense ones did, in half the
+    passes."""
+    bf16: bool = False
+    """Run the blocks under bf16 autocast; statistics and pruning stay fp32."""
+    activations: Place = "keep"
+    """Where the activations of waiting batches live: `keep` (where they are), `cpu` or `disk`."""
+    progress: bool = True
+
+
+def prune(
+    model: nn.Module,
+    method: Pruner,
+    batches: Iterable[Any],
+    plan: SparsityPlan | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    call: Call | None = None,
+    options: WalkOptions | None = None,
+) -> SparsityPlan:
+    """Prunes the linear weights in the transformer blocks of a model, in place, tower by tower in execution order.
+
+    Args:
+        model: any model that `anatomy` knows.
+        method: `Magnitude`, `Wanda`, `SparseGPT` or `DSnoT`, with its sparsity or pattern.
+        batches: calibration data, whatever `call` accepts; all of it is on its way at once.
+        plan: how many weights of which matrix go, instead of the method's sparsity.
+        include: shell globs over module paths and towers; by default everything but the connector (which is also
+            taken where the method names a sparsity for it).
+        exclude: globs that take away again.
+        call: runs a batch; by default `model(**batch)`.
+        options: how to walk.
+
+    Returns:
+        What was achieved, with a record of the calibration data. It is also put into the model's config, which
+        `save_pretrained` keeps. If the walk is interrupted, the model holds some pruned blocks and is otherwise whole.
+
+    Raises:
+        PrunusError: nothing to prune, an n:m pattern that does not divide a matrix, a plan for another model, a block
+            that no batch reached, or an input that is not finite; the error names the module.
+    """
+    options = options or WalkOptions()
+    name, chosen, plan = settle(model, method, plan, include, exclude)
+    _refuse_absent_weights(model, chosen)
+    record = _Fingerprint(batches)
+    achieved = carry_out(model, method, plan, chosen, record, call, options)
+    achieved = achieved.model_copy(update={"model": name, "calibration": record.summary(options)})
+    note(model, achieved)
+    return achieved
+
+
+def settle(
+    model: nn.Module, method: Pruner, plan: SparsityPlan | None, include: Sequence[str], exclude: Sequence[str]
+) -> tuple[str, tuple[Matrix, ...], SparsityPlan]:
+    """Which matrices are pruned and by how much, checked before anything is touched: class name, matrices, plan."""
+    name, candidates = type(model).__name__, matrices(model)
+    if plan is not None:
+        plan.check(name, candidates)
+        pattern = method.nofm
+        if pattern is not None and any(abs(m.sparsity - pattern.sparsity) > 1e-9 for m in plan.matrices.values()):
+            raise PrunusError("plan", f"{plan.sparsity:.4g}", f"the pattern {method.pattern} prunes the same share of every matrix, so it takes no plan with other shares; use pattern unstructured")
+        chosen = choose(candidates, include or ["*"], exclude)
+        chosen = tuple(matrix for matrix in chosen if matrix.name in plan.matrices)
+    else:
+        named = method.target if isinstance(method.target, Mapping) else {}
+        chosen = choose(candidates, include or (["*"] if "connector" in named else ()), exclude)
+        plan = uniform(name, chosen, method.target, method.pattern, method.rounds_by_row)
+        chosen = tuple(matrix for matrix in chosen if matrix.name in plan.matrices)
+    for matrix in chosen:
+        _check_fit(matrix, method.nofm)
+    return name, chosen, plan
+
+
+def carry_out(
+    model: nn.Module,
+    method: Pruner,
+    plan: SparsityPlan,
+    chosen: Sequence[Matrix],
+    batches: Iterable[Any],
+    call: Call | None,
+    options: WalkOptions,
+    weights: Weights | None = None,
+    done: Mapping[str, Mapping[str, int]] | None = None,
+) -> SparsityPlan:
+    """Walks, prunes, and returns what was achieved.
+
+    Args:
+        done: blocks that are already pruned, with the pruned counts of their matrices; batches only pass through.
+    """
+    by_block: dict[str, list[Matrix]] = {}
+    for matrix in chosen:
+        by_block.setdefault(matrix.block, []).append(matrix)
+    weights, done = weights or Weights(), done or {}
+    achieved: dict[str, int] = {}
+    spill = Spill(model, options.activations)
+    device = next(model.parameters()).device.type
+    bar = Progress(
+        TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        transient=True, disable=not options.progress,
+    )  # fmt: skip
+    autocast = torch.autocast("cpu" if device == "meta" else device, torch.bfloat16, enabled=options.bf16, cache_enabled=False)
+    with bar, autocast, Walk(model, batches, list(by_block), call, weights, spill, options.sequential) as walk:
+        task = bar.add_task(f"{method.method} · blocks", total=len(by_block))
+        for stop in walk:
+            if stop.block in done:
+                achieved.update(done[stop.block])
+            else:
+                counts = prune_block(model, method, plan, by_block[stop.block], stop)
+                weights.changed(stop.block, counts)
+                achieved.update(counts)
+            bar.advance(task)
+        unreached = list(walk.pending)
+    if unreached:
+        raise PrunusError("batches", unreached[0], "no calibration batch reached this block; give batches that use it, or exclude it")
+    kept = {matrix.name: plan.matrices[matrix.name] for matrix in chosen}
+    return plan.model_copy(
+        update={
+            "method": {**plan.method, **method.model_dump(mode="json")},
+            "pattern": method.pattern,
+            "matrices": {n: MatrixPlan(**{**m.model_dump(), "pruned": achieved[n]}) for n, m in kept.items()},
+        }
+    )
+
+
+def prune_block(
+    model: nn.Module, method: Pruner, plan: SparsityPlan, targets: Sequence[Matrix], stop: Stop
+) -> dict[str, int]:
+    """Gathers statistics over all visits and prunes the block's matrices; returns how many weights each has lost."""
+    recorder = Recorder(model, targets, method.needs)
+    if method.needs or stop.keeps_outputs:
+        for visit in stop.visits:
+            with recorder.listening(visit):
+                stop.run(visit)
+            stop.rest(visit)
+    counts: dict[str, int] = {}
+    for matrix in targets:
+        if method.needs and matrix.name not in recorder.statistics:
+            raise PrunusError("batches", matrix.name, "no calibration batch used this layer; give batches that do, or exclude it")
+        weight = model.get_submodule(matrix.name).weight
+        assert isinstance(weight, Tensor)
+        statistics = recorder.statistics.get(matrix.name) or InputStatistics(matrix.columns, method.needs)
+        with torch.autocast(weight.device.type, enabled=False):
+            try:
+                new_RC, pruned_RC = method.prune(
+                    weight.detach().to(torch.float32, copy=True), statistics, method.quota(plan.matrices[matrix.name].pruned)
+                )
+            except PrunusError as error:
+                raise PrunusError(f"{matrix.name}: {error.field}", error.value, error.remedy) from None
+        weight.data.copy_(new_RC)
+        counts[matrix.name] = int(pruned_RC.sum())
+    return counts
+
+
+def prune_matrix(weight: Tensor, inputs: Tensor, method: Pruner) -> tuple[Tensor, Tensor]:
+    """Prunes one weight.
+
+    Args:
+        weight: (out, in).
+        inputs: what the layer is given, (samples, tokens, in).
+        method: with a single sparsity, or a pattern.
+
+    Returns:
+        The new weight, in the type of `weight`, and the pruned positions, bool (out, in).
+
+    Raises:
+        PrunusError: shapes that do not fit, an input that is not finite, or a method with sparsities per tower.
+    """
+    if weight.ndim != 2 or inputs.ndim != 3 or inputs.shape[-1] != weight.shape[1]:
+        raise PrunusError("inputs", tuple(inputs.shape), f"give (samples, tokens, in) for a weight (out, in) = {tuple(weight.shape)}")
+    if isinstance(method.target, Mapping):
+        raise PrunusError("sparsity", method.target, "one weight belongs to no tower; give one number")
+    matrix = Matrix("weight", "", "", *weight.shape)
+    _check_fit(matrix, method.nofm)
+    plan = uniform("", [matrix], method.target, method.pattern, method.rounds_by_row)
+    statistics = InputStatistics(matrix.columns, method.needs, weight.device)
+    for sample in inputs:
+        statistics.add(sample, 1)
+    pruned_count = plan.matrices["weight"].pruned
+    new, pruned = method.prune(weight.detach().to(torch.float32, copy=True), statistics, method.quota(pruned_count))
+    return new.to(weight.dtype), pruned
+
+
+RECORD = "prunus_sparsity"
+"""The entry of a config that holds the record."""
+
+
+def note(model: nn.Module, achieved: SparsityPlan) -> None:
+    """Puts the record into the config of a transformers model."""
+    config = getattr(model, "config", None)
+    if config is not None:
+        setattr(config, RECORD, achieved.model_dump(mode="json"))
+
+
+def sparsity_of(model: nn.Module) -> SparsityPlan | None:
+    """The record of a model that was pruned by prunus, or loaded from what it saved; None otherwise."""
+    recorded = getattr(getattr(model, "config", None), RECORD, None)
+    return None if recorded is None else SparsityPlan.parse(recorded, "config.json")
+
+
+def _check_fit(matrix: Matrix, pattern: NofM | None) -> None:
+    if pattern is not None and matrix.columns % pattern.of:
+        raise PrunusError(
+            "pattern", f"{pattern.kept}:{pattern.of}", f"{matrix.name} has {matrix.columns} inputs, no multiple of {pattern.of}; exclude it"
+        )
+
+
+def _refuse_absent_weights(model: nn.Module, chosen: Sequence[Matrix]) -> None:
+    for matrix in chosen:
+        if model.get_submodule(matrix.name).weight.device.type == "meta":  # type: ignore[union-attr]
+            raise PrunusError(
+                "model", matrix.name, "its weight is not in memory (offloaded or built without weights); "
+                "prune the saved folder with prune_folder, which reads and writes one block at a time",
+            )  # fmt: skip
+
+
+class _Fingerprint:
+    """Passes batches on and remembers what they were."""
+
+    def __init__(self, batches: Iterable[Any]):
+        self._batches = batches
+        self._digest = hashlib.sha256()
+        self._count = 0
+        self._sequences = 0
+
+    def __iter__(self) -> Any:
+        for batch in self._batches:
+            tensors = sorted(batch.items()) if isinstance(batch, Mapping) else [("", batch)]
+            self._count += 1
+            for position, (key, value) in enumerate(tensors):
+                if isinstance(value, Tensor):
+                    self._sequences += value.shape[0] if position == 0 and value.ndim else 0
+                    self._digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+                    self._digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data if value.ndim else b"")
+            yield batch
+
+    def summary(self, options: WalkOptions) -> dict[str, Any]:
+        return {
+            "batches": self._count,
+            "sequences": self._sequences,
+            "sha256": self._digest.hexdigest(),
+            "sequential": options.sequential,
+            "bf16": options.bf16,
+        }

@@ -1,0 +1,109 @@
+"""SparseGPT: prune, and let the weights that stay make up for it (Frantar & Alistarh, ICML 2023).
+
+Shapes: R rows, C columns, B columns of a block, S columns of a strip within a block.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from prunus.errors import PrunusError
+from prunus.unstructured.patterns import NofM, Quota, lowest, lowest_of_groups
+from prunus.unstructured.pruner import Pruner
+from prunus.unstructured.statistics import InputStatistics, Need
+
+STRIP = 16
+"""Columns between two matrix products: a strip of all rows stays in the cache."""
+DAMPING_TRIES = 4
+
+
+class SparseGPT(Pruner):
+    """Optimal-brain-surgeon pruning, column by column, with the updates batched per block of columns.
+
+    Weights are compared across all rows of a block of `block_size` columns; n:m compares within its groups, when they
+    are reached.
+    """
+
+    method: Literal["sparsegpt"] = "sparsegpt"
+    block_size: int = Field(default=128, ge=1)
+    damping: float = Field(default=0.01, gt=0)
+    """Added to the diagonal of H, as a share of its mean."""
+    needs: ClassVar[Need] = Need.GRAM
+
+    @property
+    def rounds_by_row(self) -> bool:
+        return self.nofm is not None
+
+    def prune(self, weight_RC: Tensor, inputs: InputStatistics, quota: Quota) -> tuple[Tensor, Tensor]:
+        H_CC = inputs.gram_CC
+        dead_C = H_CC.diagonal() == 0  # inputs that are always zero: their weights do nothing
+        H_CC.diagonal()[dead_C] = 1
+        U_CC = inverse_factor(H_CC, self.damping)
+        W_CR = weight_RC.T.contiguous()  # columns become rows in memory, since the loop runs over columns
+        W_CR[dead_C] = 0
+        rows, columns = weight_RC.shape
+        step = quota.pattern.of if quota.pattern else 1
+        block, strip = _round_up(self.block_size, step), _round_up(STRIP, step)
+        pruned_CR = torch.zeros_like(W_CR, dtype=torch.bool)
+        done = 0
+        for start in range(0, columns, block):
+            stop = min(start + block, columns)
+            due = quota.pruned * stop // columns
+            errors_BR = _prune_block(
+                W_CR[start:stop], U_CC[start:stop, start:stop], pruned_CR[start:stop], due - done, quota.pattern, strip
+            )
+            done = due
+            W_CR[stop:].addmm_(U_CC[start:stop, stop:].T, errors_BR, alpha=-1)
+        return W_CR.masked_fill_(pruned_CR, 0).T.contiguous(), pruned_CR.T.contiguous()
+
+
+def _prune_block(W_BR: Tensor, U_BB: Tensor, pruned_BR: Tensor, count: int, pattern: NofM | None, strip: int) -> Tensor:
+    """Prunes a block in place; returns the errors (B, R) that the columns after it have to make up for."""
+    diagonal_B = U_BB.diagonal()
+    if pattern is None:
+        scores_BR = (W_BR / diagonal_B[:, None]).square_()  # w² / [H⁻¹]_jj (equation 3 of the paper)
+        pruned_BR.copy_(lowest(scores_BR.view(1, -1), count).view_as(W_BR))
+    errors_BR = torch.empty_like(W_BR)
+    for left in range(0, len(W_BR), strip):
+        right = min(left + strip, len(W_BR))
+        for j in range(left, right):
+            if pattern is not None and j % pattern.of == 0:
+                group = slice(j, j + pattern.of)
+                scores_RM = (W_BR[group] / diagonal_B[group, None]).square_().T
+                pruned_BR[group] = lowest_of_groups(scores_RM.contiguous(), pattern).T
+            torch.mul(W_BR[j], pruned_BR[j], out=errors_BR[j]).div_(diagonal_B[j])
+            W_BR[j:right].addr_(U_BB[j, j:right], errors_BR[j], alpha=-1)
+        W_BR[right:].addmm_(U_BB[left:right, right:].T, errors_BR[left:right], alpha=-1)
+    return errors_BR
+
+
+def inverse_factor(H_CC: Tensor, damping: float) -> Tensor:
+    """The upper triangular U with UᵀU = (H + λI)⁻¹, λ = damping · mean(diag H); ten times more where that is singular.
+
+    With J the reversal of rows and columns, JHJ = LLᵀ gives H = RRᵀ for the upper triangular R = JLJ, and U = R⁻¹: one
+    factorisation and one triangular inverse, instead of factor, inverse, factor.
+
+    Raises:
+        PrunusError: H has no factor even with a thousand times the damping.
+    """
+    mean = H_CC.diagonal().mean()
+    for _ in range(DAMPING_TRIES):
+        damped_CC = H_CC.clone()
+        damped_CC.diagonal().add_(damping * mean)
+        L_CC, failed = torch.linalg.cholesky_ex(damped_CC.flip(0, 1))
+        if not failed and bool(torch.isfinite(L_CC.diagonal()).all()):
+            R_CC = L_CC.flip(0, 1)
+            identity = torch.eye(len(H_CC), dtype=H_CC.dtype, device=H_CC.device)
+            return torch.linalg.solve_triangular(R_CC, identity, upper=True)
+        damping *= 10
+    raise PrunusError(
+        "damping", damping / 10, "the Gram matrix of its inputs is still singular; give more calibration data or more damping"
+    )
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step

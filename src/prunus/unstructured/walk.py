@@ -1,0 +1,243 @@
+"""The walk: calibration batches travel through a model together and stop at every block that is to be pruned.
+
+Each batch is a forward pass of the model in a coroutine of its own. When it reaches a block of interest it stops, with
+the arguments that the model itself made for that block: position bias, rotary embeddings, masks, encoder states. Once
+every batch has stopped, the block can be run for all of them, changed, and run again; then the batches go on to the
+next block. Whatever lies between blocks and between towers is the model's own code, so nothing is re-implemented and
+replay is exact. Weights are needed for one block at a time, and of the activations only what the forward pass itself
+still holds.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
+from torch import Tensor, nn
+
+from prunus.errors import PrunusError
+from prunus.unstructured.spill import Spill
+
+Call = Callable[[nn.Module, Any], object]
+"""Runs a batch through the model; the default is `model(**batch)`, or `model(batch)` if it is no mapping."""
+
+
+class Weights:
+    """Where a block's weights are while nobody uses them: here, in memory all along."""
+
+    def block(self, path: str) -> AbstractContextManager[object]:
+        """While the context is open, the weights of the block are in memory."""
+        return nullcontext()
+
+    def changed(self, path: str, pruned: Mapping[str, int]) -> None:
+        """Called when the block's matrices have been pruned, with how many weights each has lost."""
+
+
+@dataclass
+class Visit:
+    """A batch that has stopped at a block."""
+
+    batch: int
+    block: str
+    arguments: dict[str, Any]
+    """The arguments by the names of the block's forward."""
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+class Walk:
+    """Takes batches through a model, block by block.
+
+    Args:
+        model: in eval mode for the time of the walk.
+        batches: whatever `call` accepts; all of them are on their way at once.
+        blocks: paths of the modules to stop at, each on the first call that a batch makes of it.
+        call: runs one batch.
+        weights: gives blocks their weights.
+        spill: where tensors wait that a stopped batch does not need; None leaves them where they are.
+        sequential: whether what a block computes after it was changed goes on to the next one, or what it did before.
+
+    Example:
+        >>> with Walk(model, batches, blocks) as walk:  # doctest: +SKIP
+        ...     for stop in walk:
+        ...         for visit in stop.visits:
+        ...             stop.run(visit)
+        ...             stop.rest(visit)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        blocks: Sequence[str],
+        call: Call | None = None,
+        weights: Weights | None = None,
+        spill: Spill | None = None,
+        sequential: bool = True,
+    ):
+        self.model, self.batches, self.sequential = model, batches, sequential
+        self.call = call or call_with_batch
+        self.weights = weights or Weights()
+        self.spill = spill or Spill(model, "keep")
+        self.pending = dict.fromkeys(blocks)
+        """Blocks that no batch has been through yet, in the model's order."""
+        self._forwards: dict[str, Callable[..., Any]] = {}
+        self._journeys: dict[int, greenlet] = {}
+        self._waiting: dict[int, Visit] = {}
+        self._cleanup = ExitStack()
+
+    def __enter__(self) -> Walk:
+        try:
+            self._cleanup.enter_context(torch.no_grad())
+            self._cleanup.enter_context(_quiet(self.model))
+            for path in self.pending:
+                block = self.model.get_submodule(path)
+                self._forwards[path] = block.forward
+                self._cleanup.enter_context(_replaced(block, self._stopping(path, block.forward)))
+        except BaseException:
+            self._cleanup.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for journey in self._journeys.values():
+            if journey:
+                journey.throw(GreenletExit)
+        self._journeys.clear()
+        self._waiting.clear()
+        self.spill.close()
+        self._cleanup.close()
+
+    def __iter__(self) -> Iterator[Stop]:
+        """The stops, in execution order; leaving the loop's body moves the batches on."""
+        waiting = self._waiting
+        for number, batch in enumerate(self.batches):
+            journey = greenlet(self._travel)
+            self._journeys[number] = journey
+            self._go_on(number, (number, batch))
+        if not self._journeys:
+            raise PrunusError("batches", "none", "pruning needs at least one calibration batch")
+        while waiting:
+            first = next(path for path in self.pending if any(visit.block == path for visit in waiting.values()))
+            visits = [visit for visit in waiting.values() if visit.block == first]
+            del self.pending[first]
+            with self.weights.block(first):
+                stop = Stop(first, visits, self._forwards[first], self.spill, keep_outputs=not self.sequential)
+                yield stop
+                if not self.pending:
+                    return  # nothing after the last block is wanted
+                for visit in visits:
+                    del waiting[visit.batch]
+                    self._go_on(visit.batch, (stop.last_output(visit),))
+
+    def _travel(self, number: int, batch: Any) -> None:
+        self.call(self.model, batch)
+
+    def _go_on(self, number: int, message: tuple[Any, ...]) -> None:
+        """Lets a batch travel to its next stop, or to its end."""
+        reached = self._journeys[number].switch(*message)
+        if isinstance(reached, tuple):
+            path, args, kwargs = reached
+            self._waiting[number] = Visit(number, path, _named(self._forwards[path], args, kwargs), args, kwargs)
+            self.spill.put_away(args, kwargs)
+
+    def _stopping(self, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def stop_here(*args: Any, **kwargs: Any) -> Any:
+            scheduler = getcurrent().parent
+            if path in self.pending and scheduler is not None:
+                return scheduler.switch((path, args, kwargs))
+            with self.weights.block(path):
+                return forward(*args, **kwargs)
+
+        return stop_here
+
+
+class Stop:
+    """All batches that have reached a block."""
+
+    def __init__(
+        self, block: str, visits: list[Visit], forward: Callable[..., Any], spill: Spill, keep_outputs: bool = False
+    ):
+        self.block, self.visits = block, visits
+        self.keeps_outputs = keep_outputs
+        self._forward, self._spill = forward, spill
+        self._kept: dict[int, Any] = {}
+
+    def run(self, visit: Visit) -> Any:
+        """What the block computes, as it is now, for one batch."""
+        self._spill.bring_back(visit.args, visit.kwargs)
+        output = self._forward(*visit.args, **visit.kwargs)
+        if self.keeps_outputs:
+            self._kept.setdefault(visit.batch, output)
+        return output
+
+    def rest(self, visit: Visit) -> None:
+        """Says that the batch's arguments, and outputs that share memory with them, are not read for now."""
+        if not self.keeps_outputs:
+            self._spill.put_away(visit.args, visit.kwargs)
+
+    def last_output(self, visit: Visit) -> Any:
+        """What goes on: the first output where outputs are kept, a new one otherwise. Lets go of the arguments."""
+        self._spill.bring_back(visit.args, visit.kwargs)
+        output = self._kept.pop(visit.batch, None) if self.keeps_outputs else None
+        if output is None:
+            output = self._forward(*visit.args, **visit.kwargs)
+        visit.args, visit.kwargs, visit.arguments = (), {}, {}
+        return output
+
+
+def call_with_batch(model: nn.Module, batch: Any) -> object:
+    """`model(**batch)`, its tensors on the model's device."""
+    device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+    if isinstance(batch, Mapping):
+        return model(**{key: _to(value, device) for key, value in batch.items()})
+    return model(_to(batch, device))
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _named(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    try:
+        bound = inspect.signature(forward).bind(*args, **kwargs)
+    except TypeError:
+        return dict(kwargs)
+    extra = next((p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
+    arguments = dict(bound.arguments)
+    return {**arguments.pop(extra, {}), **arguments}
+
+
+@contextmanager
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another forward for one module object, whatever hooks already replaced it."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+@contextmanager
+def _quiet(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no key-value caches, which a block that runs twice would fill twice."""
+    training = {module: module.training for module in model.modules()}
+    configs = {id(c): c for c in (getattr(m, "config", None) for m in model.modules()) if getattr(c, "use_cache", False)}
+    model.eval()
+    for config in configs.values():
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in configs.values():
+            config.use_cache = True
+        for module, was in training.items():
+            module.training = was
