@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunus import Magnitude, PrunusError, Wanda, WalkOptions, matrices, prune
+from prunus import WalkOptions, Wanda, matrices, prune
 from prunus.unstructured.spill import Spill
 from prunus.unstructured.walk import Walk
 from tests.families import FAMILIES, build
@@ -22,7 +22,9 @@ def tensors(value: Any) -> list[Tensor]:
     return []
 
 
-def block_outputs(model: nn.Module, batches: list[dict[str, Tensor]], blocks: list[str]) -> dict[str, list[list[Tensor]]]:
+def block_outputs(
+    model: nn.Module, batches: list[dict[str, Tensor]], blocks: list[str]
+) -> dict[str, list[list[Tensor]]]:
     """What every block returns in plain forward passes."""
     seen: dict[str, list[list[Tensor]]] = {path: [] for path in blocks}
     hooks = [
@@ -75,6 +77,8 @@ def test_replay_is_exact(name: str, activations: str, monkeypatch: pytest.Monkey
             assert len(a) == len(b) > 0
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True)), path
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    plan = prune(model, Wanda(sparsity=0.0), batches, include=[f"{p}.*" for p in reached], options=WalkOptions(progress=False))
+    plan = prune(
+        model, Wanda(sparsity=0.0), batches, include=[f"{p}.*" for p in reached], options=WalkOptions(progress=False)
+    )
     assert plan.sparsity == 0
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())

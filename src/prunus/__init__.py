@@ -5,7 +5,7 @@ else is promised.
 """
 
 from prunus.anatomy import Anatomy, Matrix, anatomy, matrices
-from prunus.checkpoint import extract, plan_of
+from prunus.checkpoint import extract, load_model, plan_of, prune_folder
 from prunus.errors import PrunusError
 from prunus.plan import Plan, SparsityPlan
 from prunus.structured import Search, SearchCallback, UPop
@@ -24,6 +24,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Anatomy", "DSnoT", "Magnitude", "Matrix", "Plan", "PrunusError", "Search", "SearchCallback", "SparseGPT",
-    "SparsityPlan", "UPop", "WalkOptions", "Wanda", "anatomy", "extract", "matrices", "plan_of", "prune", "prune_matrix",
-    "sparsity_of",
+    "SparsityPlan", "UPop", "WalkOptions", "Wanda", "anatomy", "extract", "load_model", "matrices", "plan_of", "prune",
+    "prune_folder", "prune_matrix", "sparsity_of",
 ]  # fmt: skip

@@ -14,12 +14,11 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from prunus.anatomy import anatomy
-from prunus.checkpoint import plan_of
+from prunus.checkpoint import bare_model, plan_of
 from prunus.errors import PrunusError
-from prunus.plan import Plan
 from prunus.recipe import Recipe, demo_recipe, load_recipe
 from prunus.report import Report, terminal_table, write_report
-from prunus.run import bare_model, evaluate_here, run
+from prunus.run import evaluate_here, run
 from prunus.storage import write_text
 from prunus.tasks import EasyVQA
 from prunus.typed import first_problem
@@ -62,7 +61,7 @@ def inspect(model: str) -> None:
     """What MODEL (hub id, folder or config file) is made of: towers, blocks, units, costs. Reads no weights."""
     with torch.device("meta"):
         built = bare_model(model)
-    plan = plan_of_config(built)
+    plan = plan_of(built)
     typer.echo(str(anatomy(built)))
     if plan is not None:
         kept = sum(len(unit.kept) for unit in plan.units.values())
@@ -71,14 +70,6 @@ def inspect(model: str) -> None:
             f"\nnarrowed by prunus: {plan.ratio:.2%} of the prunable cost removed, {kept:,} of {total:,} channels kept; "
             "the table shows the dense model"
         )
-
-
-def plan_of_config(model: torch.nn.Module) -> Plan | None:
-    """The plan in the config of a model that was built without weights, where it is still plain JSON."""
-    recorded = getattr(getattr(model, "config", None), "quantization_config", None)
-    if isinstance(recorded, dict) and recorded.get("quant_method") == "prunus":
-        return Plan.parse(recorded["plan"], "config.json")
-    return plan_of(model)
 
 
 @app.command()

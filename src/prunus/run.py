@@ -22,7 +22,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, set_seed
 
 from prunus.anatomy import anatomy
-from prunus.checkpoint import extract, plan_of
+from prunus.checkpoint import bare_model, extract, load_model, plan_of
 from prunus.cost import latencies, multiply_accumulates, peak_memory, size
 from prunus.errors import PrunusError
 from prunus.plan import Plan
@@ -64,22 +64,6 @@ def run(recipe: Recipe, console: Console | None = None) -> Report:
     return _conclude(recipe, dense_folder, current, courses, console)
 
 
-def load_model(path: str | Path) -> PreTrainedModel:
-    """A model from a hub id or folder, by the class its config names.
-
-    Raises:
-        PrunusError: there is no such model, or its class is none of transformers'.
-    """
-    if Path(path).is_dir() and not (Path(path) / "config.json").exists():
-        raise PrunusError("model", str(path), "the folder has no config.json; give a folder made by save_pretrained")
-    config, cls = _config_and_class(path)
-    if cls is None:
-        name = config.architectures
-        raise PrunusError("model", str(path), f"its config names the class {name}, which transformers does not have")
-    model: PreTrainedModel = cls.from_pretrained(path)
-    return model
-
-
 def _claim(folder: Path, recipe: Recipe) -> None:
     """Takes the folder for this recipe; another recipe's run is not overwritten."""
     resolved = dump_recipe(recipe)
@@ -101,32 +85,6 @@ def _check_methods(recipe: Recipe) -> None:
     for step in recipe.steps:
         if isinstance(step, SearchStep):
             parts.select(step.method.include, step.method.exclude)
-
-
-def bare_model(path: str) -> PreTrainedModel:
-    """A model built from its config alone, without weights; call it under `torch.device("meta")`.
-
-    Raises:
-        PrunusError: there is no such config, or its class is none of transformers'.
-    """
-    config, cls = _config_and_class(path)
-    if cls is not None:
-        model: PreTrainedModel = cls(config)
-        return model
-    auto: PreTrainedModel = transformers.AutoModel.from_config(config)
-    return auto
-
-
-def _config_and_class(path: str | Path) -> tuple[Any, Any]:
-    """The config at a path, and the transformers class it names; None if it names none that exists."""
-    try:
-        config = transformers.AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        remedy = f"it is no local folder, config file or hub id that can be reached: {reason}"
-        raise PrunusError("model", str(path), remedy) from None
-    name = (config.architectures or [None])[0]
-    return config, getattr(transformers, name, None) if name else None
 
 
 def _dense(recipe: Recipe, console: Console) -> Path:

@@ -72,12 +72,16 @@ def choose(
         PrunusError: a pattern matches nothing, or nothing is left.
     """
     if not candidates:
-        raise PrunusError("model", "no matrices", "it has no transformer block that prunus knows; `prunus inspect` says why")
+        raise PrunusError(
+            "model", "no matrices", "it has no transformer block that prunus knows; `prunus inspect` says why"
+        )
     for field, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
             if not any(_matches(matrix, [pattern]) for matrix in candidates):
                 towers = ", ".join(dict.fromkeys(matrix.tower for matrix in candidates))
-                raise PrunusError(field, pattern, f"it matches no matrix; write paths as {candidates[0].name}, or a tower: {towers}")
+                raise PrunusError(
+                    field, pattern, f"it matches no matrix; write paths as {candidates[0].name}, or a tower: {towers}"
+                )
     chosen = tuple(
         matrix
         for matrix in candidates

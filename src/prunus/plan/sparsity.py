@@ -77,13 +77,19 @@ class SparsityPlan(PlanFile):
             if name not in shapes:
                 raise PrunusError(where, shape, f"this {model} has no such matrix; the plan is for another model")
             if shapes[name] != shape:
-                raise PrunusError(where, shape, f"in this {model} the matrix is {shapes[name]}; the plan is for another model")
+                raise PrunusError(
+                    where, shape, f"in this {model} the matrix is {shapes[name]}; the plan is for another model"
+                )
 
     def __str__(self) -> str:
-        lines = [f"{self.model}: {self.sparsity:.2%} of {sum(m.weights for m in self.matrices.values()):,} weights in {len(self.matrices)} matrices, {self.pattern}"]
+        lines = [
+            f"{self.model}: {self.sparsity:.2%} of {sum(m.weights for m in self.matrices.values()):,} weights in {len(self.matrices)} matrices, {self.pattern}"
+        ]
         for tower, sparsity in self.towers.items():
             inside = [matrix.sparsity for matrix in self.matrices.values() if matrix.tower == tower]
-            lines.append(f"  {tower:<12}{sparsity:8.2%}   {len(inside)} matrices, {min(inside):.2%} to {max(inside):.2%} each")
+            lines.append(
+                f"  {tower:<12}{sparsity:8.2%}   {len(inside)} matrices, {min(inside):.2%} to {max(inside):.2%} each"
+            )
         return "\n".join(lines)
 
 
@@ -107,7 +113,9 @@ def uniform(
         PrunusError: a tower is not one of the model's.
     """
     towers = dict.fromkeys(matrix.tower for matrix in chosen)
-    per_tower = dict.fromkeys(towers, sparsity) if isinstance(sparsity, float | int) else _per_tower(sparsity, tuple(towers))
+    per_tower = (
+        dict.fromkeys(towers, sparsity) if isinstance(sparsity, float | int) else _per_tower(sparsity, tuple(towers))
+    )
     matrices = {
         matrix.name: MatrixPlan(
             rows=matrix.rows, columns=matrix.columns, tower=matrix.tower,
@@ -138,7 +146,11 @@ def _per_tower(sparsity: Mapping[str, float], towers: Sequence[str]) -> dict[str
         else:
             meant = ()
         if not meant:
-            raise PrunusError("sparsity", name, f"no such tower is pruned; towers: {', '.join(towers)} (the connector only if it is included)")
+            raise PrunusError(
+                "sparsity",
+                name,
+                f"no such tower is pruned; towers: {', '.join(towers)} (the connector only if it is included)",
+            )
         for tower in meant:
             if name == tower or tower not in sparsity:
                 resolved[tower] = value

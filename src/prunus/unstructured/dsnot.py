@@ -5,7 +5,7 @@ Shapes: R rows, C columns, K candidates.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field

@@ -40,7 +40,9 @@ def parse_pattern(text: str) -> NofM | None:
         return None
     written = re.fullmatch(r"(\d+):(\d+)", text)
     if written is None or not 0 < int(written[1]) < int(written[2]):
-        raise PrunusError("pattern", text, "write unstructured, or n:m with 0 < n < m for n kept of every m, such as 2:4")
+        raise PrunusError(
+            "pattern", text, "write unstructured, or n:m with 0 < n < m for n kept of every m, such as 2:4"
+        )
     return NofM(int(written[1]), int(written[2]))
 
 

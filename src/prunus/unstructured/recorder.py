@@ -61,7 +61,9 @@ class Recorder:
         leader = self._leader.setdefault(name, shared or name)
         if leader != name:
             if shared != leader:
-                raise PrunusError(name, "its input", f"it is that of {leader} in some calls only; exclude one of the two")
+                raise PrunusError(
+                    name, "its input", f"it is that of {leader} in some calls only; exclude one of the two"
+                )
             return
         self._seen.append((x_NTC, name))
         if name not in self._own:

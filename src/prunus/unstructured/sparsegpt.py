@@ -45,7 +45,7 @@ class SparseGPT(Pruner):
         U_CC = inverse_factor(H_CC, self.damping)
         W_CR = weight_RC.T.contiguous()  # columns become rows in memory, since the loop runs over columns
         W_CR[dead_C] = 0
-        rows, columns = weight_RC.shape
+        columns = weight_RC.shape[1]
         step = quota.pattern.of if quota.pattern else 1
         block, strip = _round_up(self.block_size, step), _round_up(STRIP, step)
         pruned_CR = torch.zeros_like(W_CR, dtype=torch.bool)
@@ -98,10 +98,13 @@ def inverse_factor(H_CC: Tensor, damping: float) -> Tensor:
         if not failed and bool(torch.isfinite(L_CC.diagonal()).all()):
             R_CC = L_CC.flip(0, 1)
             identity = torch.eye(len(H_CC), dtype=H_CC.dtype, device=H_CC.device)
-            return torch.linalg.solve_triangular(R_CC, identity, upper=True)
+            U_CC: Tensor = torch.linalg.solve_triangular(R_CC, identity, upper=True)
+            return U_CC
         damping *= 10
     raise PrunusError(
-        "damping", damping / 10, "the Gram matrix of its inputs is still singular; give more calibration data or more damping"
+        "damping",
+        damping / 10,
+        "the Gram matrix of its inputs is still singular; give more calibration data or more damping",
     )
 
 

@@ -29,7 +29,7 @@ class Spill:
     def __init__(self, model: nn.Module, place: Place):
         self.place = place
         self._own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-        self._away: dict[int, tuple[UntypedStorage, StorageWeakRef]] = {}
+        self._away: dict[int, tuple[Any, StorageWeakRef]] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="prunus-activations-") if place == "disk" else None
 
     def put_away(self, *values: object) -> None:
@@ -41,14 +41,19 @@ class Spill:
             if key in self._own or key in self._away or size < SMALL or not storage.resizable():
                 continue
             if self._folder is not None:
-                copy = UntypedStorage.from_file(str(Path(self._folder.name) / str(key)), True, size)  # type: ignore[no-untyped-call]
+                copy = UntypedStorage.from_file(str(Path(self._folder.name) / str(key)), True, size)
             elif storage.device.type == "cpu":
                 continue
             else:
-                copy = UntypedStorage(size, device="cpu")
+                copy = UntypedStorage(size, device="cpu")  # type: ignore[no-untyped-call]
             copy.copy_(storage, False)
-            self._away[key] = (copy, StorageWeakRef(storage))
+            self._away[key] = (copy, StorageWeakRef(storage))  # type: ignore[no-untyped-call]
             storage.resize_(0)
+
+    def keep_shared(self, one: object, other: object) -> None:
+        """What two batches have in common, such as a cached table, is read while they wait: it stays."""
+        if self.place != "keep":
+            self._own |= {s._cdata for s in _storages([one])} & {s._cdata for s in _storages([other])}
 
     def bring_back(self, *values: object) -> None:
         """Makes the tensors within these values whole again."""
@@ -59,14 +64,14 @@ class Spill:
     def close(self) -> None:
         """Makes whole whatever is still in use, such as the caller's own tensors, and forgets the rest."""
         for copy, reference in self._away.values():
-            if not reference.expired():
+            if not reference.expired():  # type: ignore[no-untyped-call]
                 _fill(UntypedStorage._new_with_weak_ptr(reference.cdata), copy)
         self._away.clear()
         if self._folder is not None:
             self._folder.cleanup()
 
 
-def _fill(storage: UntypedStorage, copy: UntypedStorage) -> None:
+def _fill(storage: UntypedStorage, copy: Any) -> None:
     storage.resize_(copy.nbytes())
     storage.copy_(copy, False)
 

@@ -27,14 +27,13 @@ class InputStatistics:
     """Running statistics of one layer's inputs, each column over all tokens that are not padding."""
 
     def __init__(self, columns: int, needs: Need, device: torch.device | str = "cpu"):
-        self.columns, self.needs = columns, needs
+        self.needs = needs
         self.sequences = 0
         self.tokens = 0
-        zeros = {"dtype": torch.float32, "device": device}
-        self._squares_C = torch.zeros(columns, **zeros) if Need.SQUARES in needs else None  # type: ignore[arg-type]
-        self._sums_C = torch.zeros(columns, **zeros) if Need.MOMENTS in needs else None  # type: ignore[arg-type]
-        self._variances_C = torch.zeros(columns, **zeros) if Need.MOMENTS in needs else None  # type: ignore[arg-type]
-        self._gram_CC = torch.zeros(columns, columns, **zeros) if Need.GRAM in needs else None  # type: ignore[arg-type]
+        self._squares_C = _zeros(device, columns) if Need.SQUARES in needs else None
+        self._sums_C = _zeros(device, columns) if Need.MOMENTS in needs else None
+        self._variances_C = _zeros(device, columns) if Need.MOMENTS in needs else None
+        self._gram_CC = _zeros(device, columns, columns) if Need.GRAM in needs else None
 
     def add(self, inputs_TC: Tensor, sequences: int) -> None:
         """Counts the inputs of one call: its tokens, which came from so many sequences.
@@ -42,39 +41,36 @@ class InputStatistics:
         Raises:
             PrunusError: an input is not finite.
         """
-        if self.needs is Need.NOTHING:
+        tokens = inputs_TC.shape[0]
+        if self.needs is Need.NOTHING or not tokens:
             return
         x_TC = inputs_TC.float()
-        tokens = x_TC.shape[0]
+        sums_C = x_TC.sum(0)
+        if not torch.isfinite(sums_C).all():
+            raise PrunusError("activations", "nan or infinity", "an input is not finite")
         self.sequences += sequences
         self.tokens += tokens
+        if self._squares_C is not None:
+            self._squares_C += (x_TC * x_TC).sum(0)
+        if self._sums_C is not None and self._variances_C is not None:
+            self._sums_C += sums_C
+            self._variances_C += (x_TC.var(0, correction=0) - self._variances_C) * (tokens / self.tokens)
         if self._gram_CC is not None:
             self._gram_CC.addmm_(x_TC.T, x_TC)
-        probe = torch.zeros(())
-        if self._squares_C is not None:
-            probe = (x_TC * x_TC).sum(0)
-            self._squares_C += probe
-        if self._sums_C is not None and self._variances_C is not None:
-            probe = x_TC.sum(0)
-            self._sums_C += probe
-            if tokens:
-                self._variances_C += (x_TC.var(0, correction=0) - self._variances_C) * (tokens / self.tokens)
-        if self._gram_CC is not None and self._squares_C is None:
-            probe = x_TC.sum(0)
-        if not torch.isfinite(probe).all():
-            raise PrunusError("activations", "nan or infinity", "an input is not finite")
 
     @property
     def squares_C(self) -> Tensor:
         """‖x_j‖²: sum over tokens, mean over sequences (Wanda)."""
         assert self._squares_C is not None
-        return self._squares_C / max(self.sequences, 1)
+        mean_C: Tensor = self._squares_C / max(self.sequences, 1)
+        return mean_C
 
     @property
     def sums_C(self) -> Tensor:
         """Sum over tokens, mean over sequences (S in DSnoT)."""
         assert self._sums_C is not None
-        return self._sums_C / max(self.sequences, 1)
+        mean_C: Tensor = self._sums_C / max(self.sequences, 1)
+        return mean_C
 
     @property
     def variances_C(self) -> Tensor:
@@ -86,4 +82,9 @@ class InputStatistics:
     def gram_CC(self) -> Tensor:
         """H = 2/n Σ x xᵀ with n sequences (SparseGPT)."""
         assert self._gram_CC is not None
-        return self._gram_CC * (2 / max(self.sequences, 1))
+        H_CC: Tensor = self._gram_CC * (2 / max(self.sequences, 1))
+        return H_CC
+
+
+def _zeros(device: torch.device | str, *shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float32, device=device)

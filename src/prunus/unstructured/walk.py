@@ -143,8 +143,18 @@ class Walk:
         reached = self._journeys[number].switch(*message)
         if isinstance(reached, tuple):
             path, args, kwargs = reached
-            self._waiting[number] = Visit(number, path, _named(self._forwards[path], args, kwargs), args, kwargs)
-            self.spill.put_away(args, kwargs)
+            visit = Visit(number, path, _named(self._forwards[path], args, kwargs), args, kwargs)
+            self._put_away(visit)
+            self._waiting[number] = visit
+
+    def _put_away(self, visit: Visit) -> None:
+        """Puts the tensors of a stopped batch away, once a second batch has shown which of them are its own."""
+        others = [other for other in self._waiting.values() if other.block == visit.block]
+        if len(others) == 1:
+            self.spill.keep_shared([others[0].args, others[0].kwargs], [visit.args, visit.kwargs])
+            self.spill.put_away(others[0].args, others[0].kwargs)
+        if others:
+            self.spill.put_away(visit.args, visit.kwargs)
 
     def _stopping(self, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def stop_here(*args: Any, **kwargs: Any) -> Any:
@@ -191,9 +201,9 @@ class Stop:
         return output
 
 
-def call_with_batch(model: nn.Module, batch: Any) -> object:
-    """`model(**batch)`, its tensors on the model's device."""
-    device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+def call_with_batch(model: nn.Module, batch: Any, device: torch.device | None = None) -> object:
+    """`model(**batch)`, its tensors on the device, by default the model's."""
+    device = device or next(model.parameters()).device
     if isinstance(batch, Mapping):
         return model(**{key: _to(value, device) for key, value in batch.items()})
     return model(_to(batch, device))
@@ -230,7 +240,8 @@ def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 def _quiet(model: nn.Module) -> Iterator[None]:
     """Eval mode and no key-value caches, which a block that runs twice would fill twice."""
     training = {module: module.training for module in model.modules()}
-    configs = {id(c): c for c in (getattr(m, "config", None) for m in model.modules()) if getattr(c, "use_cache", False)}
+    held: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(config): config for config in held if getattr(config, "use_cache", False)}
     model.eval()
     for config in configs.values():
         config.use_cache = False

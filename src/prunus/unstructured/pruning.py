@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from prunus.anatomy import Matrix, choose, matrices
 from prunus.errors import PrunusError
 from prunus.plan import MatrixPlan, SparsityPlan, uniform
 from prunus.typed import Typed
+from prunus.unstructured.fingerprint import Fingerprint
 from prunus.unstructured.patterns import NofM
 from prunus.unstructured.pruner import Pruner
 from prunus.unstructured.recorder import Recorder
@@ -69,9 +69,11 @@ def prune(
     options = options or WalkOptions()
     name, chosen, plan = settle(model, method, plan, include, exclude)
     _refuse_absent_weights(model, chosen)
-    record = _Fingerprint(batches)
-    achieved = carry_out(model, method, plan, chosen, record, call, options)
-    achieved = achieved.model_copy(update={"model": name, "calibration": record.summary(options)})
+    fingerprint = Fingerprint(batches)
+    achieved = carry_out(model, method, plan, chosen, fingerprint, call, options)
+    achieved = achieved.model_copy(
+        update={"model": name, "calibration": fingerprint.summary(**options.model_dump(include={"sequential", "bf16"}))}
+    )
     note(model, achieved)
     return achieved
 
@@ -85,7 +87,11 @@ def settle(
         plan.check(name, candidates)
         pattern = method.nofm
         if pattern is not None and any(abs(m.sparsity - pattern.sparsity) > 1e-9 for m in plan.matrices.values()):
-            raise PrunusError("plan", f"{plan.sparsity:.4g}", f"the pattern {method.pattern} prunes the same share of every matrix, so it takes no plan with other shares; use pattern unstructured")
+            raise PrunusError(
+                "plan",
+                f"{plan.sparsity:.4g}",
+                f"the pattern {method.pattern} prunes the same share of every matrix, so it takes no plan with other shares; use pattern unstructured",
+            )
         chosen = choose(candidates, include or ["*"], exclude)
         chosen = tuple(matrix for matrix in chosen if matrix.name in plan.matrices)
     else:
@@ -125,7 +131,9 @@ def carry_out(
         TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         transient=True, disable=not options.progress,
     )  # fmt: skip
-    autocast = torch.autocast("cpu" if device == "meta" else device, torch.bfloat16, enabled=options.bf16, cache_enabled=False)
+    autocast = torch.autocast(
+        "cpu" if device == "meta" else device, torch.bfloat16, enabled=options.bf16, cache_enabled=False
+    )
     with bar, autocast, Walk(model, batches, list(by_block), call, weights, spill, options.sequential) as walk:
         task = bar.add_task(f"{method.method} · blocks", total=len(by_block))
         for stop in walk:
@@ -138,7 +146,9 @@ def carry_out(
             bar.advance(task)
         unreached = list(walk.pending)
     if unreached:
-        raise PrunusError("batches", unreached[0], "no calibration batch reached this block; give batches that use it, or exclude it")
+        raise PrunusError(
+            "batches", unreached[0], "no calibration batch reached this block; give batches that use it, or exclude it"
+        )
     kept = {matrix.name: plan.matrices[matrix.name] for matrix in chosen}
     return plan.model_copy(
         update={
@@ -162,14 +172,18 @@ def prune_block(
     counts: dict[str, int] = {}
     for matrix in targets:
         if method.needs and matrix.name not in recorder.statistics:
-            raise PrunusError("batches", matrix.name, "no calibration batch used this layer; give batches that do, or exclude it")
+            raise PrunusError(
+                "batches", matrix.name, "no calibration batch used this layer; give batches that do, or exclude it"
+            )
         weight = model.get_submodule(matrix.name).weight
         assert isinstance(weight, Tensor)
         statistics = recorder.statistics.get(matrix.name) or InputStatistics(matrix.columns, method.needs)
         with torch.autocast(weight.device.type, enabled=False):
             try:
                 new_RC, pruned_RC = method.prune(
-                    weight.detach().to(torch.float32, copy=True), statistics, method.quota(plan.matrices[matrix.name].pruned)
+                    weight.detach().to(torch.float32, copy=True),
+                    statistics,
+                    method.quota(plan.matrices[matrix.name].pruned),
                 )
             except PrunusError as error:
                 raise PrunusError(f"{matrix.name}: {error.field}", error.value, error.remedy) from None
@@ -193,7 +207,9 @@ def prune_matrix(weight: Tensor, inputs: Tensor, method: Pruner) -> tuple[Tensor
         PrunusError: shapes that do not fit, an input that is not finite, or a method with sparsities per tower.
     """
     if weight.ndim != 2 or inputs.ndim != 3 or inputs.shape[-1] != weight.shape[1]:
-        raise PrunusError("inputs", tuple(inputs.shape), f"give (samples, tokens, in) for a weight (out, in) = {tuple(weight.shape)}")
+        raise PrunusError(
+            "inputs", tuple(inputs.shape), f"give (samples, tokens, in) for a weight (out, in) = {tuple(weight.shape)}"
+        )
     if isinstance(method.target, Mapping):
         raise PrunusError("sparsity", method.target, "one weight belongs to no tower; give one number")
     matrix = Matrix("weight", "", "", *weight.shape)
@@ -227,44 +243,16 @@ def sparsity_of(model: nn.Module) -> SparsityPlan | None:
 def _check_fit(matrix: Matrix, pattern: NofM | None) -> None:
     if pattern is not None and matrix.columns % pattern.of:
         raise PrunusError(
-            "pattern", f"{pattern.kept}:{pattern.of}", f"{matrix.name} has {matrix.columns} inputs, no multiple of {pattern.of}; exclude it"
+            "pattern",
+            f"{pattern.kept}:{pattern.of}",
+            f"{matrix.name} has {matrix.columns} inputs, no multiple of {pattern.of}; exclude it",
         )
 
 
 def _refuse_absent_weights(model: nn.Module, chosen: Sequence[Matrix]) -> None:
     for matrix in chosen:
-        if model.get_submodule(matrix.name).weight.device.type == "meta":  # type: ignore[union-attr]
+        if model.get_submodule(matrix.name).weight.device.type == "meta":
             raise PrunusError(
                 "model", matrix.name, "its weight is not in memory (offloaded or built without weights); "
                 "prune the saved folder with prune_folder, which reads and writes one block at a time",
             )  # fmt: skip
-
-
-class _Fingerprint:
-    """Passes batches on and remembers what they were."""
-
-    def __init__(self, batches: Iterable[Any]):
-        self._batches = batches
-        self._digest = hashlib.sha256()
-        self._count = 0
-        self._sequences = 0
-
-    def __iter__(self) -> Any:
-        for batch in self._batches:
-            tensors = sorted(batch.items()) if isinstance(batch, Mapping) else [("", batch)]
-            self._count += 1
-            for position, (key, value) in enumerate(tensors):
-                if isinstance(value, Tensor):
-                    self._sequences += value.shape[0] if position == 0 and value.ndim else 0
-                    self._digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-                    self._digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data if value.ndim else b"")
-            yield batch
-
-    def summary(self, options: WalkOptions) -> dict[str, Any]:
-        return {
-            "batches": self._count,
-            "sequences": self._sequences,
-            "sha256": self._digest.hexdigest(),
-            "sequential": options.sequential,
-            "bf16": options.bf16,
-        }

@@ -1,4 +1,4 @@
-"""Checkpoints: extract a narrowed model, and teach transformers to load what it saves.
+"""Narrowed checkpoints: extract a narrowed model, and teach transformers to load what it saves.
 
 A saved model is a plain transformers checkpoint: `config.json` carries the plan in its `quantization_config` entry
 (the only place where transformers lets a library reshape a model before its weights are read), and the weights are
@@ -54,8 +54,10 @@ def extract(model: Model, plan: Plan, inplace: bool = False) -> Model:
 
 
 def plan_of(model: nn.Module) -> Plan | None:
-    """The plan a model was narrowed by, or None if it is dense."""
+    """The plan a model was narrowed by, or None if it is dense. A model built without weights has it, too."""
     recorded = getattr(getattr(model, "config", None), "quantization_config", None)
+    if isinstance(recorded, dict) and recorded.get("quant_method") == METHOD:
+        return Plan.parse(recorded["plan"], "config.json")
     return recorded.plan if isinstance(recorded, PrunusConfig) else None
 
 

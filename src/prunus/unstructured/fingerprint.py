@@ -1,0 +1,40 @@
+"""Which data a model was calibrated on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Fingerprint:
+    """Passes batches on, and counts and hashes what passes."""
+
+    def __init__(self, batches: Iterable[Any]):
+        self._batches = batches
+        self._hash = hashlib.sha256()
+        self._count = 0
+        self._sequences = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._batches:
+            named = sorted(batch.items()) if isinstance(batch, Mapping) else [("", batch)]
+            tensors = [(name, value) for name, value in named if isinstance(value, Tensor) and value.ndim]
+            self._count += 1
+            self._sequences += tensors[0][1].shape[0] if tensors else 0
+            for name, value in tensors:
+                self._hash.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+                self._hash.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            yield batch
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the names, shapes, types and bytes of every tensor so far."""
+        return self._hash.hexdigest()
+
+    def summary(self, **how: Any) -> dict[str, Any]:
+        """For the record: how many batches and sequences, their hash, and whatever else is given."""
+        return {"batches": self._count, "sequences": self._sequences, "sha256": self.digest, **how}

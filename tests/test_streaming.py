@@ -1,0 +1,239 @@
+"""Pruning a folder: the same bits as in memory, for every family; interrupted work goes on; nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prunus import (
+    Magnitude,
+    PrunusError,
+    SparseGPT,
+    SparsityPlan,
+    UPop,
+    WalkOptions,
+    Wanda,
+    load_model,
+    matrices,
+    prune,
+    prune_folder,
+    sparsity_of,
+)
+from tests.families import FAMILIES, build
+
+QUIET = WalkOptions(progress=False)
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    return {key: value for file in sorted(folder.glob("*.safetensors")) for key, value in load_file(file).items()}
+
+
+def seeded(model, batch):
+    torch.manual_seed(0)
+    return model(**batch)
+
+
+def reached(case) -> list[str]:
+    """Blocks that the inputs use."""
+    seen: dict[str, None] = {}
+    hooks = [
+        case.model.get_submodule(matrix.name).register_forward_pre_hook(
+            lambda *_, name=matrix.name: seen.update({name: None})
+        )
+        for matrix in matrices(case.model)
+    ]
+    seeded(case.model, case.inputs)
+    for hook in hooks:
+        hook.remove()
+    return list(seen)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_folder_is_pruned_like_a_model(name: str, tmp_path: Path) -> None:
+    case = build(name, 3)
+    case.model.save_pretrained(tmp_path / "dense", max_shard_size="20KB")
+    batches, method, include = [case.inputs, case.inputs], Wanda(sparsity=0.5), reached(case)
+    in_memory = prune(case.model, method, batches, include=include, call=seeded, options=QUIET)
+    case.model.save_pretrained(tmp_path / "expected", max_shard_size="20KB")
+    streamed = prune_folder(
+        tmp_path / "dense", tmp_path / "out", method, batches, include=include, call=seeded, options=QUIET
+    )
+    assert streamed == in_memory
+    assert streamed.sparsity > 0.3
+    expected, got = state(tmp_path / "expected"), state(tmp_path / "out")
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    again = load_model(tmp_path / "out").eval()
+    assert sparsity_of(again) == in_memory
+    assert not (tmp_path / "out.partial").exists()
+    for matrix in matrices(again):
+        if matrix.name in streamed.matrices:
+            zeros = int((again.get_submodule(matrix.name).weight == 0).sum())
+            assert zeros >= streamed.matrices[matrix.name].pruned
+
+
+def llama(tmp_path: Path):
+    case = next(
+        case for case in (build("llama", seed) for seed in range(99)) if case.model.config.num_hidden_layers > 1
+    )
+    case.model.save_pretrained(tmp_path / "dense")
+    return case, [case.inputs]
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_at(blocks: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The run dies when it prunes another block than the first few."""
+    from prunus.unstructured import pruning as module
+
+    original, seen = module.prune_block, []
+
+    def dying(model, method, plan, targets, stop):
+        if len(seen) == blocks:
+            raise StoppedError
+        seen.append(stop.block)
+        return original(model, method, plan, targets, stop)
+
+    monkeypatch.setattr(module, "prune_block", dying)
+    return seen
+
+
+def test_interrupted_work_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    case = build("t5", 3)
+    case.model.save_pretrained(tmp_path / "dense")
+    work = {"method": SparseGPT(), "batches": [case.inputs], "options": QUIET}
+    prune_folder(tmp_path / "dense", tmp_path / "whole", **work)
+    before = state(tmp_path / "dense")
+    with monkeypatch.context() as patch:
+        first = stop_at(1, patch)
+        with pytest.raises(StoppedError):
+            prune_folder(tmp_path / "dense", tmp_path / "out", **work)
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out.partial" / "config.json").exists()
+    load_model(tmp_path / "out.partial")  # a valid checkpoint, partly pruned
+    with monkeypatch.context() as patch:
+        rest = stop_at(1000, patch)
+        prune_folder(tmp_path / "dense", tmp_path / "out", **work)
+    assert not set(first) & set(rest)
+    whole, out = state(tmp_path / "whole"), state(tmp_path / "out")
+    assert all(torch.equal(whole[key], out[key]) for key in whole)
+    assert (tmp_path / "whole/config.json").read_text() == (tmp_path / "out/config.json").read_text()
+    after = state(tmp_path / "dense")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_unfinished_work_is_not_mixed_with_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, batches = llama(tmp_path)
+    with monkeypatch.context() as patch:
+        stop_at(1, patch)
+        with pytest.raises(StoppedError):
+            prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), [batches[0]] * 2, options=QUIET)
+    with pytest.raises(PrunusError, match="other settings"):
+        prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(sparsity=0.6), [batches[0]] * 2, options=QUIET)
+    with pytest.raises(PrunusError, match="not the batches"):
+        prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), batches, options=QUIET)
+    prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), [batches[0]] * 2, options=QUIET)
+    with pytest.raises(PrunusError, match="it exists"):
+        prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), batches, options=QUIET)
+
+
+def test_damaged_and_absent_files_are_named(tmp_path: Path) -> None:
+    _, batches = llama(tmp_path)
+    weights = tmp_path / "dense" / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[: len(data) // 2])
+    with pytest.raises(PrunusError, match=r"model\.safetensors"):
+        prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), batches)
+    weights.unlink()
+    with pytest.raises(PrunusError, match=r"no \*\.safetensors"):
+        prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), batches)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_narrowed_models_are_pruned_further(tmp_path: Path) -> None:
+    from prunus import Search, extract
+
+    case = build("llama", 3)
+    search = Search(case.model, UPop(ratio=0.3), total_steps=1)
+    case.model(**case.inputs, labels=case.inputs["input_ids"]).loss.backward()
+    search.step()
+    small = extract(case.model, search.plan())
+    small.save_pretrained(tmp_path / "small")
+    plan = prune_folder(tmp_path / "small", tmp_path / "out", Wanda(), [case.inputs], options=QUIET)
+    expected = prune(small, Wanda(), [case.inputs], options=QUIET)
+    assert plan == expected
+    again = load_model(tmp_path / "out").eval()
+    with torch.no_grad():
+        assert torch.equal(again(**case.inputs).logits, small.eval()(**case.inputs).logits)
+
+
+SCRIPT = """
+import sys, torch, prunus
+from tests.families import build
+case = build("llava", 3)
+torch.set_num_threads(1)
+prunus.prune_folder(sys.argv[1], sys.argv[2], prunus.SparseGPT(sparsity=0.6), [case.inputs] * 3,
+                    options=prunus.WalkOptions(progress=False))
+"""
+
+
+@pytest.mark.long
+def test_a_killed_walk_ends_with_the_same_bits(tmp_path: Path) -> None:
+    build("llava", 3).model.save_pretrained(tmp_path / "dense")
+    root = Path(__file__).parents[1]
+
+    def start(out: str, slow: bool) -> subprocess.Popen[bytes]:
+        script = SCRIPT
+        if slow:  # wait before every block, so that the kill lands between two
+            script = SCRIPT.replace(
+                "torch.set_num_threads(1)",
+                "import prunus.unstructured.pruning as p, time; o = p.prune_block; p.prune_block = lambda *a: (time.sleep(0.5), o(*a))[1]; torch.set_num_threads(1)",
+            )
+        return subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "dense"), str(tmp_path / out)], cwd=root)
+
+    assert start("whole", slow=False).wait() == 0
+    journal, kills = tmp_path / "out.partial" / "prunus-journal.json", 0
+    for wanted in (1, 2):
+        process = start("out", slow=True)
+        while process.poll() is None:
+            if journal.exists() and len(json.loads(journal.read_text())["done"]) >= wanted:
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+                kills += 1
+                break
+            time.sleep(0.02)
+    assert kills == 2
+    assert start("out", slow=False).wait() == 0
+    whole, out = state(tmp_path / "whole"), state(tmp_path / "out")
+    assert whole.keys() == out.keys()
+    assert all(torch.equal(whole[key], out[key]) for key in whole)
+
+
+def test_plans_are_checked_and_carried_out(tmp_path: Path) -> None:
+    case, batches = llama(tmp_path)
+    first = prune(case.model, Magnitude(sparsity=0.25), batches, options=QUIET)
+    first.save(tmp_path / "plan.json")
+    plan = SparsityPlan.load(tmp_path / "plan.json")
+    assert plan == first
+    name, matrix = next(iter(plan.matrices.items()))
+    edited = plan.model_copy(update={"matrices": {name: matrix.model_copy(update={"pruned": 7})}})
+    fresh = load_model(tmp_path / "dense")
+    achieved = prune(fresh, Wanda(), batches, plan=edited, options=QUIET)
+    assert {key: value.pruned for key, value in achieved.matrices.items()} == {name: 7}
+    assert int((fresh.get_submodule(name).weight == 0).sum()) == 7
+    with pytest.raises(PrunusError, match="takes no plan"):
+        prune(fresh, Wanda(pattern="1:2"), batches, plan=plan, options=QUIET)
+    with pytest.raises(PrunusError, match="another model"):
+        prune(build("vit", 3).model, Wanda(), batches, plan=plan, options=QUIET)
