@@ -5,6 +5,7 @@ else is promised.
 """
 
 from prunus.anatomy import Anatomy, Matrix, anatomy, matrices
+from prunus.calibration import image_batches, pair_batches, text_batches
 from prunus.checkpoint import extract, load_model, plan_of, prune_folder
 from prunus.errors import PrunusError
 from prunus.plan import Plan, SparsityPlan
@@ -24,6 +25,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Anatomy", "DSnoT", "Magnitude", "Matrix", "Plan", "PrunusError", "Search", "SearchCallback", "SparseGPT",
-    "SparsityPlan", "UPop", "WalkOptions", "Wanda", "anatomy", "extract", "load_model", "matrices", "plan_of", "prune",
-    "prune_folder", "prune_matrix", "sparsity_of",
+    "SparsityPlan", "UPop", "WalkOptions", "Wanda", "anatomy", "extract", "image_batches", "load_model", "matrices",
+    "pair_batches", "plan_of", "prune", "prune_folder", "prune_matrix", "sparsity_of", "text_batches",
 ]  # fmt: skip

@@ -6,22 +6,25 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from prunus.anatomy import anatomy
 from prunus.checkpoint import bare_model, plan_of
 from prunus.errors import PrunusError
+from prunus.memory import compact_heap
 from prunus.recipe import Recipe, demo_recipe, load_recipe
-from prunus.report import Report, terminal_table, write_report
+from prunus.report import Report, format_metric, terminal_table, write_report
 from prunus.run import evaluate_here, run
 from prunus.storage import write_text
-from prunus.tasks import EasyVQA
+from prunus.tasks import AnyTask, EasyVQA, Text
+from prunus.tasks.harness import harness_scores
 from prunus.typed import first_problem
+from prunus.unstructured import sparsity_of
 
 app = typer.Typer(
     help="Makes vision-language transformers small: prune, narrow, repair, and get a plain transformers checkpoint.",
@@ -53,7 +56,7 @@ def _compress(recipe: Recipe) -> None:
 
 
 def _table(report: Report) -> object:
-    return terminal_table(report.models, f"{report.ratio:.1%} of the prunable cost removed")
+    return terminal_table(report.models, report.outcome)
 
 
 @app.command()
@@ -61,8 +64,11 @@ def inspect(model: str) -> None:
     """What MODEL (hub id, folder or config file) is made of: towers, blocks, units, costs. Reads no weights."""
     with torch.device("meta"):
         built = bare_model(model)
-    plan = plan_of(built)
+    plan, sparsity = plan_of(built), sparsity_of(built)
     typer.echo(str(anatomy(built)))
+    if sparsity is not None:
+        typer.echo(f"\npruned by prunus ({sparsity.method.get('method')}), zeros in place:\n{sparsity}")
+        typer.echo("  calibration: " + ", ".join(f"{name} {value}" for name, value in sparsity.calibration.items()))
     if plan is not None:
         kept = sum(len(unit.kept) for unit in plan.units.values())
         total = sum(unit.channels for unit in plan.units.values())
@@ -76,27 +82,34 @@ def inspect(model: str) -> None:
 def evaluate(
     model: Path,
     task: Annotated[str, typer.Option(help="A task's name, or its settings as JSON.")] = "easy_vqa",
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks of lm-evaluation-harness instead, such as mmlu,arc_easy (extra `eval`).")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Evaluate this many items only.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Batch for the memory measurement.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Batch for the memory measurement, and of the harness.")] = 16,
     json_path: Annotated[
         str | None, typer.Option("--json", help="Write the figures here; - is standard output.")
     ] = None,
 ) -> None:
     """Loads MODEL with its stock transformers class and evaluates it on a task."""
-    settings = task if task.lstrip().startswith("{") else json.dumps({"name": task})
-    try:
-        chosen = EasyVQA.model_validate_json(settings)
-    except ValidationError as error:
-        raise first_problem(error, EasyVQA, "--task") from None
-    evaluation = evaluate_here(model, chosen, batch_size, limit)
-    text = json.dumps(asdict(evaluation))
+    if tasks is not None:
+        metrics = harness_scores(model, tasks.split(","), limit, batch_size)
+        figures: dict[str, Any] = {"metrics": metrics}
+    else:
+        settings = task if task.lstrip().startswith("{") else json.dumps({"name": task})
+        try:
+            chosen = TypeAdapter[EasyVQA | Text](AnyTask).validate_json(settings)
+        except ValidationError as error:
+            raise first_problem(error, EasyVQA, "--task") from None
+        figures = asdict(evaluate_here(model, chosen, batch_size, limit))
+    text = json.dumps(figures)
     if json_path == "-":
         typer.echo(text)
     elif json_path:
         write_text(Path(json_path), text + "\n")
     else:
-        for name, value in evaluation.metrics.items():
-            typer.echo(f"{name:<20}{value:8.2%}")
+        for name, value in figures["metrics"].items():
+            typer.echo(f"{name:<40}{format_metric(name, value):>12}")
 
 
 @app.command()
@@ -111,6 +124,7 @@ def report(runs: list[Path]) -> None:
 
 def main() -> None:
     """Entry point: a refused request is one line on standard error and status 2."""
+    compact_heap()
     try:
         app()
     except PrunusError as error:

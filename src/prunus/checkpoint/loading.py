@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
 
 from prunus.errors import PrunusError
@@ -25,6 +26,23 @@ def load_model(path: str | Path) -> PreTrainedModel:
         raise PrunusError("model", str(path), f"its config names the class {name}, which transformers does not have")
     model: PreTrainedModel = cls.from_pretrained(path)
     return model
+
+
+def local_folder(path: str | Path) -> Path:
+    """The folder of a model, which is fetched if the path is a hub id.
+
+    Raises:
+        PrunusError: it is neither a folder nor a hub id that can be reached.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    try:
+        return Path(snapshot_download(str(path), ignore_patterns=["*.bin", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]))
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise PrunusError(
+            "model", str(path), f"it is no local folder or hub id that can be reached: {reason}"
+        ) from None
 
 
 def bare_model(path: str) -> PreTrainedModel:

@@ -20,7 +20,7 @@ pre { background: #f5f5f0; padding: 1rem; overflow: auto }
 """
 
 
-def render_page(report: dict[str, Any], plots: dict[str, bytes]) -> str:
+def render_page(report: dict[str, Any], outcome: str, plots: dict[str, bytes]) -> str:
     """HTML of a report; `plots` are embedded."""
     pictures = "".join(
         f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(data).decode()}"></figure>'
@@ -35,7 +35,7 @@ def render_page(report: dict[str, Any], plots: dict[str, bytes]) -> str:
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Prunus: {escape(report["recipe"]["task"]["name"])}</title>
 <style>{STYLE}</style></head><body>
-<h1>Prunus: {escape(report["recipe"]["task"]["name"])}, {report["ratio"]:.1%} of the prunable cost removed</h1>
+<h1>Prunus: {escape(report["recipe"]["task"]["name"])}, {escape(outcome)}</h1>
 <table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>
 <p>Latency and multiply-accumulates are of one batch of {batch}, fp32, on this machine's CPU. Each model was loaded from
 disk by its stock transformers class, in a process of its own, and evaluated there. {escape(versions)}.</p>

@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 
 def plot_retained(retained: dict[str, list[float]]) -> bytes:
-    """Heat map of the share of channels kept: layers × components, as the UPop paper's Figure 3."""
+    """Heat map of the share of weights kept: layers × components, as the UPop paper's Figure 3."""
     depth = max(len(shares) for shares in retained.values())
     figure = Figure(figsize=(1.6 + 0.85 * len(retained), 1.6 + 0.42 * depth), layout="constrained")
     axes = figure.add_subplot()
@@ -28,7 +28,7 @@ def plot_retained(retained: dict[str, list[float]]) -> bytes:
     axes.set_xticks(range(len(retained)), [name.replace(".", "\n") for name in retained], fontsize=8)
     axes.set_yticks(range(depth), [str(layer) for layer in range(depth)])
     axes.set_ylabel("layer")
-    axes.set_title("share of channels kept")
+    axes.set_title("share of weights kept")
     figure.colorbar(image, format=PercentFormatter(1.0))
     return _png(figure)
 

@@ -22,7 +22,9 @@ class Report(BaseModel):
     headline: str
     """The metric that tables show."""
     ratio: float
-    """Share of the prunable cost that left."""
+    """Share of the prunable cost that left with whole channels."""
+    sparsity: float = 0.0
+    """Share of the weights in pruned matrices that is zero."""
     models: dict[str, dict[str, Any]]
     """"dense" and "compressed" → metrics, parameters, multiply_accumulates, bytes, latency, peak_memory."""
     retained: dict[str, list[float]]
@@ -32,6 +34,13 @@ class Report(BaseModel):
     folders: dict[str, str]
     versions: dict[str, str]
     recipe: dict[str, Any]
+
+    @property
+    def outcome(self) -> str:
+        """What was done to the model, in a few words."""
+        said = [f"{self.ratio:.1%} of the prunable cost removed"] if self.ratio else []
+        said += [f"{self.sparsity:.1%} of the weights in blocks set to zero"] if self.sparsity else []
+        return " and ".join(said) or "nothing removed"
 
     @classmethod
     def load(cls, folder: str | Path) -> Report:
@@ -52,7 +61,9 @@ class Report(BaseModel):
 def write_report(report: Report, folder: Path) -> None:
     """Writes `report.json`, the plots and `report.html`."""
     write_text(folder / "report.json", json.dumps(report.model_dump(mode="json"), indent=2) + "\n")
-    plots = {"retained.png": plot_retained(report.retained), "course.png": plot_course(report.courses, report.headline)}
+    plots = {"retained.png": plot_retained(report.retained)}
+    if any(course["log"] for course in report.courses):
+        plots["course.png"] = plot_course(report.courses, report.headline)
     for name, picture in plots.items():
         write_bytes(folder / name, picture)
-    write_text(folder / "report.html", render_page(report.model_dump(), plots))
+    write_text(folder / "report.html", render_page(report.model_dump(), report.outcome, plots))

@@ -8,6 +8,8 @@ from rich.table import Table
 
 from prunus.cost import human
 
+PLAIN_METRICS = ("perplexity",)
+"""Metrics that are no shares of one."""
 Row = tuple[str, str, str, str]
 HEADER: Row = ("", "dense", "compressed", "change")
 
@@ -18,7 +20,8 @@ def comparison(models: dict[str, dict[str, Any]]) -> list[Row]:
     rows: list[Row] = []
     for name, before in dense["metrics"].items():
         after = small["metrics"][name]
-        rows.append((name.replace("_", " "), f"{before:.2%}", f"{after:.2%}", f"{100 * (after - before):+.2f} points"))
+        change = _change(before, after) if name in PLAIN_METRICS else f"{100 * (after - before):+.2f} points"
+        rows.append((name.replace("_", " "), format_metric(name, before), format_metric(name, after), change))
     for title, key in (("parameters", "parameters"), ("multiply-accumulates", "multiply_accumulates")):
         towers = [name for name in dense[key] if name != "total"]
         for tower in [*towers, "total"]:
@@ -30,6 +33,11 @@ def comparison(models: dict[str, dict[str, Any]]) -> list[Row]:
         before, after = dense[key], small[key]
         rows.append((title, human(before, "B"), human(after, "B"), _change(before, after)))
     return rows
+
+
+def format_metric(name: str, value: float) -> str:
+    """A share of one as percent, anything else as it is."""
+    return f"{value:.2f}" if name in PLAIN_METRICS else f"{value:.2%}"
 
 
 def _change(before: float, after: float) -> str:

@@ -1,6 +1,14 @@
 """Tasks: one file each, with its data, loss and metric."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from prunus.tasks.easy_vqa import EasyVQA
 from prunus.tasks.task import Task
+from prunus.tasks.text import Text
 
-__all__ = ["EasyVQA", "Task"]
+AnyTask = Annotated[EasyVQA | Text, Field(discriminator="name")]
+"""Every task a recipe can name."""
+
+__all__ = ["AnyTask", "EasyVQA", "Task", "Text"]

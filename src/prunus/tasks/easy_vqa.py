@@ -24,6 +24,7 @@ from torchmetrics import MeanMetric
 from transformers import BertTokenizer, BlipForQuestionAnswering
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from prunus.calibration import spread
 from prunus.errors import PrunusError
 from prunus.models import small_blip, whiten
 from prunus.models.packaged import DEC, SEP, SPECIAL_TOKENS, WIDTH
@@ -117,6 +118,25 @@ class EasyVQA(Typed):
             "attention_mask": tokens["attention_mask"],
             "labels": torch.tensor([[DEC, index[answer], SEP] for answer in answers]),
         }
+
+    def calibration(self, samples: int, batch_size: int) -> list[Batch]:
+        """One question each of images spread evenly over the training split, with its answer for the decoder."""
+        rows = {image: (question, answer) for image, question, answer in self._train.rows}
+        chosen = spread(torch.tensor(list(rows)), samples).tolist()
+        index = {word: position for position, word in enumerate(self.words)}
+        batches = []
+        for start in range(0, samples, batch_size):
+            images = chosen[start : start + batch_size]
+            tokens = self.tokenizer([rows[image][0] for image in images], padding=True, return_tensors="pt")
+            batches.append(
+                {
+                    "pixel_values": self._train.pixels(torch.tensor(images)),
+                    "input_ids": tokens["input_ids"],
+                    "attention_mask": tokens["attention_mask"],
+                    "decoder_input_ids": torch.tensor([[DEC, index[rows[image][1]]] for image in images]),
+                }
+            )
+        return batches
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The model's own loss, with each image encoded once for all of its questions."""

@@ -36,6 +36,9 @@ class Task(Protocol):
     def collate(self, items: Sequence[Any]) -> Batch:
         """A batch of items."""
 
+    def calibration(self, samples: int, batch_size: int) -> list[Batch]:
+        """Training inputs that the model takes as `model(**batch)`, for pruners; the same at every call."""
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The training loss, a scalar."""
 

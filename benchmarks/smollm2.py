@@ -1,0 +1,139 @@
+"""One-shot pruning of a real language model: SmolLM2-135M (dequantised from the four-bit file of a pip package) on
+WikiText-2, calibrated on 128 windows of 512 tokens of the validation text, perplexity on 128 windows of the test text.
+
+`python -m benchmarks.smollm2 DATA`: the table, every pruner at .5, .6, 2:4 and 4:8.
+`python -m benchmarks.smollm2 DATA --cost`: time and memory of Wanda and SparseGPT at .5, each in a process of its own,
+against the two passes over the calibration data that no walk can avoid; and SparseGPT's solver against the published loop.
+
+DATA is a folder with wikitext2-valid.txt and wikitext2-test.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from prunus import DSnoT, Magnitude, SparseGPT, WalkOptions, Wanda, load_model, prune_folder, text_batches
+from prunus.cost import peak_memory
+from prunus.memory import compact_heap
+from prunus.models.smollm2 import smollm2
+
+METHODS: dict[str, Any] = {"magnitude": Magnitude, "wanda": Wanda, "sparsegpt": SparseGPT, "dsnot": DSnoT}
+BUDGETS: dict[str, dict[str, Any]] = {
+    ".5": {"sparsity": 0.5}, ".6": {"sparsity": 0.6}, "2:4": {"pattern": "2:4"}, "4:8": {"pattern": "4:8"},
+}  # fmt: skip
+SAMPLES, LENGTH, BATCH = 128, 512, 4
+
+
+def model_folder() -> Path:
+    cache = Path(os.environ.get("PRUNUS_CACHE") or Path.home() / ".cache" / "prunus")
+    return smollm2(cache / "smollm2-135m")
+
+
+def calibration(data: Path) -> list[dict[str, torch.Tensor]]:
+    tokenizer = AutoTokenizer.from_pretrained(model_folder())
+    return text_batches(tokenizer, (data / "wikitext2-valid.txt").read_text(), SAMPLES, LENGTH, BATCH)
+
+
+def prune_here(data: Path, output: Path, method: str, budget: str) -> dict[str, float]:
+    """In a child: prunes, and says what it took."""
+    compact_heap()
+    batches = calibration(data)
+    start = time.perf_counter()
+    plan = prune_folder(
+        model_folder(),
+        output,
+        METHODS[method](**BUDGETS[budget]),
+        batches,
+        options=WalkOptions(bf16=True, progress=False),
+    )
+    return {"seconds": time.perf_counter() - start, "peak": peak_memory(), "sparsity": plan.sparsity}
+
+
+def prune_elsewhere(data: Path, output: Path, method: str, budget: str) -> dict[str, float]:
+    shutil.rmtree(output, ignore_errors=True)
+    command = [sys.executable, "-m", "benchmarks.smollm2", str(data), "--child", str(output), method, budget]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def perplexity(data: Path, folder: Path, windows: int) -> float:
+    """In fp32."""
+    from prunus.tasks.text import Text
+
+    task = Text(tokenizer=str(model_folder()), evaluation=data / "wikitext2-test.txt", length=LENGTH)
+    return task.evaluate(load_model(folder), windows)["perplexity"]
+
+
+def table(data: Path, scratch: Path, windows: int) -> None:
+    print(
+        f"dense: perplexity {perplexity(data, model_folder(), windows):.2f} on {windows} windows of {LENGTH} tokens, fp32\n",
+        flush=True,
+    )
+    print("| pruner | " + " | ".join(BUDGETS) + " | seconds at .5 |", flush=True)
+    print("| --- |" + " --- |" * (len(BUDGETS) + 1), flush=True)
+    for method in METHODS:
+        cells, seconds = [], 0.0
+        for budget in BUDGETS:
+            took = prune_elsewhere(data, scratch / "out", method, budget)["seconds"]
+            seconds = seconds or took
+            cells.append(f"{perplexity(data, scratch / 'out', windows):.2f}")
+        print(f"| {method} | " + " | ".join(cells) + f" | {seconds:.0f} |", flush=True)
+
+
+def cost(data: Path, scratch: Path) -> None:
+    model, batches = load_model(model_folder()).eval(), calibration(data)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    activations = SAMPLES * LENGTH * model.config.hidden_size * 4
+    start = time.perf_counter()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        for batch in batches:
+            model.base_model(**batch, use_cache=False)
+    two_passes = 2 * (time.perf_counter() - start)
+    del model
+    print(
+        f"two passes of the blocks, bf16: {two_passes:.1f} s; weights + activations: {(weights + activations) / 1e9:.2f} GB\n"
+    )
+    print(
+        "| pruner | seconds | / two passes | peak GB | / (weights + activations) | perplexity, 64 windows |\n| --- | --- | --- | --- | --- | --- |"
+    )
+    for method in ("wanda", "sparsegpt"):
+        found = prune_elsewhere(data, scratch / "out", method, ".5")
+        print(
+            f"| {method} | {found['seconds']:.1f} | {found['seconds'] / two_passes:.2f} | {found['peak'] / 1e9:.2f} "
+            f"| {found['peak'] / (weights + activations):.2f} | {perplexity(data, scratch / 'out', 64):.2f} |", flush=True,
+        )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--windows", type=int, default=128)
+    parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.child:
+        output, method, budget = asked.child
+        print(json.dumps(prune_here(asked.data, Path(output), method, budget)))
+        return
+    with tempfile.TemporaryDirectory(prefix="prunus-smollm2-") as scratch:
+        if asked.cost:
+            cost(asked.data, Path(scratch))
+        else:
+            table(asked.data, Path(scratch), asked.windows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Calibration batches from raw data: deterministic, and the same for every pruner of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from prunus.errors import PrunusError
+
+Batch = dict[str, Any]
+
+
+def text_batches(tokenizer: Any, text: str, samples: int = 128, length: int = 512, batch_size: int = 4) -> list[Batch]:
+    """Windows of one long text, spread evenly over it: `input_ids` (batch_size, length), without padding.
+
+    Raises:
+        PrunusError: the text is too short.
+    """
+    windows = text_windows(tokenizer, text, length)
+    return [{"input_ids": ids} for ids in torch.split(spread(windows, samples), batch_size)]
+
+
+def text_windows(tokenizer: Any, text: str, length: int) -> torch.Tensor:
+    """A text as one document, without special tokens, cut into windows without overlap, (windows, length).
+
+    Raises:
+        PrunusError: the text is shorter than one window.
+    """
+    tokens = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    count = len(tokens) // length
+    if not count:
+        raise PrunusError(
+            "length", length, f"the text has only {len(tokens)} tokens; give more text, or a smaller length"
+        )
+    return tokens[: count * length].view(count, length)
+
+
+def spread(rows: torch.Tensor, samples: int) -> torch.Tensor:
+    """So many rows at even distances.
+
+    Raises:
+        PrunusError: there are fewer.
+    """
+    if not 0 < samples <= len(rows):
+        raise PrunusError("samples", samples, f"there are {len(rows)}; take 1 to that many")
+    return rows[torch.arange(samples) * len(rows) // samples]
+
+
+def pair_batches(processor: Any, images: Sequence[Any], texts: Sequence[str], batch_size: int = 8) -> list[Batch]:
+    """Image-text pairs through a processor of transformers; texts are padded within a batch.
+
+    Raises:
+        PrunusError: not as many images as texts.
+    """
+    if len(images) != len(texts):
+        raise PrunusError("texts", len(texts), f"give one text for each of the {len(images)} images")
+    return [
+        dict(processor(images=list(images[i : i + batch_size]), text=list(texts[i : i + batch_size]), return_tensors="pt", padding=True))
+        for i in range(0, len(images), batch_size)
+    ]  # fmt: skip
+
+
+def image_batches(processor: Any, images: Sequence[Any], batch_size: int = 8) -> list[Batch]:
+    """Images through an image processor of transformers."""
+    return [
+        dict(processor(images=list(images[i : i + batch_size]), return_tensors="pt"))
+        for i in range(0, len(images), batch_size)
+    ]

@@ -1,0 +1,47 @@
+"""Any task of lm-evaluation-harness, for models that generate text (extra `eval`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prunus.checkpoint import load_model
+from prunus.errors import PrunusError
+
+
+def harness_scores(
+    folder: Path, tasks: Sequence[str], limit: int | None = None, batch_size: int = 16, task_folder: Path | None = None
+) -> dict[str, float]:
+    """Scores of a saved model, as {"task metric": value}.
+
+    Args:
+        tasks: names of the harness.
+        limit: documents per task.
+        task_folder: where to look for task definitions of one's own.
+
+    Raises:
+        PrunusError: the harness is not installed, or knows no such task.
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise PrunusError("--tasks", ",".join(tasks), "it needs lm-eval; run: pip install 'prunus[eval]'") from None
+    from transformers import AutoTokenizer
+
+    manager = TaskManager(include_path=str(task_folder) if task_folder else None)
+    for task in tasks:
+        if task not in manager.all_tasks:
+            raise PrunusError("--tasks", task, "lm-eval has no such task; `lm-eval ls tasks` lists them")
+    model = HFLM(pretrained=load_model(folder), tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=batch_size)
+    found: dict[str, Any] = simple_evaluate(model=model, tasks=list(tasks), limit=limit, task_manager=manager)[
+        "results"
+    ]
+    return {
+        f"{task} {name.removesuffix(',none')}": float(value)
+        for task, values in found.items()
+        for name, value in values.items()
+        if isinstance(value, float) and "stderr" not in name
+    }

@@ -1,0 +1,138 @@
+"""Language modelling on a text file: next-token loss, and perplexity by its strided definition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset, TensorDataset
+from transformers import AutoTokenizer
+
+from prunus.calibration import spread, text_windows
+from prunus.errors import PrunusError
+from prunus.tasks.task import Batch
+from prunus.typed import Typed
+
+
+class Text(Typed):
+    """Next-token prediction on plain text files.
+
+    A file is tokenised as one long document, without special tokens, and cut into windows of `length` tokens.
+    Perplexity is exp of the mean negative log-likelihood over every predicted token, each counted once: window w
+    begins at token w · `stride` and counts the tokens after the end of the window before it (its first token, which
+    nothing predicts, never counts). With `stride` = `length` the windows do not overlap.
+    """
+
+    name: Literal["text"] = "text"
+    tokenizer: str
+    """Folder or hub id of the tokenizer, usually the model's own."""
+    evaluation: Path
+    """Text file that perplexity is measured on."""
+    training: Path | None = None
+    """Text file that calibration and training windows come from."""
+    length: int = Field(default=512, ge=2)
+    """Tokens per window."""
+    stride: int | None = Field(default=None, ge=1)
+    """Tokens between the beginnings of two evaluation windows; None is `length`."""
+    bf16: bool = False
+    """Evaluate under bf16 autocast; the loss itself is fp32."""
+
+    @model_validator(mode="after")
+    def _stride_fits(self) -> Text:
+        if self.stride is not None and self.stride > self.length:
+            raise PrunusError(
+                "stride", self.stride, f"it leaves gaps between windows of {self.length} tokens; take at most that"
+            )
+        return self
+
+    @property
+    def headline(self) -> str:
+        return "perplexity"
+
+    def check(self) -> None:
+        for field, path in (("evaluation", self.evaluation), ("training", self.training)):
+            if path is not None and not path.is_file():
+                raise PrunusError(f"task.{field}", str(path), "there is no such file; give a plain text file")
+
+    def warm_start(self, **sizes: int) -> Any:
+        raise PrunusError(
+            "model.warm_start", sizes, "the text task trains no model of its own; give model.path or model.packaged"
+        )
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return AutoTokenizer.from_pretrained(self.tokenizer)
+
+    @cached_property
+    def _windows(self) -> Tensor:
+        """Training windows without overlap, (windows, length)."""
+        if self.training is None:
+            raise PrunusError("task.training", None, "calibration and training need text; give a file")
+        return text_windows(self._tokenizer, self.training.read_text(encoding="utf-8"), self.length)
+
+    def train_data(self) -> Dataset[Any]:
+        return TensorDataset(self._windows)
+
+    def collate(self, items: Sequence[Any]) -> Batch:
+        ids = torch.stack([item[0] for item in items])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+    def calibration(self, samples: int, batch_size: int) -> list[Batch]:
+        """Windows spread evenly over the training text, without labels."""
+        return [{"input_ids": ids} for ids in torch.split(spread(self._windows, samples), batch_size)]
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        loss: Tensor = model(**batch).loss
+        return loss
+
+    @torch.no_grad()
+    def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:
+        """Perplexity on the evaluation text, or on its first `limit` windows."""
+        from torchmetrics import MeanMetric  # takes as much memory as a small model
+
+        model.eval()
+        mean = MeanMetric()
+        spans = windows(len(self._evaluation), self.length, self.stride or self.length)[:limit]
+        for start, stop, first in track(spans, "perplexity", disable=not progress, transient=True):
+            ids = self._evaluation[start:stop].to(model.device)
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=self.bf16):
+                logits = model(input_ids=ids[None], use_cache=False).logits[0]
+            for piece in torch.split(torch.arange(first, stop - start), 128):  # fp32 logits of a whole window are large
+                losses = F.cross_entropy(logits[piece - 1].float(), ids[piece], reduction="none")
+                mean.update(losses.double().cpu())
+        return {"perplexity": float(mean.compute().exp())}
+
+    @cached_property
+    def _evaluation(self) -> Tensor:
+        text = self.evaluation.read_text(encoding="utf-8")
+        return torch.tensor(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def example(self, model: Any, batch_size: int) -> Callable[[], object]:
+        ids = self._evaluation[: self.length].expand(batch_size, -1).to(model.device)
+        return lambda: model(input_ids=ids, use_cache=False, logits_to_keep=1)
+
+    def save_processor(self, folder: Path) -> None:
+        self._tokenizer.save_pretrained(folder)
+
+
+def windows(tokens: int, length: int, stride: int) -> list[tuple[int, int, int]]:
+    """Evaluation windows as (start, stop, first counted position within the window); every token but the first of the
+    text is in exactly one window's count where windows overlap, and the first of each window never is.
+    """
+    spans, counted = [], 1
+    for start in range(0, tokens - 1, stride):
+        stop = min(start + length, tokens)
+        first = max(counted - start, 1)
+        if first < stop - start:
+            spans.append((start, stop, first))
+        counted = stop
+        if stop == tokens:
+            break
+    return spans
