@@ -22,7 +22,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from prunus import WalkOptions, Wanda, prune_folder
 from prunus.cost import peak_memory
-from prunus.memory import compact_heap
 
 LIMIT = 3 * 10**9
 CONFIG = LlamaConfig(
@@ -56,7 +55,6 @@ def write(folder: Path) -> int:
 def limited(source: Path, output: Path) -> None:
     """In the child: takes the limit on, prunes, and says what it took."""
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
-    compact_heap()
     generator = torch.Generator().manual_seed(0)
     batches = [{"input_ids": torch.randint(0, 32000, (1, TOKENS), generator=generator)} for _ in range(SAMPLES)]
     start = time.perf_counter()

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunus import WalkOptions, Wanda, matrices, prune
+from prunus import Magnitude, PrunusError, WalkOptions, Wanda, matrices, prune
+from prunus.unstructured.recorder import Recorder
 from prunus.unstructured.spill import Spill
+from prunus.unstructured.statistics import Need
 from prunus.unstructured.walk import Walk
 from tests.families import FAMILIES, build
 
@@ -82,3 +84,158 @@ def test_replay_is_exact(name: str, activations: str, monkeypatch: pytest.Monkey
     )
     assert plan.sparsity == 0
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+TEXT = [
+    "blip_vqa",
+    "blip_caption",
+    "blip_itm",
+    "clip",
+    "bert",
+    "t5",
+    "llama",
+    "qwen2",
+    "llava",
+    "blip2_opt",
+    "blip2_t5",
+    "qwen2_vl",
+]
+
+
+class Columns:
+    """Statistics of every prunable layer, over some batches, with nothing pruned."""
+
+    def __init__(self, model: nn.Module, batches: list[dict[str, Tensor]], names: list[str]):
+        targets = {matrix.name: matrix for matrix in matrices(model) if matrix.name in names}
+        blocks = list(dict.fromkeys(matrix.block for matrix in targets.values()))
+        self.squares: dict[str, Tensor] = {}
+        self.tokens: dict[str, int] = {}
+        with Walk(model, batches, blocks, seeded) as walk:
+            for stop in walk:
+                inside = [matrix for matrix in targets.values() if matrix.block == stop.block]
+                recorder = Recorder(model, inside, Need.SQUARES)
+                for visit in stop.visits:
+                    with recorder.listening(visit):
+                        stop.run(visit)
+                for name, statistics in recorder.statistics.items():
+                    self.squares[name] = statistics.squares_C * statistics.sequences
+                    self.tokens[name] = statistics.tokens
+
+
+@pytest.mark.parametrize("name", [name for name in TEXT if name in FAMILIES])
+def test_padding_does_not_count(name: str) -> None:
+    """Row 0 has no padding and row 1 ends with two tokens of it (or begins with them): the statistics of both together
+    are those of row 0 alone plus those of row 1 alone, less its padding, whatever is written there.
+    """
+    case = build(name, 7)
+    used = used_layers(case.model, case.inputs)
+    whole = Columns(case.model, [case.inputs], used)
+    changed = dict(case.inputs)
+    changed["input_ids"] = torch.where(changed["attention_mask"] == 0, 9, changed["input_ids"])
+    other = Columns(case.model, [changed], used)
+    for layer, tokens in whole.tokens.items():
+        assert other.tokens[layer] == tokens
+        torch.testing.assert_close(other.squares[layer], whole.squares[layer], rtol=1e-4, atol=1e-5)
+    text_rows = [layer for layer in used if whole.tokens[layer] == int(case.inputs["attention_mask"].sum())]
+    assert text_rows or name in ("llava", "qwen2_vl", "blip2_opt", "blip2_t5", "blip_caption")
+
+
+def used_layers(model: nn.Module, batch: dict[str, Tensor]) -> list[str]:
+    seen: dict[str, None] = {}
+    hooks = [
+        model.get_submodule(m.name).register_forward_pre_hook(lambda *_, name=m.name: seen.update({name: None}))
+        for m in matrices(model)
+    ]
+    with torch.no_grad():
+        seeded(model, batch)
+    for hook in hooks:
+        hook.remove()
+    return list(seen)
+
+
+def test_layers_with_one_input_share_its_statistics() -> None:
+    case = build("llama", 7)
+    names = [m.name for m in matrices(case.model) if m.name.startswith("model.layers.0.")]
+    targets = [m for m in matrices(case.model) if m.name in names]
+    recorder = Recorder(case.model, targets, Need.SQUARES)
+    with Walk(case.model, [case.inputs], ["model.layers.0"]) as walk:
+        for stop in walk:
+            for visit in stop.visits:
+                with recorder.listening(visit):
+                    stop.run(visit)
+    found = {name.removeprefix("model.layers.0."): id(statistics) for name, statistics in recorder.statistics.items()}
+    assert found["self_attn.q_proj"] == found["self_attn.k_proj"] == found["self_attn.v_proj"]
+    assert found["mlp.gate_proj"] == found["mlp.up_proj"]
+    assert len(set(found.values())) == 4
+
+
+def test_later_blocks_see_the_pruned_earlier_ones_unless_told_otherwise() -> None:
+    def pruned(sequential: bool) -> dict[str, Tensor]:
+        case = next(
+            case for case in (build("llama", seed) for seed in range(99)) if case.model.config.num_hidden_layers > 1
+        )
+        prune(
+            case.model, Wanda(sparsity=0.7), [case.inputs], options=WalkOptions(progress=False, sequential=sequential)
+        )
+        return case.model.state_dict()
+
+    one, other = pruned(True), pruned(False)
+    differs = {
+        key.split(".")[2] for key in one if ".layers." in key and not torch.equal(one[key] == 0, other[key] == 0)
+    }
+    assert "0" not in {
+        key.split(".")[2] for key in one if "layers.0.self_attn.q_proj" in key and not torch.equal(one[key], other[key])
+    }
+    assert differs
+
+
+def test_dense_statistics_need_no_second_pass() -> None:
+    case = build("vit", 7)
+    calls: list[str] = []
+    for path in blocks_of(case.model):
+        case.model.get_submodule(path).register_forward_pre_hook(lambda *_: None)
+        first = next(m.name for m in matrices(case.model) if m.block == path)
+        case.model.get_submodule(first).register_forward_pre_hook(lambda *_, path=path: calls.append(path))
+    prune(case.model, Wanda(), [case.inputs], options=WalkOptions(progress=False, sequential=False))
+    assert sorted(calls) == sorted(blocks_of(case.model))
+
+
+def test_towers_have_their_own_sparsity_and_the_connector_stays() -> None:
+    case = build("blip2_opt", 7)
+    used = used_layers(case.model, case.inputs)
+    method = Wanda(sparsity={"vision": 0.25, "language": 0.5})
+    plan = prune(case.model, method, [case.inputs], options=WalkOptions(progress=False))
+    assert set(plan.towers) == {"vision", "language"}
+    assert plan.towers["vision"] <= 0.25 < plan.towers["language"] <= 0.5
+    assert all(name in used for name in plan.matrices)
+    with pytest.raises(PrunusError, match="no such tower"):
+        prune(case.model, Wanda(sparsity={"audio": 0.5}), [case.inputs])
+
+
+def test_errors_name_the_module_and_the_batch() -> None:
+    case = build("vit", 7)
+    with pytest.raises(PrunusError, match="at least one calibration batch"):
+        prune(case.model, Wanda(), [])
+    broken = {"pixel_values": case.inputs["pixel_values"] * torch.nan}
+    with pytest.raises(PrunusError, match=r"q_proj.*\n?.*calibration batch 1"):
+        prune(case.model, Wanda(), [case.inputs, broken], options=WalkOptions(progress=False))
+    with pytest.raises(PrunusError, match="matches no matrix"):
+        prune(case.model, Wanda(), [case.inputs], include=["decoder.*"])
+    llava = build("llava", 7)
+    text = {key: llava.inputs[key] for key in ("input_ids", "attention_mask")}
+    text["input_ids"] = text["input_ids"].clamp_min(10)
+    with pytest.raises(PrunusError, match="no calibration batch reached this block"):
+        prune(llava.model, Magnitude(), [text], options=WalkOptions(progress=False))
+    with torch.device("meta"):
+        bare = type(case.model)(case.model.config)
+    with pytest.raises(PrunusError, match="prune_folder"):
+        prune(bare, Magnitude(), [case.inputs])
+
+
+def test_training_mode_caches_and_forwards_are_put_back() -> None:
+    case = build("llama", 7)
+    case.model.train()
+    prune(case.model, Wanda(), [case.inputs], options=WalkOptions(progress=False))
+    assert case.model.training
+    assert case.model.config.use_cache
+    assert all("forward" not in module.__dict__ for module in case.model.modules())

@@ -16,6 +16,7 @@ from prunus.unstructured import (
     SparseGPT,
     WalkOptions,
     Wanda,
+    accelerate_2to4,
     prune,
     prune_matrix,
     sparsity_of,
@@ -25,6 +26,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Anatomy", "DSnoT", "Magnitude", "Matrix", "Plan", "PrunusError", "Search", "SearchCallback", "SparseGPT",
-    "SparsityPlan", "UPop", "WalkOptions", "Wanda", "anatomy", "extract", "image_batches", "load_model", "matrices",
+    "SparsityPlan", "UPop", "WalkOptions", "Wanda", "accelerate_2to4", "anatomy", "extract", "image_batches", "load_model", "matrices",
     "pair_batches", "plan_of", "prune", "prune_folder", "prune_matrix", "sparsity_of", "text_batches",
 ]  # fmt: skip

@@ -16,7 +16,6 @@ from rich.console import Console
 from prunus.anatomy import anatomy
 from prunus.checkpoint import bare_model, plan_of
 from prunus.errors import PrunusError
-from prunus.memory import compact_heap
 from prunus.recipe import Recipe, demo_recipe, load_recipe
 from prunus.report import Report, format_metric, terminal_table, write_report
 from prunus.run import evaluate_here, run
@@ -124,7 +123,6 @@ def report(runs: list[Path]) -> None:
 
 def main() -> None:
     """Entry point: a refused request is one line on standard error and status 2."""
-    compact_heap()
     try:
         app()
     except PrunusError as error:

@@ -162,7 +162,10 @@ class _Slot:
 
 
 class _FolderWeights(Weights):
-    """Weights that live in files: those of blocks for as long as they run, others from their first use on."""
+    """Weights that live in files: those of blocks for as long as they run, others from one stop to the next at most.
+
+    Between two stops all batches pass the same modules, so an embedding is read once and gone when the first block runs.
+    """
 
     def __init__(
         self, model: PreTrainedModel, source: Shards, target: Shards, work: _Work, fingerprint: Fingerprint,
@@ -171,6 +174,7 @@ class _FolderWeights(Weights):
         self._model, self._source, self._target = model, source, target
         self._work, self._fingerprint, self._device = work, fingerprint, device
         self._keys = keys_in_files(model, source)
+        self._passed: list[_Slot] = []
         self._slots: dict[int, _Slot] = {}
         for path, module in model.named_modules():
             prefix = f"{path}." if path else ""
@@ -191,6 +195,9 @@ class _FolderWeights(Weights):
                 "batches", self._fingerprint.digest[:12], "these are not the batches that the unfinished work began with; "
                 f"give the same, or delete {self._work.folder}",
             )  # fmt: skip
+        for slot in self._passed:
+            slot.put(slot.meta)
+        self._passed.clear()
         absent = self._absent(self._model.get_submodule(path))
         for slot in absent:
             self._load(slot, self._target if path in self._work.done else self._source)
@@ -219,6 +226,7 @@ class _FolderWeights(Weights):
         # torch's own attention reads its output layer's weight without calling the layer
         for slot in self._absent(module, recurse=isinstance(module, nn.MultiheadAttention)):
             self._load(slot, self._source)
+            self._passed.append(slot)
 
     def _absent(self, module: nn.Module, recurse: bool = True) -> list[_Slot]:
         return [self._slots[id(p)] for p in module.parameters(recurse) if p.device.type == "meta"]

@@ -8,6 +8,7 @@ from prunus.unstructured.dsnot import DSnoT
 from prunus.unstructured.magnitude import Magnitude
 from prunus.unstructured.pruner import Pruner
 from prunus.unstructured.pruning import WalkOptions, prune, prune_matrix, sparsity_of
+from prunus.unstructured.semi_structured import Accelerated, accelerate_2to4
 from prunus.unstructured.sparsegpt import SparseGPT
 from prunus.unstructured.wanda import Wanda
 
@@ -15,13 +16,6 @@ AnyPruner = Annotated[Magnitude | Wanda | SparseGPT | DSnoT, Field(discriminator
 """Every pruner a recipe can name."""
 
 __all__ = [
-    "AnyPruner", "DSnoT",
-    "Magnitude",
-    "Pruner",
-    "SparseGPT",
-    "WalkOptions",
-    "Wanda",
-    "prune",
-    "prune_matrix",
-    "sparsity_of",
+    "Accelerated", "AnyPruner", "DSnoT", "Magnitude", "Pruner", "SparseGPT", "WalkOptions", "Wanda", "accelerate_2to4",
+    "prune", "prune_matrix", "sparsity_of",
 ]  # fmt: skip
