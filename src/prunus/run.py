@@ -56,6 +56,7 @@ def run(recipe: Recipe, console: Console | None = None) -> Report:
     _check_methods(recipe)
 
     dense_folder = _dense(recipe, console)
+    recipe = recipe.model_copy(update={"task": recipe.task.for_model(dense_folder)})
     current, courses = dense_folder, []
     for number, step in enumerate(recipe.steps, start=1):
         step_folder = folder / f"{number}-{step.step}"
@@ -199,7 +200,7 @@ class Evaluation:
 
 def evaluate_here(path: str | Path, task: Task, batch_size: int, limit: int | None = None) -> Evaluation:
     """Loads a saved model with its stock class and evaluates it, in this process."""
-    model = load_model(path).eval()
+    model, task = load_model(path).eval(), task.for_model(Path(path))
     task.example(model, batch_size)()
     peak = peak_memory()
     start = time.perf_counter()

@@ -58,6 +58,9 @@ class EasyVQA(Typed):
     def check(self) -> None:
         _easy_vqa()
 
+    def for_model(self, folder: Path) -> EasyVQA:
+        return self
+
     @cached_property
     def words(self) -> list[str]:
         """The vocabulary: special tokens, then every word of the training questions and answers."""

@@ -27,6 +27,9 @@ class Task(Protocol):
     def check(self) -> None:
         """Fails early, with a `PrunusError`, where data or packages are missing."""
 
+    def for_model(self, folder: Path) -> Task:
+        """The task as a saved model needs it, such as with the model's own tokenizer."""
+
     def warm_start(self, **sizes: int) -> PreTrainedModel:
         """A model for this task that needs no hub, to be trained on the spot."""
 

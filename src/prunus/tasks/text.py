@@ -31,8 +31,8 @@ class Text(Typed):
     """
 
     name: Literal["text"] = "text"
-    tokenizer: str
-    """Folder or hub id of the tokenizer, usually the model's own."""
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer; None is the evaluated model's own."""
     evaluation: Path
     """Text file that perplexity is measured on."""
     training: Path | None = None
@@ -66,8 +66,14 @@ class Text(Typed):
             "model.warm_start", sizes, "the text task trains no model of its own; give model.path or model.packaged"
         )
 
+    def for_model(self, folder: Path) -> Text:
+        """The same with the tokenizer of the model in `folder`, unless another is named."""
+        return self if self.tokenizer else self.model_copy(update={"tokenizer": str(folder)})
+
     @cached_property
     def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise PrunusError("task.tokenizer", None, "name the folder or hub id of one")
         return AutoTokenizer.from_pretrained(self.tokenizer)
 
     @cached_property

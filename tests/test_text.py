@@ -1,0 +1,203 @@
+"""Perplexity by its definition, calibration windows, and a run that prunes a language model from a recipe."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from prunus import PrunusError, load_model, sparsity_of, text_batches
+from prunus.calibration import spread
+from prunus.cli import app
+from prunus.recipe import parse_recipe
+from prunus.run import run
+from prunus.tasks import Text
+from prunus.tasks.harness import harness_scores
+from prunus.tasks.text import windows
+from tests.shared import FOLDER
+
+WORDS = [f"w{index}" for index in range(40)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LLaMA with a tokenizer of forty words, and a text."""
+    path = tmp_path_factory.mktemp("text")
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", eos_token="w1").save_pretrained(path / "model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, initializer_range=0.5,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(path / "model")
+    generator = torch.Generator().manual_seed(1)
+    draws = torch.randint(0, 40, (400,), generator=generator).tolist()
+    (path / "text.txt").write_text(" ".join(WORDS[draw] for draw in draws))
+    return path
+
+
+def task(folder: Path, **fields) -> Text:
+    text = folder / "text.txt"
+    return Text(tokenizer=str(folder / "model"), evaluation=text, training=text, **{"length": 16, **fields})
+
+
+@given(st.integers(2, 300), st.integers(2, 40), st.data())
+def test_windows_count_every_token_once(tokens: int, length: int, data) -> None:
+    stride = data.draw(st.integers(1, length))
+    counted: list[int] = []
+    for start, stop, first in windows(tokens, length, stride):
+        assert 1 <= first < stop - start <= length
+        counted += range(start + first, stop)
+    assert len(counted) == len(set(counted))
+    never = set(range(0, tokens, stride)) if stride == length else {0}
+    assert set(range(tokens)) - set(counted) <= never | {0}
+
+
+@pytest.mark.parametrize("stride", [None, 5, 1])
+def test_perplexity_is_the_exponential_of_the_mean_loss(folder: Path, stride: int | None) -> None:
+    settings = task(folder, stride=stride)
+    model = load_model(folder / "model").eval()
+    ids, losses = settings._evaluation, []
+    for start, stop, first in windows(len(ids), 16, stride or 16):
+        with torch.no_grad():
+            log = model(input_ids=ids[None, start:stop]).logits[0].double().log_softmax(-1)
+        losses += [-log[i - 1, ids[start + i]].item() for i in range(first, stop - start)]
+    assert settings.evaluate(model, progress=False)["perplexity"] == pytest.approx(
+        math.exp(sum(losses) / len(losses)), rel=1e-5
+    )
+
+
+def test_calibration_windows_are_spread_and_repeatable(folder: Path) -> None:
+    settings = task(folder)
+    one, other = settings.calibration(5, 2), settings.calibration(5, 2)
+    assert [len(batch["input_ids"]) for batch in one] == [2, 2, 1]
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(one, other, strict=True))
+    by_hand = text_batches(settings._tokenizer, (folder / "text.txt").read_text(), 5, 16, 2)
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(one, by_hand, strict=True))
+    assert spread(torch.arange(10), 5).tolist() == [0, 2, 4, 6, 8]
+    with pytest.raises(PrunusError, match="there are 25"):
+        settings.calibration(26, 1)
+
+
+RECIPE = """
+model: {path: MODEL}
+task: {name: text, training: TEXT, evaluation: TEXT, length: 16}
+steps:
+  - step: prune
+    method: {method: sparsegpt, sparsity: 0.5}
+    calibration: {samples: 8, batch_size: 4}
+    walk: {progress: false}
+measure: {batch_size: 1, repeats: 1}
+evaluate_limit: 5
+output: OUT
+"""
+
+
+def recipe(folder: Path, out: Path) -> str:
+    text = RECIPE.replace("MODEL", str(folder / "model")).replace("TEXT", str(folder / "text.txt"))
+    return text.replace("OUT", str(out))
+
+
+@pytest.mark.long
+def test_a_recipe_prunes_a_language_model(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = run(parse_recipe(recipe(folder, tmp_path / "run"), "test"))
+    assert report.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert set(report.models["compressed"]["metrics"]) == {"perplexity"}
+    small = load_model(tmp_path / "run/1-prune/model")
+    record = sparsity_of(small)
+    assert record is not None
+    assert record.calibration["sequences"] == 8
+    for name, matrix in record.matrices.items():
+        assert int((small.get_submodule(name).weight == 0).sum()) == matrix.pruned
+    page = (tmp_path / "run/report.html").read_text()
+    assert "of the weights in blocks set to zero" in page
+    assert all(abs(share - 0.5) < 0.05 for shares in report.retained.values() for share in shares)
+    app(["inspect", str(tmp_path / "run/1-prune/model")], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "sparsegpt" in said
+    assert record.calibration["sha256"] in said
+    app(
+        ["evaluate", str(tmp_path / "run/1-prune/model"), "--json", str(tmp_path / "found.json"), "--limit", "3",
+         "--task", json.dumps({"name": "text", "evaluation": str(folder / "text.txt"), "length": 16})],
+        standalone_mode=False,
+    )  # fmt: skip
+    assert json.loads((tmp_path / "found.json").read_text())["metrics"]["perplexity"] > 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("steps.0.step=retrain", "steps"),
+        ("steps.0.method.pattern=5:8", "sparsity = 0.5"),
+        ("steps.0.method.method=wander", r"steps\.0.*method = 'wander'"),
+        ("task.stride=17", "gaps"),
+        ("task.evaluation=nowhere.txt", "no such file"),
+        ("steps.0.include=[nothing]", "matches no matrix"),
+        ("steps.0.calibration.samples=1000", "there are 25"),
+    ],
+)
+def test_wrong_recipes_are_refused_before_work(folder: Path, tmp_path: Path, change: str, message: str) -> None:
+    with pytest.raises(PrunusError, match=message):
+        run(parse_recipe(recipe(folder, tmp_path / "run"), "test", (change,)))
+    assert not list(tmp_path.glob("run/*/model*"))
+
+
+def test_training_after_pruning_is_refused(folder: Path, tmp_path: Path) -> None:
+    text = recipe(folder, tmp_path).replace(
+        "measure:", "  - {step: retrain, train: {steps: 1, learning_rate: 0.1}}\nmeasure:"
+    )
+    with pytest.raises(PrunusError, match="would fill the zeros"):
+        parse_recipe(text, "test")
+
+
+def test_the_harness_evaluates_what_prunus_saved(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="needs the extra `eval`")
+    (tmp_path / "data.json").write_text("\n".join(json.dumps({"text": "w3 w4 w5", "answer": " w6"}) for _ in range(3)))
+    (tmp_path / "words.yaml").write_text(
+        f"""
+task: prunus_words
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path / "data.json"}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{text}}}}"
+doc_to_choice: ["w6", "w7"]
+doc_to_target: 0
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+    )
+    scores = harness_scores(folder / "model", ["prunus_words"], batch_size=1, task_folder=tmp_path)
+    assert set(scores) == {"prunus_words acc"}
+    with pytest.raises(PrunusError, match="no such task"):
+        harness_scores(folder / "model", ["prunus_nothing"])
+
+
+@pytest.mark.long
+def test_a_real_language_model_is_better_pruned_by_better_methods() -> None:
+    """stories260K, a real LLaMA of 260 thousand weights, on text that it has never seen."""
+    from prunus import Magnitude, SparseGPT, WalkOptions, Wanda, prune
+
+    source = FOLDER / "data" / "stories260k"
+    if not source.exists():
+        pytest.skip("stories260k is not here: it lies outside of the project")
+    model = load_model(source).eval()
+    torch.manual_seed(0)
+    starts = torch.full((16, 1), model.config.bos_token_id)
+    stories = model.generate(starts, max_new_tokens=200, do_sample=True, eos_token_id=None)
+    held_out = model.generate(starts, max_new_tokens=200, do_sample=True, eos_token_id=None)
+    losses = {}
+    for method in (Magnitude(sparsity=0.5), Wanda(sparsity=0.5), SparseGPT(sparsity=0.5)):
+        pruned = load_model(source).eval()
+        prune(pruned, method, [{"input_ids": stories}], options=WalkOptions(progress=False))
+        with torch.no_grad():
+            losses[method.method] = pruned(input_ids=held_out, labels=held_out).loss.item()
+    assert losses["sparsegpt"] < losses["wanda"] < losses["magnitude"]
