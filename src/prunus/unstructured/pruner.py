@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from prunus.errors import PrunusError
@@ -15,6 +15,11 @@ from prunus.unstructured.patterns import NofM, Quota, parse_pattern
 from prunus.unstructured.statistics import InputStatistics, Need
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def as_written(pattern: object) -> object:
+    """YAML reads a bare 2:4 as 2 · 60 + 4; this reads it back."""
+    return "{}:{}".format(*divmod(pattern, 60)) if isinstance(pattern, int) else pattern
 
 
 class Pruner(Typed):
@@ -26,7 +31,7 @@ class Pruner(Typed):
     method: str
     sparsity: Share | dict[str, Share] | None = None
     """None is 0.5, or what the pattern says."""
-    pattern: str = "unstructured"
+    pattern: Annotated[str, BeforeValidator(as_written)] = "unstructured"
     """`unstructured`, or n:m, which keeps n of every m consecutive inputs: "2:4", "4:8"."""
 
     needs: ClassVar[Need] = Need.NOTHING
