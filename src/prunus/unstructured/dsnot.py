@@ -1,6 +1,6 @@
 """DSnoT: dynamic sparse no training, a mask repaired by swaps (Zhang et al., ICLR 2024).
 
-Shapes: R rows, C columns, K candidates.
+Shapes: R rows, C columns, K candidates, M members of a group.
 """
 
 from __future__ import annotations
@@ -61,81 +61,98 @@ class DSnoT(Pruner):
         """Grows the pruned weight with the most gain, prunes the kept one with the lowest Wanda score; both must move
         the row's error e toward zero. Works on the mask in place.
         """
-        error_R = (change_RC * pruned_RC).sum(1)
-        first_sign_R = error_R.sign()
-        positive_RC = change_RC > 0
-        # One list of candidates for e > 0 and one for e <= 0 ([0] and [1]), each in the order in which they are taken.
-        grow = (
-            _ranked(-gain_RC, pruned_RC & positive_RC, self.max_cycles),
-            _ranked(gain_RC, pruned_RC & (change_RC < 0), self.max_cycles),
+        grow = self._growable(pruned_RC, change_RC, gain_RC)
+        cut = _Candidates(
+            wanda_RC, ~pruned_RC & (change_RC < 0), wanda_RC, ~pruned_RC & (change_RC > 0), self.max_cycles
         )
-        cut = (
-            _ranked(wanda_RC, ~pruned_RC & (change_RC < 0), self.max_cycles),
-            _ranked(wanda_RC, ~pruned_RC & positive_RC, self.max_cycles),
-        )
-        taken_2RP = torch.zeros(2, 2, len(error_R), dtype=torch.long, device=error_R.device)  # (grow/cut, side, R)
-        active_R = torch.ones_like(error_R, dtype=torch.bool)
-        every_R = torch.arange(len(error_R), device=error_R.device)
+        rows = _Rows((change_RC * pruned_RC).sum(1))
         for _ in range(self.max_cycles):
-            sides = ((error_R <= 0).long(), (error_R < 0).long())
-            picked = []
-            for kind, (lists, side_R) in enumerate(zip((grow, cut), sides, strict=True)):
-                position_R = taken_2RP[kind, side_R, every_R]
-                columns_2RK = torch.stack([columns for columns, _ in lists])
-                counts_2R = torch.stack([count for _, count in lists])
-                active_R &= position_R < counts_2R[side_R, every_R]
-                picked.append(columns_2RK[side_R, every_R, position_R.clamp_max(columns_2RK.shape[2] - 1)])
-            grown_R, cut_R = picked
-            after_R = error_R + change_RC[every_R, cut_R] - change_RC[every_R, grown_R]
-            active_R &= error_R.abs() > self.threshold
+            grown_R, can_grow_R = grow.next(rows.error_R <= 0)
+            cut_R, can_cut_R = cut.next(rows.error_R < 0)
+            after_R = rows.error_R + _at(change_RC, cut_R) - _at(change_RC, grown_R)
+            possible_R = can_grow_R & can_cut_R & (rows.error_R.abs() > self.threshold)
             if self.same_sign:
-                active_R &= after_R.sign() == first_sign_R
-            if not active_R.any():
+                possible_R &= after_R.sign() == rows.first_sign_R
+            sides = (rows.error_R <= 0, rows.error_R < 0)
+            moved_R = rows.move(possible_R, after_R)
+            if not moved_R.any():
                 return
-            rows = every_R[active_R]
-            pruned_RC[rows, grown_R[rows]], pruned_RC[rows, cut_R[rows]] = False, True
-            for kind, side_R in enumerate(sides):
-                taken_2RP[kind, side_R[rows], rows] += 1
-            error_R = torch.where(active_R, after_R, error_R)
+            _exchange(pruned_RC, moved_R, grown_R, cut_R)
+            grow.take(sides[0], moved_R)
+            cut.take(sides[1], moved_R)
 
     def _swap_in_groups(
         self, pruned_RC: Tensor, change_RC: Tensor, gain_RC: Tensor, wanda_RC: Tensor, pattern: NofM
     ) -> None:
         """As `_swap`, but the weight that goes is the lowest-scored one kept in the grown weight's group of m."""
-        error_R = (change_RC * pruned_RC).sum(1)
-        first_sign_R = error_R.sign()
-        grow = (
-            _ranked(-gain_RC, pruned_RC & (change_RC > 0), self.max_cycles),
-            _ranked(gain_RC, pruned_RC & (change_RC < 0), self.max_cycles),
-        )
-        columns_2RK = torch.stack([columns for columns, _ in grow])
-        counts_2R = torch.stack([count for _, count in grow])
+        grow = self._growable(pruned_RC, change_RC, gain_RC)
         score_RC = wanda_RC.masked_fill(pruned_RC, torch.inf)
-        taken_2R = torch.zeros_like(counts_2R)
-        active_R = torch.ones_like(error_R, dtype=torch.bool)
-        every_R = torch.arange(len(error_R), device=error_R.device)
-        members_M = torch.arange(pattern.of, device=error_R.device)
+        members_M = torch.arange(pattern.of, device=score_RC.device)
+        rows = _Rows((change_RC * pruned_RC).sum(1))
         for _ in range(self.max_cycles):
-            side_R = (error_R <= 0).long()
-            position_R = taken_2R[side_R, every_R]
-            active_R &= position_R < counts_2R[side_R, every_R]
-            grown_R = columns_2RK[side_R, every_R, position_R.clamp_max(columns_2RK.shape[2] - 1)]
+            side_R = rows.error_R <= 0
+            grown_R, can_grow_R = grow.next(side_R)
             group_RM = (grown_R - grown_R % pattern.of)[:, None] + members_M
             lowest_R, member_R = score_RC.gather(1, group_RM).min(dim=1)
-            cut_R = group_RM[every_R, member_R]
-            after_R = error_R + change_RC[every_R, cut_R] - change_RC[every_R, grown_R]
-            active_R &= lowest_R.isfinite() & (error_R.abs() > self.threshold) & (after_R.sign() == first_sign_R)
-            if not active_R.any():
+            cut_R = _at(group_RM, member_R)
+            after_R = rows.error_R + _at(change_RC, cut_R) - _at(change_RC, grown_R)
+            possible_R = can_grow_R & lowest_R.isfinite() & (rows.error_R.abs() > self.threshold)
+            moved_R = rows.move(possible_R & (after_R.sign() == rows.first_sign_R), after_R)
+            if not moved_R.any():
                 return
-            rows = every_R[active_R]
-            pruned_RC[rows, grown_R[rows]], pruned_RC[rows, cut_R[rows]] = False, True
-            score_RC[rows, cut_R[rows]] = torch.inf
-            taken_2R[side_R[rows], rows] += 1
-            error_R = torch.where(active_R, after_R, error_R)
+            _exchange(pruned_RC, moved_R, grown_R, cut_R)
+            grow.take(side_R, moved_R)
+            score_RC[moved_R, cut_R[moved_R]] = torch.inf
+
+    def _growable(self, pruned_RC: Tensor, change_RC: Tensor, gain_RC: Tensor) -> _Candidates:
+        positive_RC, negative_RC = pruned_RC & (change_RC > 0), pruned_RC & (change_RC < 0)
+        return _Candidates(-gain_RC, positive_RC, gain_RC, negative_RC, self.max_cycles)
 
 
-def _ranked(keys_RC: Tensor, allowed_RC: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """The columns with the lowest keys among the allowed ones, lowest first, (R, K); and how many of them count, (R,)."""
-    keys_RC = keys_RC.masked_fill(~allowed_RC, torch.inf)
-    width = max(1, min(limit, keys_RC.shape[1]))
-    return keys_RC.topk(width, dim=1, largest=False).indices, allowed_RC.sum(1).clamp_max(width)
+class _Candidates:
+    """For each row two lists of columns, each in the order in which they are taken: side 0 and side 1."""
+
+    def __init__(self, keys0_RC: Tensor, allowed0_RC: Tensor, keys1_RC: Tensor, allowed1_RC: Tensor, limit: int):
+        width = max(1, min(limit, keys0_RC.shape[1]))
+        sides = ((keys0_RC, allowed0_RC), (keys1_RC, allowed1_RC))
+        self._columns_2RK = torch.stack(
+            [keys.masked_fill(~allowed, torch.inf).topk(width, dim=1, largest=False).indices for keys, allowed in sides]
+        )
+        self._counts_2R = torch.stack([allowed.sum(1).clamp_max(width) for _, allowed in sides])
+        self._taken_2R = torch.zeros_like(self._counts_2R)
+        self._rows_R = torch.arange(len(keys0_RC), device=keys0_RC.device)
+
+    def next(self, second_R: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row's next column, from side 1 where `second_R`; and whether there is one."""
+        side_R = second_R.long()
+        position_R = self._taken_2R[side_R, self._rows_R]
+        last = self._columns_2RK.shape[2] - 1
+        column_R = self._columns_2RK[side_R, self._rows_R, position_R.clamp_max(last)]
+        return column_R, position_R < self._counts_2R[side_R, self._rows_R]
+
+    def take(self, second_R: Tensor, moved_R: Tensor) -> None:
+        """Passes on to the column after, in the rows that moved."""
+        self._taken_2R[second_R.long(), self._rows_R] += moved_R.long()
+
+
+class _Rows:
+    """The error of every row, and which rows are still at work; a row that stops once never starts again."""
+
+    def __init__(self, error_R: Tensor):
+        self.error_R, self.first_sign_R = error_R, error_R.sign()
+        self._active_R = torch.ones_like(error_R, dtype=torch.bool)
+
+    def move(self, possible_R: Tensor, after_R: Tensor) -> Tensor:
+        """Takes the new error where it is possible; returns the rows that moved."""
+        self._active_R &= possible_R
+        self.error_R = torch.where(self._active_R, after_R, self.error_R)
+        return self._active_R
+
+
+def _at(values_RC: Tensor, column_R: Tensor) -> Tensor:
+    return values_RC.gather(1, column_R[:, None])[:, 0]
+
+
+def _exchange(pruned_RC: Tensor, moved_R: Tensor, grown_R: Tensor, cut_R: Tensor) -> None:
+    pruned_RC[moved_R, grown_R[moved_R]] = False
+    pruned_RC[moved_R, cut_R[moved_R]] = True
