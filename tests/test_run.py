@@ -25,7 +25,7 @@ pytestmark = pytest.mark.long
 TRAINING = {"steps": 6, "batch_size": 4, "learning_rate": 1e-4, "save_every": 2, "evaluate_every": 3}
 RECIPE = {
     "model": {"warm_start": {"vision_layers": 1, "text_layers": 1}, "train": [TRAINING]},
-    "task": {"name": "easy_vqa", "image_size": 28},
+    "task": {"name": "easy_vqa", "image_size": 28, "matching_steps": 2},
     "steps": [
         {"step": "search", "method": {"ratio": 0.5, "interval": 1}, "train": TRAINING},
         {"step": "retrain", "train": TRAINING},

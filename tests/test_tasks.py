@@ -7,6 +7,7 @@ import torch
 
 from prunus import PrunusError
 from prunus.tasks import EasyVQA
+from prunus.tasks.easy_vqa import COLORS, SHAPES, _BalancedQuestions
 
 pytest.importorskip("easy_vqa", reason="needs the packaged data: pip install 'prunus[demo]'")
 pytestmark = pytest.mark.long
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture(scope="module")
 def task() -> EasyVQA:
-    return EasyVQA(image_size=28)
+    return EasyVQA(image_size=28, matching_steps=3)
 
 
 def test_every_question_is_trained_on_and_items_are_alike(task: EasyVQA) -> None:
@@ -43,3 +44,15 @@ def test_the_warm_start_hears_the_image_and_the_question(task: EasyVQA) -> None:
 def test_a_towers_depth_is_checked(task: EasyVQA) -> None:
     with pytest.raises(PrunusError, match="vision_layers = 13"):
         task.warm_start(vision_layers=13)
+
+
+def test_the_head_starts_questions_are_balanced(task: EasyVQA) -> None:
+    data = _BalancedQuestions(task._train)
+    rows = [task._train.rows[row] for item in data._items for row in item]
+    assert {answer for *_, answer in rows} == {"yes", "no"}
+    about_shapes = [answer for _, question, answer in rows if any(shape in question for shape in SHAPES)]
+    about_colors = [answer for _, question, answer in rows if any(color in question for color in COLORS)]
+    assert len(about_shapes) + len(about_colors) == len(rows)
+    assert 0.6 < len(about_shapes) / len(about_colors) < 1.5
+    for answers in (about_shapes, about_colors):
+        assert abs(answers.count("yes") / len(answers) - 0.5) < 0.06

