@@ -31,8 +31,7 @@ class Training(Typed):
     learning_rate: float = Field(gt=0)
     tower_learning_rates: dict[str, float] = Field(default_factory=dict)
     """Learning rates of single towers, instead of `learning_rate`."""
-    schedule: Literal["constant", "cosine", "linear", "stable"] = "constant"
-    """`stable` is constant but for the last fifth of the steps, where it falls to zero."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.05, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0)
@@ -78,7 +77,6 @@ def finetune(
         gradient_accumulation_steps=training.gradient_accumulation,
         learning_rate=training.learning_rate,
         lr_scheduler_type=_SCHEDULERS[training.schedule],
-        lr_scheduler_kwargs={"num_decay_steps": training.steps // 5} if training.schedule == "stable" else None,
         warmup_steps=training.warmup_steps,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
@@ -118,7 +116,6 @@ _SCHEDULERS = {
     "constant": "constant_with_warmup",
     "cosine": "cosine",
     "linear": "linear",
-    "stable": "warmup_stable_decay",
 }
 """Names of the same in transformers."""
 
