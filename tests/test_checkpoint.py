@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from prunus import Plan, PrunusError, extract, plan_of
-from prunus.checkpoint import PrunusConfig
+from prunus.checkpoint.narrowed import PrunusConfig
 from tests.families import FAMILIES, build
 from tests.test_equivalence import outputs, random_plan
 

@@ -175,6 +175,9 @@ class _FolderWeights(Weights):
         self._work, self._fingerprint, self._device = work, fingerprint, device
         self._keys = keys_in_files(model, source)
         self._passed: list[_Slot] = []
+        """Loaded since the last stop, by modules that have finished."""
+        self._around: set[int] = set()
+        """Modules with blocks inside: their forward is still running when a batch stops, so their weights stay."""
         self._slots: dict[int, _Slot] = {}
         for path, module in model.named_modules():
             prefix = f"{path}." if path else ""
@@ -216,6 +219,9 @@ class _FolderWeights(Weights):
     def elsewhere(self, blocks: set[str]) -> Iterator[None]:
         """While the context is open, modules outside of these blocks read their weights when they are first called."""
         inside = {id(module) for path in blocks for module in self._model.get_submodule(path).modules()}
+        for path in blocks:
+            parts = path.split(".")
+            self._around |= {id(self._model.get_submodule(".".join(parts[:depth]))) for depth in range(len(parts))}
         with ExitStack() as hooks:
             for module in self._model.modules():
                 if id(module) not in inside and module._parameters:
@@ -226,7 +232,8 @@ class _FolderWeights(Weights):
         # torch's own attention reads its output layer's weight without calling the layer
         for slot in self._absent(module, recurse=isinstance(module, nn.MultiheadAttention)):
             self._load(slot, self._source)
-            self._passed.append(slot)
+            if id(module) not in self._around:
+                self._passed.append(slot)
 
     def _absent(self, module: nn.Module, recurse: bool = True) -> list[_Slot]:
         return [self._slots[id(p)] for p in module.parameters(recurse) if p.device.type == "meta"]
