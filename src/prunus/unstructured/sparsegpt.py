@@ -41,7 +41,6 @@ class SparseGPT(Pruner):
     def prune(self, weight_RC: Tensor, inputs: InputStatistics, quota: Quota) -> tuple[Tensor, Tensor]:
         H_CC = inputs.gram_CC
         dead_C = H_CC.diagonal() == 0  # inputs that are always zero: their weights do nothing
-        H_CC.diagonal()[dead_C] = 1
         U_CC = inverse_factor(H_CC, self.damping)
         W_CR = weight_RC.T.contiguous()  # columns become rows in memory, since the loop runs over columns
         W_CR[dead_C] = 0
@@ -90,6 +89,8 @@ def inverse_factor(H_CC: Tensor, damping: float) -> Tensor:
     Raises:
         PrunusError: H has no factor even with a thousand times the damping.
     """
+    H_CC = H_CC.clone()
+    H_CC.diagonal()[H_CC.diagonal() == 0] = 1  # an input that is always zero
     mean = H_CC.diagonal().mean()
     for _ in range(DAMPING_TRIES):
         damped_CC = H_CC.clone()
