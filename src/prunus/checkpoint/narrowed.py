@@ -17,6 +17,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from prunus.anatomy import anatomy
+from prunus.checkpoint.naming import keys_in_files
 from prunus.errors import PrunusError
 from prunus.plan import Plan
 from prunus.structured.gates import remove_gates
@@ -87,10 +88,10 @@ class PrunusLoader(HfQuantizer):  # type: ignore[misc]
         """Nothing is needed beyond prunus itself."""
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        for file in kwargs.get("checkpoint_files") or ():
-            _check_file(file)
         plan = self.quantization_config.plan
         narrow(model, anatomy(model, plan.mirrors), plan)
+        for file in kwargs.get("checkpoint_files") or ():
+            _check_file(file, model)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
@@ -109,12 +110,20 @@ class PrunusLoader(HfQuantizer):  # type: ignore[misc]
         return True
 
 
-def _check_file(path: str) -> None:
-    """Names a damaged weight file before transformers trips over it."""
+def _check_file(path: str, model: Any) -> None:
+    """Names a damaged weight file, or a tensor that does not fit the plan, before transformers trips over it or, in some
+    releases, passes over it."""
     if not str(path).endswith(".safetensors"):
         return
     try:
         with safe_open(str(path), framework="pt") as file:
-            file.keys()
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise PrunusError("weights", str(path), f"the file is damaged ({error}); save the model again") from None
+    expected = model.state_dict()
+    for name, key in keys_in_files(model, found).items():
+        wanted = tuple(expected[name].shape)
+        if found[key] != wanted:
+            raise PrunusError(
+                "weights", str(path), f"shape mismatch: {key} is {found[key]}, the plan asks for {wanted}"
+            )

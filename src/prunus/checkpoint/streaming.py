@@ -20,11 +20,10 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from prunus.anatomy import anatomy
 from prunus.checkpoint.loading import bare_model
+from prunus.checkpoint.naming import keys_in_files
 from prunus.checkpoint.narrowed import plan_of
 from prunus.checkpoint.shards import Shards
 from prunus.errors import PrunusError
@@ -173,7 +172,7 @@ class _FolderWeights(Weights):
     ):  # fmt: skip
         self._model, self._source, self._target = model, source, target
         self._work, self._fingerprint, self._device = work, fingerprint, device
-        self._keys = keys_in_files(model, source)
+        self._keys = keys_in_files(model, source.names())
         self._passed: list[_Slot] = []
         """Loaded since the last stop, by modules that have finished."""
         self._around: set[int] = set()
@@ -252,23 +251,3 @@ class _FolderWeights(Weights):
                 f"the files hold {tuple(tensor.shape)}, the config asks for {tuple(slot.meta.shape)}",
             )
         slot.put(nn.Parameter(tensor, requires_grad=False))
-
-
-def keys_in_files(model: PreTrainedModel, shards: Shards) -> dict[str, str]:
-    """Name in the model → name in the files, for every tensor whose bytes are the same in both.
-
-    Older checkpoints name some modules differently; transformers' own rules translate. What it would compute from
-    several tensors (merged experts, split qkv) has no name in the files.
-    """
-    transforms = get_model_conversion_mapping(model)
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if not isinstance(t, WeightRenaming)]
-    wanted = model.state_dict(keep_vars=True)
-    found: dict[str, str] = {}
-    for key in shards.names():
-        name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, wanted)
-        if name not in wanted and key in wanted:
-            name, converted = key, None
-        if converted is None and name in wanted:
-            found[name] = key
-    return found
