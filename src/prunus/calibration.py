@@ -28,13 +28,18 @@ def text_windows(tokenizer: Any, text: str, length: int) -> torch.Tensor:
     Raises:
         PrunusError: the text is shorter than one window.
     """
-    tokens = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    tokens = text_tokens(tokenizer, text)
     count = len(tokens) // length
     if not count:
         raise PrunusError(
             "length", length, f"the text has only {len(tokens)} tokens; give more text, or a smaller length"
         )
     return tokens[: count * length].view(count, length)
+
+
+def text_tokens(tokenizer: Any, text: str) -> torch.Tensor:
+    """A text as one document, without special tokens, (tokens,)."""
+    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def spread(rows: torch.Tensor, samples: int) -> torch.Tensor:

@@ -26,12 +26,11 @@ from torchmetrics import MeanMetric
 from transformers import BertTokenizer, BlipForQuestionAnswering
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from prunus.calibration import spread
+from prunus.calibration import Batch, spread
 from prunus.errors import PrunusError
 from prunus.models import small_blip, whiten
 from prunus.models.packaged import DEC, SEP, SPECIAL_TOKENS, WIDTH
 from prunus.repair import Training, finetune
-from prunus.tasks.task import Batch
 from prunus.typed import Typed
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -94,22 +93,21 @@ class EasyVQA(Typed):
         """
         model = small_blip(self.words, self.image_size, **sizes)
         self._head_start(
-            _Namer(model.vision_model), _NamedImages(self._train), default_collate, 40, 64, "image encoder"
+            _Namer(model.vision_model), _NamedImages(self._train), default_collate, 40, 64, 1e-4, "image encoder"
         )
         whiten(model.vision_model, self._train.pixels(torch.arange(256)))
         model.vision_model.requires_grad_(False)
         matcher = _Matcher(model, [self.words.index(name) for name in (*SHAPES, *COLORS)], self.words.index("yes"))
         self._head_start(
-            matcher, _BalancedQuestions(self._train), self.collate, self.matching_steps, 24, "question encoder"
+            matcher, _BalancedQuestions(self._train), self.collate, self.matching_steps, 24, 2e-4, "question encoder"
         )
         model.vision_model.requires_grad_(True)
         return model
 
     @staticmethod
     def _head_start(
-        model: nn.Module, data: Dataset[Any], collate: Any, steps: int, batch_size: int, title: str
+        model: nn.Module, data: Dataset[Any], collate: Any, steps: int, batch_size: int, rate: float, title: str
     ) -> None:
-        rate = 1e-4 if isinstance(model, _Namer) else 2e-4
         training = Training(
             steps=steps, batch_size=batch_size, learning_rate=rate, warmup_steps=min(10, steps), save_every=100 * steps
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-Batch = dict[str, Any]
+from prunus.calibration import Batch
 
 
 class Task(Protocol):

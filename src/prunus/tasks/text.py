@@ -15,9 +15,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 from transformers import AutoTokenizer
 
-from prunus.calibration import spread, text_windows
+from prunus.calibration import Batch, spread, text_tokens, text_windows
 from prunus.errors import PrunusError
-from prunus.tasks.task import Batch
 from prunus.typed import Typed
 
 
@@ -117,8 +116,7 @@ class Text(Typed):
 
     @cached_property
     def _evaluation(self) -> Tensor:
-        text = self.evaluation.read_text(encoding="utf-8")
-        return torch.tensor(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return text_tokens(self._tokenizer, self.evaluation.read_text(encoding="utf-8"))
 
     def example(self, model: Any, batch_size: int) -> Callable[[], object]:
         ids = self._evaluation[: self.length].expand(batch_size, -1).to(model.device)

@@ -35,7 +35,7 @@ class DSnoT(Pruner):
     """A row also stops before its expected change would change sign. n:m always does."""
 
     @property
-    def needs(self) -> Need:  # type: ignore[override]
+    def needs(self) -> Need:
         needs = Need.SQUARES | Need.MOMENTS
         return needs | Need.GRAM if self.start == "sparsegpt" else needs
 
@@ -67,19 +67,19 @@ class DSnoT(Pruner):
         )
         rows = _Rows((change_RC * pruned_RC).sum(1))
         for _ in range(self.max_cycles):
-            grown_R, can_grow_R = grow.next(rows.error_R <= 0)
-            cut_R, can_cut_R = cut.next(rows.error_R < 0)
+            grow_side_R, cut_side_R = rows.error_R <= 0, rows.error_R < 0
+            grown_R, can_grow_R = grow.next(grow_side_R)
+            cut_R, can_cut_R = cut.next(cut_side_R)
             after_R = rows.error_R + _at(change_RC, cut_R) - _at(change_RC, grown_R)
             possible_R = can_grow_R & can_cut_R & (rows.error_R.abs() > self.threshold)
             if self.same_sign:
                 possible_R &= after_R.sign() == rows.first_sign_R
-            sides = (rows.error_R <= 0, rows.error_R < 0)
             moved_R = rows.move(possible_R, after_R)
             if not moved_R.any():
                 return
             _exchange(pruned_RC, moved_R, grown_R, cut_R)
-            grow.take(sides[0], moved_R)
-            cut.take(sides[1], moved_R)
+            grow.take(grow_side_R, moved_R)
+            cut.take(cut_side_R, moved_R)
 
     def _swap_in_groups(
         self, pruned_RC: Tensor, change_RC: Tensor, gain_RC: Tensor, wanda_RC: Tensor, pattern: NofM

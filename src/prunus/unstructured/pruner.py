@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from prunus.errors import PrunusError
 from prunus.typed import Typed
-from prunus.unstructured.patterns import NofM, Quota, parse_pattern
+from prunus.unstructured.patterns import Group, NofM, Quota, parse_pattern
 from prunus.unstructured.statistics import InputStatistics, Need
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -34,8 +34,6 @@ class Pruner(Typed):
     pattern: Annotated[str, BeforeValidator(as_written)] = "unstructured"
     """`unstructured`, or n:m, which keeps n of every m consecutive inputs: "2:4", "4:8"."""
 
-    needs: ClassVar[Need] = Need.NOTHING
-
     @model_validator(mode="after")
     def _one_budget(self) -> Pruner:
         pattern = parse_pattern(self.pattern)
@@ -47,6 +45,11 @@ class Pruner(Typed):
                     "leave sparsity out (name towers with include and exclude), or use pattern unstructured",
                 )  # fmt: skip
         return self
+
+    @property
+    def needs(self) -> Need:
+        """The statistics that `prune` reads."""
+        return Need.NOTHING
 
     @property
     def nofm(self) -> NofM | None:
@@ -85,7 +88,7 @@ class Pruner(Typed):
 class Scored(Pruner):
     """A pruner that scores every weight and takes the lowest, leaving the others as they are."""
 
-    group: Annotated[str, Field(pattern="^(row|matrix)$")] = "row"
+    group: Group = "row"
     """Weights are compared within a row, or within the matrix. n:m compares within its groups."""
 
     @property
@@ -93,7 +96,7 @@ class Scored(Pruner):
         return self.group == "row"
 
     def quota(self, pruned: int) -> Quota:
-        return Quota(pruned, self.nofm, "matrix" if self.group == "matrix" else "row")
+        return Quota(pruned, self.nofm, self.group)
 
     @abstractmethod
     def scores(self, weight_RC: Tensor, inputs: InputStatistics) -> Tensor:

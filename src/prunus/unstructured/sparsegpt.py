@@ -5,7 +5,7 @@ Shapes: R rows, C columns, B columns of a block, S columns of a strip within a b
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -32,7 +32,10 @@ class SparseGPT(Pruner):
     block_size: int = Field(default=128, ge=1)
     damping: float = Field(default=0.01, gt=0)
     """Added to the diagonal of H, as a share of its mean."""
-    needs: ClassVar[Need] = Need.GRAM
+
+    @property
+    def needs(self) -> Need:
+        return Need.GRAM
 
     @property
     def rounds_by_row(self) -> bool:

@@ -4,7 +4,7 @@ ICLR 2024). Shapes: R rows, C columns.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -19,7 +19,10 @@ class Wanda(Scored):
     """
 
     method: Literal["wanda"] = "wanda"
-    needs: ClassVar[Need] = Need.SQUARES
+
+    @property
+    def needs(self) -> Need:
+        return Need.SQUARES
 
     def scores(self, weight_RC: Tensor, inputs: InputStatistics) -> Tensor:
         return weight_RC.abs() * inputs.squares_C.sqrt()
