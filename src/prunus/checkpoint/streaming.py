@@ -68,7 +68,7 @@ def prune_folder(
         raise PrunusError("output", str(output), "it exists; choose another folder, or delete it")
     shards = Shards(source)
     model = _skeleton(source)
-    name, chosen, plan = settle(model, method, plan, include, exclude)
+    chosen, plan = settle(model, method, plan, include, exclude)
     request = {
         "source": [[file, (source / file).stat().st_size, (source / file).stat().st_mtime_ns] for file in shards.files],
         "plan": plan.model_dump(mode="json"),
@@ -84,9 +84,6 @@ def prune_folder(
             model, method, plan, chosen, fingerprint, call or partial(call_with_batch, device=torch.device(device)),
             options, weights, work.done,
         )  # fmt: skip
-    achieved = achieved.model_copy(
-        update={"model": name, "calibration": fingerprint.summary(**options.model_dump(include={"sequential", "bf16"}))}
-    )
     config = json.loads((work.folder / "config.json").read_text())
     write_text(
         work.folder / "config.json", json.dumps({**config, RECORD: achieved.model_dump(mode="json")}, indent=2) + "\n"

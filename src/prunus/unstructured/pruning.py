@@ -67,21 +67,18 @@ def prune(
             that no batch reached, or an input that is not finite; the error names the module.
     """
     options = options or WalkOptions()
-    name, chosen, plan = settle(model, method, plan, include, exclude)
+    chosen, plan = settle(model, method, plan, include, exclude)
     _refuse_absent_weights(model, chosen)
     fingerprint = Fingerprint(batches)
     achieved = carry_out(model, method, plan, chosen, fingerprint, call, options)
-    achieved = achieved.model_copy(
-        update={"model": name, "calibration": fingerprint.summary(**options.model_dump(include={"sequential", "bf16"}))}
-    )
     note(model, achieved)
     return achieved
 
 
 def settle(
     model: nn.Module, method: Pruner, plan: SparsityPlan | None, include: Sequence[str], exclude: Sequence[str]
-) -> tuple[str, tuple[Matrix, ...], SparsityPlan]:
-    """Which matrices are pruned and by how much, checked before anything is touched: class name, matrices, plan."""
+) -> tuple[tuple[Matrix, ...], SparsityPlan]:
+    """Which matrices are pruned and by how much, checked before anything is touched."""
     name, candidates = type(model).__name__, matrices(model)
     if plan is not None:
         plan.check(name, candidates)
@@ -101,7 +98,7 @@ def settle(
         chosen = tuple(matrix for matrix in chosen if matrix.name in plan.matrices)
     for matrix in chosen:
         _check_fit(matrix, method.nofm)
-    return name, chosen, plan
+    return chosen, plan
 
 
 def carry_out(
@@ -109,13 +106,13 @@ def carry_out(
     method: Pruner,
     plan: SparsityPlan,
     chosen: Sequence[Matrix],
-    batches: Iterable[Any],
+    batches: Fingerprint,
     call: Call | None,
     options: WalkOptions,
     weights: Weights | None = None,
     done: Mapping[str, Mapping[str, int]] | None = None,
 ) -> SparsityPlan:
-    """Walks, prunes, and returns what was achieved.
+    """Walks, prunes, and returns what was achieved, with a record of the calibration data.
 
     Args:
         done: blocks that are already pruned, with the pruned counts of their matrices; batches only pass through.
@@ -154,6 +151,8 @@ def carry_out(
         update={
             "method": {**plan.method, **method.model_dump(mode="json")},
             "pattern": method.pattern,
+            "model": type(model).__name__,
+            "calibration": batches.summary(sequential=options.sequential, bf16=options.bf16),
             "matrices": {n: MatrixPlan(**{**m.model_dump(), "pruned": achieved[n]}) for n, m in kept.items()},
         }
     )
