@@ -18,7 +18,7 @@ from benchmarks.blip_base import blip_base, inputs
 from prunus import Search, UPop
 from prunus.cost import peak_memory
 
-BATCH = 4
+BATCH = 8
 
 
 def step(
@@ -41,7 +41,7 @@ def memory(searching: bool) -> int:
     return peak_memory()
 
 
-def time_ratio(pairs: int = 3) -> tuple[float, float, float]:
+def time_ratio(pairs: int = 5) -> tuple[float, float, float]:
     """Median seconds of a plain step, of a search step at the middle of a search, and the median of their ratios."""
     model, batch = blip_base().train(), inputs(BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
