@@ -18,7 +18,7 @@ from benchmarks.blip_base import blip_base, inputs
 from prunus import Search, UPop
 from prunus.cost import peak_memory
 
-BATCH = 8
+BATCH = 16
 
 
 def step(

@@ -4,11 +4,12 @@ Importing it also teaches transformers to load Prunus checkpoints. What is named
 else is promised.
 """
 
+from prunus.allocation import OWL, ECoFLaP, IterativeGlobal, Manual, Uniform, allocate
 from prunus.anatomy import Anatomy, Matrix, anatomy, matrices
 from prunus.calibration import image_batches, pair_batches, text_batches
 from prunus.checkpoint import extract, load_model, plan_of, prune_folder
 from prunus.errors import PrunusError
-from prunus.plan import Plan, SparsityPlan
+from prunus.plan import Plan, SparsityPlan, draw_plans
 from prunus.structured import Search, SearchCallback, UPop
 from prunus.unstructured import (
     DSnoT,
@@ -25,7 +26,8 @@ from prunus.unstructured import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "Anatomy", "DSnoT", "Magnitude", "Matrix", "Plan", "PrunusError", "Search", "SearchCallback", "SparseGPT",
-    "SparsityPlan", "UPop", "WalkOptions", "Wanda", "accelerate_2to4", "anatomy", "extract", "image_batches", "load_model", "matrices",
+    "OWL", "Anatomy", "DSnoT", "ECoFLaP", "IterativeGlobal", "Magnitude", "Manual", "Matrix", "Plan", "PrunusError", "Search",
+    "SearchCallback", "SparseGPT", "SparsityPlan", "UPop", "Uniform", "WalkOptions", "Wanda", "accelerate_2to4", "allocate",
+    "anatomy", "draw_plans", "extract", "image_batches", "load_model", "matrices",
     "pair_batches", "plan_of", "prune", "prune_folder", "prune_matrix", "sparsity_of", "text_batches",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from prunus.allocation import AnyAllocator
 from prunus.errors import PrunusError
 from prunus.repair import Training
 from prunus.structured import UPop
@@ -62,11 +63,24 @@ class PruneStep(Typed):
 
     step: Literal["prune"] = "prune"
     method: AnyPruner
+    allocate: AnyAllocator | None = None
+    """How the sparsity is shared out over the model; None is the method's own sparsity, everywhere alike."""
+    allocation_data: Calibration = Calibration(samples=32, batch_size=8)
+    """What the allocation is shown: training items, with the task's loss."""
     calibration: Calibration = Calibration()
     include: tuple[str, ...] = ()
     """Globs over module paths and towers; empty is everything but the connector."""
     exclude: tuple[str, ...] = ()
     walk: WalkOptions = WalkOptions()
+
+    @model_validator(mode="after")
+    def _one_sparsity(self) -> PruneStep:
+        if self.allocate is not None and (self.method.sparsity is not None or self.method.nofm is not None):
+            raise PrunusError(
+                "method.sparsity", self.method.sparsity or self.method.pattern,
+                "the allocation says how sparse everything becomes; leave it out here",
+            )  # fmt: skip
+        return self
 
 
 Step = Annotated[SearchStep | RetrainStep | PruneStep, Field(discriminator="step")]

@@ -19,9 +19,11 @@ from typing import Any
 import torch
 import transformers
 from rich.console import Console
+from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel, set_seed
 
-from prunus.anatomy import Unit, anatomy
+from prunus.allocation import allocate
+from prunus.anatomy import Unit, anatomy, matrices
 from prunus.checkpoint import bare_model, extract, load_model, local_folder, plan_of, prune_folder
 from prunus.cost import latencies, multiply_accumulates, peak_memory, size
 from prunus.errors import PrunusError
@@ -91,6 +93,8 @@ def _check_methods(recipe: Recipe) -> None:
             parts.select(step.method.include, step.method.exclude)
         elif isinstance(step, PruneStep):
             settle(model, step.method, None, step.include, step.exclude)
+            if step.allocate is not None:
+                step.allocate.choose(matrices(model), step.include, step.exclude)
 
 
 def _dense(recipe: Recipe, console: Console) -> Path:
@@ -174,12 +178,29 @@ def _carry_out(step: Step, recipe: Recipe, source: Path, folder: Path) -> None:
 
 
 def _prune(step: PruneStep, task: Task, source: Path, folder: Path) -> None:
+    plan = _allocated(step, task, source, folder / "plan.json")
     batches = task.calibration(step.calibration.samples, step.calibration.batch_size)
     write_text(folder / "course.json", json.dumps({"log": []}))
     prune_folder(
-        local_folder(source), folder / "model", step.method, batches, include=step.include, exclude=step.exclude,
+        local_folder(source), folder / "model", step.method, batches, plan=plan, include=step.include, exclude=step.exclude,
         options=step.walk,
     )  # fmt: skip
+
+
+def _allocated(step: PruneStep, task: Task, source: Path, file: Path) -> SparsityPlan | None:
+    """The plan of the step's allocation; a run that goes on takes the one that is already there."""
+    if step.allocate is None:
+        return None
+    if not file.exists():
+        data, wanted = task.train_data(), step.allocation_data
+        size = len(data)  # type: ignore[arg-type]
+        picked = Subset(data, [place * size // wanted.samples for place in range(min(wanted.samples, size))])
+        loader: DataLoader[Any] = DataLoader(picked, wanted.batch_size, collate_fn=task.collate)
+        plan = allocate(
+            load_model(source), step.allocate, loader, task.loss, step.include, step.exclude, bf16=step.walk.bf16
+        )
+        plan.save(file)
+    return SparsityPlan.load(file)
 
 
 def _save(model: PreTrainedModel, task: Task, folder: Path) -> None:
@@ -261,10 +282,7 @@ def _retained(dense: PreTrainedModel, plan: Plan, sparsity: SparsityPlan | None)
     zeros = sparsity.matrices if sparsity else {}
 
     def density(unit: Unit) -> float:
-        inside = [plan for name, plan in zeros.items() if name.startswith(f"{unit.path}.")]
-        if unit.kind == "mlp":  # a block's own MLP has the block's path
-            paths = {f"{unit.path}.{site.linear}" for site in (*unit.producers, unit.consumer)}
-            inside = [plan for name, plan in zeros.items() if name in paths]
+        inside = [zeros[path] for path in unit.linear_paths if path in zeros]
         return 1 - sum(p.pruned for p in inside) / max(sum(p.weights for p in inside), 1)
 
     return {

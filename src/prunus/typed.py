@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prunus.errors import PrunusError
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+"""A part of a whole, but not all of it."""
 
 
 class Typed(BaseModel):

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from prunus.anatomy.catalog import OPAQUE
 from prunus.anatomy.discover import anatomy, block_of, is_inside, tower_of
@@ -32,12 +32,12 @@ class Matrix:
         return self.rows * self.columns
 
 
-def matrices(model: nn.Module, mirrors: Mapping[str, str] | None = None) -> tuple[Matrix, ...]:
+def matrices(model: nn.Module, mirrors: Mapping[str, str] | None = None, any_type: bool = False) -> tuple[Matrix, ...]:
     """Every linear weight inside the transformer blocks of a model, in the model's order, on any device.
 
     A block is an element of a module list in which some element holds a unit of the anatomy, or a part that the
     anatomy leaves dense. Weights that several modules share count once, under their first name. Embeddings, heads,
-    projections between towers, norms and biases are never among them.
+    projections between towers, norms and biases are never among them. Quantised ones are only with `any_type`.
     """
     parts = anatomy(model, mirrors)
     blocks = {unit.block for unit in parts} | {block_of(model, part.path) for part in parts.unmapped}
@@ -46,7 +46,7 @@ def matrices(model: nn.Module, mirrors: Mapping[str, str] | None = None) -> tupl
     seen: set[int] = set()
     for path, module in model.named_modules():
         block = block_of(model, path)
-        if block.rpartition(".")[0] not in lists or not _prunable(model, path, module, parts.mirrors):
+        if block.rpartition(".")[0] not in lists or not _prunable(model, path, module, parts.mirrors, any_type):
             continue
         assert isinstance(module, nn.Linear)
         if id(module.weight) in seen:
@@ -54,6 +54,13 @@ def matrices(model: nn.Module, mirrors: Mapping[str, str] | None = None) -> tupl
         seen.add(id(module.weight))
         found.append(Matrix(path, block, tower_of(model, path), module.out_features, module.in_features))
     return tuple(found)
+
+
+def weight_of(model: nn.Module, name: str) -> Tensor:
+    """The weight of a linear layer, by the layer's path."""
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def choose(
@@ -100,7 +107,9 @@ def _parent(model: nn.Module, path: str) -> nn.Module:
     return model.get_submodule(path.rpartition(".")[0])
 
 
-def _prunable(model: nn.Module, path: str, module: nn.Module, mirrors: Mapping[str, str]) -> bool:
-    if not isinstance(module, nn.Linear) or module.weight.ndim != 2 or not module.weight.is_floating_point():
+def _prunable(model: nn.Module, path: str, module: nn.Module, mirrors: Mapping[str, str], any_type: bool) -> bool:
+    if not isinstance(module, nn.Linear):
+        return False
+    if not any_type and (module.weight.ndim != 2 or not module.weight.is_floating_point()):
         return False
     return type(_parent(model, path)).__name__ not in OPAQUE and not is_inside(path, mirrors)

@@ -61,6 +61,11 @@ class Unit:
         return self.span * sum(site.repeats * site.features for site in (*self.producers, self.consumer))
 
     @property
+    def linear_paths(self) -> tuple[str, ...]:
+        """Paths of its linear layers in the model."""
+        return tuple(f"{self.path}.{site.linear}" for site in (*self.producers, self.consumer))
+
+    @property
     def is_attention(self) -> bool:
         return self.kind != "mlp"
 

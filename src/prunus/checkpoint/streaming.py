@@ -22,6 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunus.anatomy import anatomy
+from prunus.batches import call_with_batch
 from prunus.checkpoint.loading import bare_model
 from prunus.checkpoint.naming import keys_in_files
 from prunus.checkpoint.narrowed import plan_of
@@ -33,7 +34,7 @@ from prunus.structured.surgery import narrow
 from prunus.unstructured import Pruner, WalkOptions
 from prunus.unstructured.fingerprint import Fingerprint
 from prunus.unstructured.pruning import RECORD, carry_out, settle
-from prunus.unstructured.walk import Call, Weights, call_with_batch
+from prunus.unstructured.walk import Call, Weights
 
 JOURNAL = "prunus-journal.json"
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from prunus.anatomy import Matrix
+from prunus.anatomy import Anatomy, Matrix
 from prunus.errors import PrunusError
 from prunus.plan.file import PlanFile
 
@@ -25,6 +26,7 @@ class MatrixPlan(BaseModel):
     pruned: int = Field(ge=0)
     """Weights that go."""
     tower: str
+    block: str = ""
 
     @model_validator(mode="after")
     def _valid(self) -> MatrixPlan:
@@ -81,6 +83,29 @@ class SparsityPlan(PlanFile):
                     where, shape, f"in this {model} the matrix is {shapes[name]}; the plan is for another model"
                 )
 
+    def edit(self, sparsity: Mapping[str, float]) -> SparsityPlan:
+        """The same plan with other sparsities for some towers, blocks or matrices (shell globs).
+
+        Raises:
+            PrunusError: a name matches nothing, or a sparsity is no share.
+        """
+        shares = written_sparsities(sparsity, {n: (m.tower, m.block, n) for n, m in self.matrices.items()})
+        edited = {name: {"pruned": round(self.matrices[name].weights * share)} for name, share in shares.items()}
+        matrices = {n: m.model_copy(update=edited.get(n, {})) for n, m in self.matrices.items()}
+        return self.model_copy(update={"matrices": matrices, "method": {**self.method, "edited": dict(sparsity)}})
+
+    def unit_ratios(self, anatomy: Anatomy) -> dict[str, float]:
+        """The plan for the structured road: unit → share of its weights that the plan prunes, from 0 to 1.
+
+        For `UPop(unit_ratios=...)`. Matrices outside of every unit are left out.
+        """
+        ratios: dict[str, float] = {}
+        for unit in anatomy:
+            inside = [self.matrices[path] for path in unit.linear_paths if path in self.matrices]
+            if inside:
+                ratios[unit.name] = _sparsity(inside)
+        return ratios
+
     def __str__(self) -> str:
         lines = [
             f"{self.model}: {self.sparsity:.2%} of {sum(m.weights for m in self.matrices.values()):,} weights in {len(self.matrices)} matrices, {self.pattern}"
@@ -113,16 +138,16 @@ def uniform(
         PrunusError: a tower is not one of the model's.
     """
     towers = dict.fromkeys(matrix.tower for matrix in chosen)
-    per_tower = (
-        dict.fromkeys(towers, sparsity) if isinstance(sparsity, float | int) else _per_tower(sparsity, tuple(towers))
+    shares = (
+        dict.fromkeys(towers, sparsity) if isinstance(sparsity, float | int) else per_tower(sparsity, tuple(towers))
     )
     matrices = {
         matrix.name: MatrixPlan(
-            rows=matrix.rows, columns=matrix.columns, tower=matrix.tower,
-            pruned=_count(matrix, float(per_tower[matrix.tower]), by_row),
+            rows=matrix.rows, columns=matrix.columns, tower=matrix.tower, block=matrix.block,
+            pruned=_count(matrix, float(shares[matrix.tower]), by_row),
         )
         for matrix in chosen
-        if matrix.tower in per_tower
+        if matrix.tower in shares
     }  # fmt: skip
     return SparsityPlan(model=model, method={"allocation": "uniform"}, pattern=pattern, matrices=matrices)
 
@@ -136,7 +161,12 @@ def share(count: int, sparsity: float) -> int:
     return int(count * sparsity + 1e-9)
 
 
-def _per_tower(sparsity: Mapping[str, float], towers: Sequence[str]) -> dict[str, float]:
+def per_tower(sparsity: Mapping[str, float], towers: Sequence[str]) -> dict[str, float]:
+    """Sparsities by the names of a model's own towers, `language` standing for every text tower that has no entry.
+
+    Raises:
+        PrunusError: a name is no tower of the model.
+    """
     resolved: dict[str, float] = {}
     for name, value in sparsity.items():
         if name in towers:
@@ -155,6 +185,38 @@ def _per_tower(sparsity: Mapping[str, float], towers: Sequence[str]) -> dict[str
             if name == tower or tower not in sparsity:
                 resolved[tower] = value
     return resolved
+
+
+def written_sparsities(written: Mapping[str, float], labels: Mapping[str, tuple[str, str, str]]) -> dict[str, float]:
+    """Sparsities that somebody wrote for towers, blocks and matrices, one per matrix; the narrower name wins.
+
+    Args:
+        written: name or glob → sparsity. Of two that are equally narrow, the later one wins.
+        labels: matrix → (tower, block, matrix).
+
+    Raises:
+        PrunusError: a name matches nothing, or a sparsity is not between 0 and 1.
+    """
+    towers = tuple(dict.fromkeys(tower for tower, _, _ in labels.values()))
+    found: dict[str, tuple[int, float]] = {}
+    for pattern, sparsity in written.items():
+        if not 0 <= sparsity <= 1:
+            raise PrunusError(f"sparsity.{pattern}", sparsity, "it is a share; take 0 to 1")
+        meant = LANGUAGE if pattern == "language" and pattern not in towers else (pattern,)
+        matched = False
+        for name, names in labels.items():
+            width = max(
+                (i for i, label in enumerate(names) for p in meant if fnmatch.fnmatchcase(label, p)), default=-1
+            )
+            matched = matched or width >= 0
+            if width >= 0 and width >= found.get(name, (-1, 0.0))[0]:
+                found[name] = (width, sparsity)
+        if not matched:
+            example = next(iter(labels.values()))
+            raise PrunusError(
+                "sparsity", pattern, f"it names no tower, block or matrix; towers: {', '.join(towers)}; paths are like {example[1]} and {example[2]}"
+            )  # fmt: skip
+    return {name: sparsity for name, (_, sparsity) in found.items()}
 
 
 def _sparsity(matrices: Iterable[MatrixPlan]) -> float:

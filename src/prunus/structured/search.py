@@ -53,6 +53,7 @@ class Search:
         self.model, self.method, self.total_steps = model, method, total_steps
         self.anatomy = anatomy(model, mirrors)
         self.units = self.anatomy.select(method.include, method.exclude)
+        method.check(self.units)
         self.gates = Gates(model, self.units)
         self.scores = {name: torch.zeros_like(gate) for name, gate in self.gates.values.items()}
         self.masks = {name: torch.ones_like(gate, dtype=torch.bool) for name, gate in self.gates.values.items()}

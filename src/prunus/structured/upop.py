@@ -13,12 +13,13 @@ again, so it is left out.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from prunus.anatomy import Unit
+from prunus.errors import PrunusError
 from prunus.structured.schedules import SCHEDULES, ScheduleName
 from prunus.structured.scores import standardise
 from prunus.structured.selection import select, select_as_published
@@ -52,6 +53,9 @@ class UPop(Typed):
     """Channels that every unit keeps."""
     hold: float = Field(default=0.0, ge=0, lt=1)
     """Share of the steps, at the end, that train at the final gates."""
+    unit_ratios: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
+    """Share of the channels of each unit that is to go, instead of one ranking over all units, such as
+    `SparsityPlan.unit_ratios` gives; units that are not named stay whole. `ratio` is what they come to."""
     include: tuple[str, ...] = ("*",)
     """Units to prune: globs over unit names, towers and components."""
     exclude: tuple[str, ...] = ()
@@ -91,9 +95,37 @@ class UPop(Typed):
     def masks(self, scores: dict[str, Tensor], units: tuple[Unit, ...], ratio: float) -> dict[str, Tensor]:
         """Which channels stay at `ratio`: unit → bool (channels,)."""
         ranked = standardise(scores, units) if self.normalize == "sum" else scores
+        if self.unit_ratios:
+            return self._masks_by_unit(ranked, ratio)
         if self.cost == "reference":
             return select_as_published(ranked, self.unit_costs(units), ratio)
         return select(ranked, self.unit_costs(units), ratio, self.min_channels, self.align)
+
+    def _masks_by_unit(self, ranked: dict[str, Tensor], ratio: float) -> dict[str, Tensor]:
+        """Every unit at its own ratio, which grows with `ratio`."""
+        masks: dict[str, Tensor] = {}
+        for name, scores in ranked.items():
+            floor = max(self.min_channels, self.align)
+            own = min(self.unit_ratios.get(name, 0.0) * ratio / self.ratio, max(0.0, 1 - floor / scores.numel()))
+            masks |= select({name: scores}, {name: 1.0}, own, self.min_channels, self.align)
+        return masks
+
+    def check(self, units: tuple[Unit, ...]) -> None:
+        """Refuses ratios of units that are not searched, or that come to something else than `ratio`.
+
+        Raises:
+            PrunusError: see above.
+        """
+        if not self.unit_ratios:
+            return
+        costs = self.unit_costs(units)
+        for name in self.unit_ratios:
+            if name not in costs:
+                raise PrunusError("unit_ratios", name, "no such unit is searched; `prunus inspect` lists them")
+        total = sum(costs[unit.name] * unit.channels for unit in units)
+        reached = sum(costs[u.name] * u.channels * self.unit_ratios.get(u.name, 0.0) for u in units) / total
+        if abs(reached - self.ratio) > 0.005:
+            raise PrunusError("ratio", self.ratio, f"the ratios of the units come to {reached:.4f}; write that")
 
     def gates(self, masks: dict[str, Tensor], ratio: float) -> dict[str, Tensor]:
         """ζ: 1 on channels that stay, 1 − p_t/p on those that go."""

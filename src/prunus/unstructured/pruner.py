@@ -6,15 +6,13 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, model_validator
 from torch import Tensor
 
 from prunus.errors import PrunusError
-from prunus.typed import Typed
+from prunus.typed import Share, Typed
 from prunus.unstructured.patterns import Group, NofM, Quota, parse_pattern
 from prunus.unstructured.statistics import InputStatistics, Need
-
-Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 def as_written(pattern: object) -> object:

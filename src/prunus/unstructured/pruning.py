@@ -9,14 +9,14 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from prunus.anatomy import Matrix, choose, matrices
+from prunus.anatomy import Matrix, choose, matrices, weight_of
 from prunus.errors import PrunusError
 from prunus.plan import MatrixPlan, SparsityPlan, uniform
 from prunus.typed import Typed
 from prunus.unstructured.fingerprint import Fingerprint
 from prunus.unstructured.patterns import NofM
 from prunus.unstructured.pruner import Pruner
-from prunus.unstructured.recorder import Recorder
+from prunus.unstructured.recorder import gather
 from prunus.unstructured.spill import Place, Spill
 from prunus.unstructured.statistics import InputStatistics
 from prunus.unstructured.walk import Call, Stop, Walk, Weights
@@ -162,21 +162,11 @@ def prune_block(
     model: nn.Module, method: Pruner, plan: SparsityPlan, targets: Sequence[Matrix], stop: Stop
 ) -> dict[str, int]:
     """Gathers statistics over all visits and prunes the block's matrices; returns how many weights each has lost."""
-    recorder = Recorder(model, targets, method.needs)
-    if method.needs or stop.keeps_outputs:
-        for visit in stop.visits:
-            with recorder.listening(visit):
-                stop.run(visit)
-            stop.rest(visit)
+    known = gather(model, targets, method.needs, stop) if method.needs or stop.keeps_outputs else {}
     counts: dict[str, int] = {}
     for matrix in targets:
-        if method.needs and matrix.name not in recorder.statistics:
-            raise PrunusError(
-                "batches", matrix.name, "no calibration batch used this layer; give batches that do, or exclude it"
-            )
-        weight = model.get_submodule(matrix.name).weight
-        assert isinstance(weight, Tensor)
-        statistics = recorder.statistics.get(matrix.name) or InputStatistics(matrix.columns, method.needs)
+        weight = weight_of(model, matrix.name)
+        statistics = known.get(matrix.name) or InputStatistics(matrix.columns, method.needs)
         with torch.autocast(weight.device.type, enabled=False):
             try:
                 new_RC, pruned_RC = method.prune(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prunus.anatomy import Matrix
 from prunus.errors import PrunusError
 from prunus.unstructured.statistics import InputStatistics, Need
-from prunus.unstructured.walk import Visit
+from prunus.unstructured.walk import Stop, Visit
 
 MASKED = -1e3
 """Additive masks: anything below this switches a position off."""
@@ -80,6 +80,21 @@ class Recorder:
                 name, error.value, f"an input of this layer is not finite in calibration batch {visit.batch}; "
                 "look at that batch, or walk in bf16 or fp32 instead of fp16",
             ) from None  # fmt: skip
+
+
+def gather(model: nn.Module, targets: Sequence[Matrix], needs: Need, stop: Stop) -> dict[str, InputStatistics]:
+    """Runs a block for all batches that have stopped at it, and returns what its layers were given."""
+    recorder = Recorder(model, targets, needs)
+    for visit in stop.visits:
+        with recorder.listening(visit):
+            stop.run(visit)
+        stop.rest(visit)
+    for matrix in targets:
+        if needs and matrix.name not in recorder.statistics:
+            raise PrunusError(
+                "batches", matrix.name, "no calibration batch used this layer; give batches that do, or exclude it"
+            )
+    return recorder.statistics
 
 
 def counted_positions(visit: Visit, x_NTC: Tensor) -> Tensor | None:

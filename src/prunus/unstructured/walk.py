@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
-from torch import Tensor, nn
+from torch import nn
 
+from prunus.batches import call_with_batch
 from prunus.errors import PrunusError
 from prunus.unstructured.spill import Spill
 
@@ -94,11 +95,11 @@ class Walk:
     def __enter__(self) -> Walk:
         try:
             self._cleanup.enter_context(torch.no_grad())
-            self._cleanup.enter_context(_quiet(self.model))
+            self._cleanup.enter_context(quiet(self.model))
             for path in self.pending:
                 block = self.model.get_submodule(path)
                 self._forwards[path] = block.forward
-                self._cleanup.enter_context(_replaced(block, self._stopping(path, block.forward)))
+                self._cleanup.enter_context(replaced(block, self._stopping(path, block.forward)))
         except BaseException:
             self._cleanup.close()
             raise
@@ -201,18 +202,6 @@ class Stop:
         return output
 
 
-def call_with_batch(model: nn.Module, batch: Any, device: torch.device | None = None) -> object:
-    """`model(**batch)`, its tensors on the device, by default the model's."""
-    device = device or next(model.parameters()).device
-    if isinstance(batch, Mapping):
-        return model(**{key: _to(value, device) for key, value in batch.items()})
-    return model(_to(batch, device))
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
 def _named(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     try:
         bound = inspect.signature(forward).bind(*args, **kwargs)
@@ -224,7 +213,7 @@ def _named(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
 
 
 @contextmanager
-def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Another forward for one module object, whatever hooks already replaced it."""
     before = module.__dict__.get("forward")
     module.forward = forward
@@ -237,7 +226,7 @@ def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
+def quiet(model: nn.Module) -> Iterator[None]:
     """Eval mode and no key-value caches, which a block that runs twice would fill twice."""
     training = {module: module.training for module in model.modules()}
     held: list[Any] = [getattr(module, "config", None) for module in model.modules()]

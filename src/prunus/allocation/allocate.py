@@ -1,0 +1,62 @@
+"""`allocate`: asks a method how much of which matrix may stay, and writes the answer down as a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from prunus.allocation.allocator import Allocator, Question
+from prunus.allocation.losses import Loss, own_loss
+from prunus.anatomy import matrices
+from prunus.errors import PrunusError
+from prunus.plan import MatrixPlan, SparsityPlan
+from prunus.unstructured.fingerprint import Fingerprint
+
+
+def allocate(
+    model: nn.Module,
+    method: Allocator,
+    batches: Iterable[Any] = (),
+    loss: Loss = own_loss,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    bf16: bool = False,
+    progress: bool = True,
+) -> SparsityPlan:
+    """Decides how sparse every matrix of a model is to become, by a method such as `ECoFLaP(sparsity=0.5)`.
+
+    Args:
+        model: any model that `anatomy` knows; it is only read, in eval mode.
+        method: `Uniform`, `Manual`, `ECoFLaP`, `IterativeGlobal` or `OWL`.
+        batches: calibration data with what the loss needs, such as `labels`; `Uniform` and `Manual` need none.
+        loss: the training loss on a batch; by default the model's own.
+        include, exclude: which matrices, as in `prune`.
+        bf16: run the model under bf16 autocast. Zeroth order is better off without.
+
+    Returns:
+        A plan for any pruner without an n:m pattern: print it, `save` it, `edit` it, draw it with `prunus.draw_plans`, or
+        turn it into channel ratios with `plan.unit_ratios`. The pruned weights are exact in total.
+
+    Raises:
+        PrunusError: no batches, a tower that is not there, no loss, a score that is not finite, or an unreachable budget.
+    """
+    chosen = method.choose(matrices(model, any_type=True), include, exclude)
+    seen = Fingerprint(batches)
+    held = list(seen)
+    if method.needs_batches and not held:
+        raise PrunusError("batches", "none", f"{type(method).__name__} looks at data; give calibration batches")
+    answer = method.answer(Question(model, chosen, held, loss, bf16, progress))
+    record = {**method.model_dump(mode="json"), "scores": answer.scores, "data": seen.summary(bf16=bf16)}
+    return SparsityPlan(
+        model=type(model).__name__,
+        method={"allocation": record},
+        matrices={
+            m.name: MatrixPlan(
+                rows=m.rows, columns=m.columns, tower=m.tower, block=m.block, pruned=m.weights - answer.kept[m.name]
+            )
+            for m in chosen
+            if m.name in answer.kept
+        },
+    )

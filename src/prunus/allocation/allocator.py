@@ -1,0 +1,125 @@
+"""What every allocation method is: a typed sparsity, and a rule for how many weights of which matrix stay."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from prunus.allocation.grouping import Aggregate, Granularity, budgets, kept_by_matrix
+from prunus.allocation.losses import Loss, own_loss
+from prunus.anatomy import CONNECTOR, Matrix, choose
+from prunus.errors import PrunusError
+from prunus.plan.sparsity import per_tower
+from prunus.typed import Share, Typed
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a method may look at: the model, the matrices, calibration batches and a loss."""
+
+    model: nn.Module
+    chosen: Sequence[Matrix]
+    batches: Sequence[Any] = ()
+    loss: Loss = own_loss
+    bf16: bool = False
+    progress: bool = False
+
+    def autocast(self) -> torch.autocast:
+        """For running the model; without the cache of cast weights, which would be half a second copy of it."""
+        device = next(self.model.parameters()).device.type
+        return torch.autocast(
+            "cpu" if device == "meta" else device, torch.bfloat16, enabled=self.bf16, cache_enabled=False
+        )
+
+    def scalar_loss(self, batch: Any) -> Tensor:
+        with self.autocast():
+            return self.loss(self.model, batch)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How many weights every matrix keeps; and the scores, if any, that say why."""
+
+    kept: dict[str, int]
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+class Allocator(Typed):
+    """Base of the allocation methods."""
+
+    method: str
+    sparsity: Share | dict[str, Share] = 0.5
+    """Share of the weights that go: of all of them together, or a fixed one per tower (towers that are not named are
+    left out)."""
+
+    @property
+    def needs_batches(self) -> bool:
+        return False
+
+    def choose(
+        self, candidates: Sequence[Matrix], include: Sequence[str], exclude: Sequence[str]
+    ) -> tuple[Matrix, ...]:
+        """The matrices that the sparsity is about."""
+        if not isinstance(self.sparsity, Mapping):
+            return choose(candidates, include, exclude)
+        chosen = choose(candidates, include or (["*"] if CONNECTOR in self.sparsity else ()), exclude)
+        towers = per_tower(self.sparsity, tuple(dict.fromkeys(matrix.tower for matrix in chosen)))
+        return tuple(matrix for matrix in chosen if matrix.tower in towers)
+
+    @abstractmethod
+    def answer(self, question: Question) -> Answer:
+        """Decides."""
+
+
+class Scoring(Allocator):
+    """An allocation by one score per matrix: measured once, good for every budget."""
+
+    max_sparsity: Share | None = None
+    """No group loses more than this share; None is 0.1 above the sparsity. At the sparsity itself, all is uniform."""
+    per_tower: bool = False
+    """Every tower has the given sparsity, and shares it out among its own groups."""
+    granularity: Granularity = "block"
+    """What has one sparsity: a matrix (`layer`), a transformer block, or a tower."""
+    aggregate: Aggregate = "sum"
+    """A group's score: the sum or the mean of its matrices'."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Scoring:
+        targets = self.sparsity.values() if isinstance(self.sparsity, Mapping) else [self.sparsity]
+        if self.max_sparsity is not None and self.max_sparsity < max(targets):
+            raise PrunusError(
+                "max_sparsity",
+                self.max_sparsity,
+                f"it is less than the sparsity {max(targets):.4g}; take at least that",
+            )
+        if self.granularity == "tower" and (self.per_tower or isinstance(self.sparsity, Mapping)):
+            raise PrunusError(
+                "granularity", "tower", "the sparsity of every tower is given already; take block or layer, or one sparsity for all"
+            )  # fmt: skip
+        return self
+
+    @property
+    def needs_batches(self) -> bool:
+        return True
+
+    @abstractmethod
+    def measure(self, question: Question) -> dict[str, float]:
+        """A score ≥ 0 for every matrix."""
+
+    def kept(self, chosen: Sequence[Matrix], scores: Mapping[str, float]) -> dict[str, int]:
+        """Weights that every matrix keeps, given the scores."""
+        kept: dict[str, int] = {}
+        for pool, sparsity in budgets(chosen, self.sparsity, self.per_tower):
+            limit = min(1.0, sparsity + 0.1) if self.max_sparsity is None else self.max_sparsity
+            kept |= kept_by_matrix(pool, scores, sparsity, limit, self.granularity, self.aggregate)
+        return kept
+
+    def answer(self, question: Question) -> Answer:
+        scores = self.measure(question)
+        return Answer(self.kept(question.chosen, scores), scores)

@@ -1,0 +1,113 @@
+"""Exact scores by one backward pass per batch, with one matrix gradient in memory at a time.
+
+Activations are recomputed block by block (checkpointing), and a gradient is reduced to a number and freed by a hook as soon
+as it is whole, before the next one is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from prunus.allocation.allocator import Question
+from prunus.anatomy import Matrix, weight_of
+from prunus.errors import PrunusError
+from prunus.unstructured.walk import quiet, replaced
+
+Score = Literal["gradient_norm", "weight_gradient", "squared"]
+Reduce = Callable[[Tensor, Tensor], Tensor]
+"""(weight, gradient of one batch) → what it adds to the score."""
+
+REDUCTIONS: dict[Score, Reduce] = {
+    "gradient_norm": lambda weight, gradient: torch.linalg.vector_norm(gradient, dtype=torch.float32),
+    "weight_gradient": lambda weight, gradient: _dot(weight.abs(), gradient.abs()),
+    "squared": lambda weight, gradient: _dot(weight.float().square(), gradient.float().square()),
+}
+"""Σ_b ‖g_b‖_F; Σ |w|·Σ_b |g_b|; Σ w²·Σ_b g_b². Means over batches differ from sums by a constant only."""
+
+
+def gradient_scores(question: Question, reduce: Reduce) -> dict[str, float]:
+    """Σ over batches of `reduce(W, ∂L/∂W)` for every matrix, in float64; zero for one that the loss does not
+    depend on.
+
+    The model's weights are only read; what required gradients before does so again afterwards.
+
+    Raises:
+        PrunusError: weights are not in memory, the loss depends on nothing, or a gradient is not finite.
+    """
+    totals = {matrix.name: 0.0 for matrix in question.chosen}
+
+    def take(name: str, weight: Tensor) -> None:
+        assert weight.grad is not None
+        totals[name] += float(reduce(weight.detach(), weight.grad))
+        weight.grad = None
+
+    with ready_for_gradients(question.model, question.chosen, take):
+        for batch in track(question.batches, "gradients · batches", disable=not question.progress, transient=True):
+            loss = question.scalar_loss(batch)
+            if not loss.requires_grad:
+                raise PrunusError(
+                    "loss",
+                    type(question.model).__name__,
+                    "it does not depend on the weights; order='zeroth' needs no gradients",
+                )
+            torch.autograd.backward(loss)
+    for name, total in totals.items():
+        if total != total or total == float("inf"):  # noqa: PLR0124 (not NaN)
+            raise PrunusError(
+                "scores", f"{name}: {total}", "a gradient is not finite; look at the batches, or use fp32"
+            )
+    return totals
+
+
+@contextmanager
+def ready_for_gradients(
+    model: nn.Module, chosen: Sequence[Matrix], take: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """While the context is open, only these matrices get gradients, blocks are checkpointed, and each gradient is given
+    to `take` when it is whole; the model is in eval mode."""
+    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    with ExitStack() as cleanup:
+        cleanup.enter_context(quiet(model))
+        cleanup.callback(_restore, required)
+        cleanup.enter_context(torch.enable_grad())
+        for parameter in required:
+            parameter.requires_grad_(False)
+        for matrix in chosen:
+            weight = weight_of(model, matrix.name)
+            if weight.is_meta or not weight.is_floating_point():
+                raise PrunusError(
+                    "weights", matrix.name, "it is offloaded or quantised and takes no gradient; use order='zeroth'"
+                )
+            weight.requires_grad_(True)
+            hook = weight.register_post_accumulate_grad_hook(partial(take, matrix.name))  # type: ignore[no-untyped-call]
+            cleanup.callback(hook.remove)
+        for path in dict.fromkeys(matrix.block for matrix in chosen):
+            block = model.get_submodule(path)
+            cleanup.enter_context(replaced(block, _checkpointed(block.forward)))
+        yield
+
+
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def forward_again_in_backward(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return forward_again_in_backward
+
+
+def _restore(required: dict[nn.Parameter, bool]) -> None:
+    for parameter, was in required.items():
+        parameter.requires_grad_(was)
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Σ left · right, row by row, in fp32."""
+    rows: Tensor = torch.linalg.vecdot(left.float(), right.float())
+    return rows.sum(dtype=torch.float64)

@@ -1,0 +1,72 @@
+"""From scores of matrices to weights that stay: groups, budgets per tower, and the solver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from prunus.allocation.solver import share_out
+from prunus.anatomy import Matrix
+from prunus.plan.sparsity import per_tower
+
+Granularity = Literal["layer", "block", "tower"]
+Aggregate = Literal["sum", "mean"]
+
+
+def group_of(matrix: Matrix, granularity: Granularity) -> str:
+    """The group that a matrix shares its sparsity with."""
+    return {"layer": matrix.name, "block": matrix.block, "tower": matrix.tower}[granularity]
+
+
+def budgets(
+    chosen: Sequence[Matrix], sparsity: float | Mapping[str, float], each_tower: bool
+) -> list[tuple[tuple[Matrix, ...], float]]:
+    """The matrices that share one budget, with its sparsity: all of them, or those of each tower.
+
+    Raises:
+        PrunusError: `sparsity` names a tower that is not there.
+    """
+    towers = tuple(dict.fromkeys(matrix.tower for matrix in chosen))
+    if isinstance(sparsity, Mapping):
+        targets = per_tower(sparsity, towers)
+    elif each_tower:
+        targets = dict.fromkeys(towers, sparsity)
+    else:
+        return [(tuple(chosen), sparsity)]
+    return [(tuple(m for m in chosen if m.tower == tower), target) for tower, target in targets.items()]
+
+
+def kept_by_matrix(
+    pool: Sequence[Matrix],
+    scores: Mapping[str, float],
+    sparsity: float,
+    max_sparsity: float,
+    granularity: Granularity,
+    aggregate: Aggregate = "sum",
+) -> dict[str, int]:
+    """Weights that every matrix keeps; within a group all have the same sparsity, to rounding.
+
+    Args:
+        pool: matrices that share a budget.
+        scores: of single matrices.
+        aggregate: what a group's score is to its matrices' scores. `mean` shares out *weights*, not density, by mean
+            scores, as the published code does: a group of many matrices then gets less of each than with `sum`.
+    """
+    groups: dict[str, list[Matrix]] = {}
+    for matrix in pool:
+        groups.setdefault(group_of(matrix, granularity), []).append(matrix)
+    sizes = {name: sum(matrix.weights for matrix in members) for name, members in groups.items()}
+    totals = {name: sum(scores[matrix.name] for matrix in members) for name, members in groups.items()}
+    if aggregate == "mean":
+        totals = {name: total / len(groups[name]) for name, total in totals.items()}
+    shares = share_out(sizes, totals, kept_weights(sum(sizes.values()), sparsity), max_sparsity)
+    kept: dict[str, int] = {}
+    for name, members in groups.items():
+        weights = {matrix.name: matrix.weights for matrix in members}
+        kept |= share_out(weights, {m: float(n) for m, n in weights.items()}, shares[name], max_sparsity=1.0)
+    return kept
+
+
+def kept_weights(weights: int, sparsity: float) -> int:
+    """K = ⌊N·(1 − p)⌋, for the p that was written."""
+    return int(weights * (1 - sparsity) + 1e-6)

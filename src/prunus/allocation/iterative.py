@@ -1,0 +1,84 @@
+"""Global pruning in steps on a copy, of which only the ratios are kept (a first-order baseline of ECoFLaP)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from rich.progress import track
+from torch import Tensor
+
+from prunus.allocation.allocator import Allocator, Answer, Question
+from prunus.allocation.first_order import ready_for_gradients
+from prunus.allocation.grouping import budgets, kept_weights
+from prunus.anatomy import weight_of
+from prunus.errors import PrunusError
+
+
+class IterativeGlobal(Allocator):
+    """Prunes the lowest |w|·Σ_b|g_b| of the whole model in T steps to p_i = p^(T/i), and keeps the ratios.
+
+    Works on a copy of the weights, with one score per weight in memory.
+    """
+
+    method: Literal["iterative_global"] = "iterative_global"
+    rounds: int = Field(default=3, ge=1)
+    """T."""
+    per_tower: bool = False
+
+    @property
+    def needs_batches(self) -> bool:
+        return True
+
+    def answer(self, question: Question) -> Answer:
+        question = replace(question, model=copy.deepcopy(question.model))
+        weights = {m.name: weight_of(question.model, m.name) for m in question.chosen}
+        kept = {m.name: m.weights for m in question.chosen}
+        for number in range(1, self.rounds + 1):
+            scores = _weight_scores(question, f"global pruning {number}/{self.rounds}")
+            for pool, sparsity in budgets(question.chosen, self.sparsity, self.per_tower):
+                names = [matrix.name for matrix in pool]
+                total = sum(matrix.weights for matrix in pool)
+                gone = total - kept_weights(total, sparsity ** (self.rounds / number))
+                for name, mask in zip(names, _lowest_of_all([scores[n] for n in names], gone), strict=True):
+                    weights[name].data.masked_fill_(mask, 0)
+                    kept[name] = int((~mask).sum())
+        return Answer(kept)
+
+
+def _weight_scores(question: Question, title: str) -> dict[str, Tensor]:
+    """|w|·Σ_b|g_b| of every weight, fp32."""
+    scores = {m.name: torch.zeros_like(weight_of(question.model, m.name), dtype=torch.float32) for m in question.chosen}
+
+    def take(name: str, weight: Tensor) -> None:
+        assert weight.grad is not None
+        scores[name] += weight.grad.abs()
+        weight.grad = None
+
+    with ready_for_gradients(question.model, question.chosen, take):
+        for batch in track(question.batches, title, disable=not question.progress, transient=True):
+            torch.autograd.backward(question.scalar_loss(batch))
+    for name, score in scores.items():
+        score.mul_(weight_of(question.model, name).detach().abs())
+        if not torch.isfinite(score).all():
+            raise PrunusError("scores", name, "a gradient is not finite; look at the batches, or use fp32")
+    return scores
+
+
+def _lowest_of_all(scores: list[Tensor], count: int) -> list[Tensor]:
+    """The `count` lowest scores of all tensors together, as a mask for each; ties go in order."""
+    if count <= 0:
+        return [torch.zeros_like(score, dtype=torch.bool) for score in scores]
+    pooled = torch.cat([score.flatten() for score in scores])
+    threshold = pooled.kthvalue(count).values
+    del pooled
+    masks = [score < threshold for score in scores]
+    left = count - sum(int(mask.sum()) for mask in masks)
+    for mask, score in zip(masks, scores, strict=True):
+        ties = (score == threshold).flatten().nonzero().flatten()[:left]
+        mask.view(-1)[ties] = True
+        left -= len(ties)
+    return masks

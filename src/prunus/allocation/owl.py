@@ -1,0 +1,84 @@
+"""OWL: outlier-weighed layer-wise sparsity (Yin et al., ICML 2024), for comparison.
+
+A block's outlier share is that part of its Wanda scores |W_ij|·‖x_j‖ which is more than `outlier` times the matrix's
+mean. Shares are stretched to [0, 2λ] over all blocks, and the density of a block is 1 − p plus its distance from their
+mean, the mean being weighed by weights so that the total is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+from rich.progress import track
+
+from prunus.allocation.allocator import Allocator, Answer, Question
+from prunus.allocation.grouping import budgets, group_of, kept_by_matrix
+from prunus.anatomy import Matrix, weight_of
+from prunus.errors import PrunusError
+from prunus.unstructured import Wanda
+from prunus.unstructured.recorder import gather
+from prunus.unstructured.walk import Walk
+
+
+class OWL(Allocator):
+    """More density for blocks with more outliers."""
+
+    method: Literal["owl"] = "owl"
+    outlier: float = Field(default=5.0, gt=1)
+    """A score above this many times the mean of its matrix is an outlier (M in the paper)."""
+    spread: float = Field(default=0.08, gt=0, lt=0.5)
+    """λ: densities differ by at most 2λ."""
+    granularity: Literal["block", "layer"] = "block"
+    per_tower: bool = False
+    """Every tower has the given sparsity, and shares it out among its own blocks."""
+
+    @property
+    def needs_batches(self) -> bool:
+        return True
+
+    def answer(self, question: Question) -> Answer:
+        outliers = self._outliers(question)
+        kept: dict[str, int] = {}
+        for pool, sparsity in budgets(question.chosen, self.sparsity, self.per_tower):
+            kept |= self._share(pool, outliers, sparsity)
+        return Answer(kept, outliers)
+
+    def _outliers(self, question: Question) -> dict[str, float]:
+        """Outliers of every matrix, a count."""
+        method, model = Wanda(), question.model
+        found: dict[str, float] = {}
+        by_block: dict[str, list[Matrix]] = {}
+        for matrix in question.chosen:
+            by_block.setdefault(matrix.block, []).append(matrix)
+        with question.autocast(), Walk(model, question.batches, list(by_block), sequential=False) as walk:
+            for stop in track(walk, "outliers · blocks", len(by_block), disable=not question.progress, transient=True):
+                statistics = gather(model, by_block[stop.block], method.needs, stop)
+                for matrix in by_block[stop.block]:
+                    weight = weight_of(model, matrix.name).detach().float()
+                    scores = method.scores(weight, statistics[matrix.name])
+                    found[matrix.name] = float((scores > self.outlier * scores.mean()).sum())
+        return found
+
+    def _share(self, pool: Sequence[Matrix], outliers: dict[str, float], sparsity: float) -> dict[str, int]:
+        groups: dict[str, list[Matrix]] = {}
+        for matrix in pool:
+            groups.setdefault(group_of(matrix, self.granularity), []).append(matrix)
+        weights = {name: sum(m.weights for m in members) for name, members in groups.items()}
+        shares = {name: sum(outliers[m.name] for m in members) / weights[name] for name, members in groups.items()}
+        low, high = min(shares.values()), max(shares.values())
+        if low == high:
+            stretched = dict.fromkeys(shares, 0.0)
+        else:
+            stretched = {name: 2 * self.spread * (share - low) / (high - low) for name, share in shares.items()}
+        mean = sum(stretched[name] * weights[name] for name in groups) / sum(weights.values())
+        if mean == 0:
+            return kept_by_matrix(pool, {m.name: float(m.weights) for m in pool}, sparsity, sparsity, self.granularity)
+        if sparsity + mean > 1 or sparsity + mean - 2 * self.spread < 0:
+            raise PrunusError(
+                "spread", self.spread, f"around a sparsity of {sparsity:.4g} some blocks would leave 0 to 1; take less"
+            )
+        # the same straight line as ECoFLaP's: floor 1 − (p + mean), slope 1, scores n_g · stretched share
+        scores = {m.name: m.weights * stretched[group_of(m, self.granularity)] for m in pool}
+        return kept_by_matrix(pool, scores, sparsity, sparsity + mean, self.granularity)
