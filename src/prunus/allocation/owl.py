@@ -7,7 +7,7 @@ mean, the mean being weighed by weights so that the total is exact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -39,13 +39,17 @@ class OWL(Allocator):
         return True
 
     def answer(self, question: Question) -> Answer:
-        outliers = self._outliers(question)
-        kept: dict[str, int] = {}
-        for pool, sparsity in budgets(question.chosen, self.sparsity, self.per_tower):
-            kept |= self._share(pool, outliers, sparsity)
-        return Answer(kept, outliers)
+        outliers = self.outliers(question)
+        return Answer(self.kept(question.chosen, outliers), outliers)
 
-    def _outliers(self, question: Question) -> dict[str, float]:
+    def kept(self, chosen: Sequence[Matrix], outliers: Mapping[str, float]) -> dict[str, int]:
+        """Weights that every matrix keeps, given the outliers of each."""
+        kept: dict[str, int] = {}
+        for pool, sparsity in budgets(chosen, self.sparsity, self.per_tower):
+            kept |= self._share(pool, outliers, sparsity)
+        return kept
+
+    def outliers(self, question: Question) -> dict[str, float]:
         """Outliers of every matrix, a count."""
         method, model = Wanda(), question.model
         found: dict[str, float] = {}
@@ -61,7 +65,7 @@ class OWL(Allocator):
                     found[matrix.name] = float((scores > self.outlier * scores.mean()).sum())
         return found
 
-    def _share(self, pool: Sequence[Matrix], outliers: dict[str, float], sparsity: float) -> dict[str, int]:
+    def _share(self, pool: Sequence[Matrix], outliers: Mapping[str, float], sparsity: float) -> dict[str, int]:
         groups: dict[str, list[Matrix]] = {}
         for matrix in pool:
             groups.setdefault(group_of(matrix, self.granularity), []).append(matrix)

@@ -1,0 +1,89 @@
+"""Which weights of a pruned model are zero, kept at one bit a weight, and held while something trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from prunus.anatomy import matrices, weight_of
+from prunus.errors import PrunusError
+from prunus.unstructured import sparsity_of
+
+BITS = tuple(1 << bit for bit in range(8))
+
+
+class BitMask:
+    """A boolean tensor at one bit an element: True where a weight stays."""
+
+    def __init__(self, kept: Tensor):
+        self.shape = kept.shape
+        flat = nn.functional.pad(kept.flatten(), (0, -kept.numel() % 8))
+        powers = torch.tensor(BITS, dtype=torch.uint8, device=kept.device)
+        self.packed = (flat.view(-1, 8) * powers).sum(1, dtype=torch.uint8)
+
+    def unpack(self, device: torch.device | None = None) -> Tensor:
+        """The boolean tensor, made anew."""
+        packed = self.packed.to(device or self.packed.device)
+        powers = torch.tensor(BITS, dtype=torch.uint8, device=packed.device)
+        return packed[:, None].bitwise_and(powers).ne(0).flatten()[: self.shape.numel()].view(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.packed.numel()
+
+
+def zeros_of(model: nn.Module) -> dict[str, BitMask]:
+    """The zero pattern of every pruned matrix: those that the model's record of pruning names, or, without a record,
+    those that have zeros.
+
+    Raises:
+        PrunusError: nothing in the model is pruned.
+    """
+    record = sparsity_of(model)
+    names = [m.name for m in matrices(model)] if record is None else list(record.matrices)
+    found = {name: BitMask(weight_of(model, name) != 0) for name in names}
+    pruned = {name: mask for name, mask in found.items() if not bool(mask.unpack().all())}
+    if not pruned:
+        raise PrunusError("model", type(model).__name__, "none of its weights is zero; prune it before it is repaired")
+    return pruned
+
+
+@contextmanager
+def holding(model: nn.Module, masks: dict[str, BitMask]) -> Iterator[None]:
+    """While the context is open, zeros get no gradient, so they stay zero under SGD and Adam with any weight decay.
+
+    Every gradient is masked as soon as it is whole, before it is clipped or reduced (ECoFLaP's sparse fine-tuning,
+    gradients times w ≠ 0).
+    """
+    with ExitStack() as hooks:
+        for name, mask in masks.items():
+            hook = weight_of(model, name).register_post_accumulate_grad_hook(_Masking(mask))  # type: ignore[no-untyped-call]
+            hooks.callback(hook.remove)
+        yield
+
+
+class _Masking:
+    def __init__(self, mask: BitMask):
+        self._mask = mask
+
+    def __call__(self, weight: Tensor) -> None:
+        if weight.grad is not None:
+            weight.grad.mul_(self._mask.unpack(weight.grad.device))
+
+
+def check_zeros(model: nn.Module, masks: dict[str, BitMask]) -> None:
+    """Refuses a model whose zeros are not those of the masks.
+
+    Raises:
+        PrunusError: a weight that was pruned is not zero; the error names the matrix and the count.
+    """
+    for name, mask in masks.items():
+        weight = weight_of(model, name)
+        wrong = int((weight.detach().ne(0) & ~mask.unpack(weight.device)).sum())
+        if wrong:
+            raise PrunusError(
+                name, f"{wrong} weights", "they were pruned and are not zero any more; this model is not saved"
+            )
