@@ -23,9 +23,9 @@ from transformers import AutoTokenizer
 from benchmarks.smollm2 import LENGTH, model_folder
 from prunus import OWL, ECoFLaP, SparseGPT, SparsityPlan, Uniform, WalkOptions, Wanda, load_model, matrices, prune
 from prunus.allocation.allocator import Question, Scoring
-from prunus.allocation.losses import own_loss
 from prunus.anatomy import choose
 from prunus.calibration import text_windows
+from prunus.losses import own_loss
 from prunus.plan import MatrixPlan
 from prunus.run import cache_folder
 from prunus.storage import write_text

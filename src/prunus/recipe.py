@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from prunus.allocation import AnyAllocator
 from prunus.errors import PrunusError
-from prunus.repair import Training
+from prunus.repair import AnyRepair, Distillation, Training
 from prunus.structured import UPop
 from prunus.tasks import AnyTask
 from prunus.typed import Typed, first_problem
@@ -49,6 +49,8 @@ class RetrainStep(Typed):
 
     step: Literal["retrain"] = "retrain"
     train: Training
+    distillation: Distillation | None = None
+    """What to learn from the dense model beside the task."""
 
 
 class Calibration(Typed):
@@ -83,7 +85,15 @@ class PruneStep(Typed):
         return self
 
 
-Step = Annotated[SearchStep | RetrainStep | PruneStep, Field(discriminator="step")]
+class RepairStep(Typed):
+    """Trains a pruned model without losing a zero."""
+
+    step: Literal["repair"] = "repair"
+    method: AnyRepair
+    train: Training
+
+
+Step = Annotated[SearchStep | RetrainStep | PruneStep | RepairStep, Field(discriminator="step")]
 
 
 class Measure(Typed):
@@ -107,14 +117,21 @@ class Recipe(Typed):
 
     @model_validator(mode="after")
     def _steps_follow(self) -> Recipe:
-        if self.steps[0].step == "retrain":
-            raise PrunusError("steps.0.step", "retrain", "search or prune first; there is nothing to repair yet")
+        if self.steps[0].step in ("retrain", "repair"):
+            raise PrunusError(
+                "steps.0.step", self.steps[0].step, "search or prune first; there is nothing to repair yet"
+            )
         for number, step in enumerate(self.steps):
-            if step.step != "prune" and any(earlier.step == "prune" for earlier in self.steps[:number]):
+            pruned = any(earlier.step == "prune" for earlier in self.steps[:number])
+            if step.step in ("search", "retrain") and pruned:
                 raise PrunusError(
                     f"steps.{number}.step", step.step, "it trains every weight and would fill the zeros of the prune step; "
-                    "put the prune step last",
+                    "take step repair, or put the prune step last",
                 )  # fmt: skip
+            if step.step == "repair" and not pruned:
+                raise PrunusError(
+                    f"steps.{number}.step", "repair", "it holds zeros, and nothing is pruned yet; take step retrain"
+                )
         return self
 
 

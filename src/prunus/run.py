@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ from prunus.anatomy import Unit, anatomy, matrices
 from prunus.checkpoint import bare_model, extract, load_model, local_folder, plan_of, prune_folder
 from prunus.cost import latencies, multiply_accumulates, peak_memory, size
 from prunus.errors import PrunusError
+from prunus.losses import Loss
 from prunus.models import smollm2
 from prunus.plan import Plan, SparsityPlan
-from prunus.recipe import PruneStep, Recipe, SearchStep, Source, Step, dump_recipe
-from prunus.repair import Training, finetune
+from prunus.recipe import PruneStep, Recipe, RepairStep, RetrainStep, SearchStep, Source, Step, dump_recipe
+from prunus.repair import Lesson, Training, finetune, repair
 from prunus.report import Report, write_report
 from prunus.storage import new_folder, write_text
 from prunus.structured import SearchCallback
@@ -59,15 +61,29 @@ def run(recipe: Recipe, console: Console | None = None) -> Report:
 
     dense_folder = _dense(recipe, console)
     recipe = recipe.model_copy(update={"task": recipe.task.for_model(dense_folder)})
-    current, courses = dense_folder, []
+    so_far, courses = _Models(dense_folder, dense_folder, dense_folder), []
     for number, step in enumerate(recipe.steps, start=1):
         step_folder = folder / f"{number}-{step.step}"
         if not (step_folder / "model").exists():
             console.rule(f"{number}. {step.step}")
-            _carry_out(step, recipe, current, step_folder)
+            _carry_out(step, recipe, so_far, step_folder)
         courses.append({"step": step.step, **json.loads((step_folder / "course.json").read_text())})
-        current = step_folder / "model"
-    return _conclude(recipe, dense_folder, current, courses, console)
+        so_far = so_far.after(step, step_folder / "model")
+    return _conclude(recipe, dense_folder, so_far.current, courses, console)
+
+
+@dataclass(frozen=True)
+class _Models:
+    """Folders of the models that a step may need."""
+
+    dense: Path
+    unpruned: Path
+    """The last one without zeros."""
+    current: Path
+
+    def after(self, step: Step, made: Path) -> _Models:
+        keeps_zeros = isinstance(step, PruneStep | RepairStep)
+        return _Models(self.dense, self.unpruned if keeps_zeros else made, made)
 
 
 def _claim(folder: Path, recipe: Recipe) -> None:
@@ -147,21 +163,48 @@ def _train(
     recipe: Recipe,
     title: str,
     callbacks: tuple[Any, ...] = (),
+    loss: Loss | None = None,
 ) -> list[dict[str, float]]:
     task = recipe.task
     return finetune(
-        model, training, folder, task.train_data(), task.collate, task.loss,
-        evaluate=lambda current: {task.headline: task.evaluate(current, COURSE_LIMIT, progress=False)[task.headline]},
+        model, training, folder, task.train_data(), task.collate, loss or task.loss, evaluate=_headline(task),
         callbacks=callbacks, seed=recipe.seed, title=title,
     )  # fmt: skip
 
 
-def _carry_out(step: Step, recipe: Recipe, source: Path, folder: Path) -> None:
+def _headline(task: Task) -> Callable[[PreTrainedModel], dict[str, float]]:
+    """The metric along the way, on a part of the evaluation split."""
+    return lambda model: {task.headline: task.evaluate(model, COURSE_LIMIT, progress=False)[task.headline]}
+
+
+def _retrain(
+    model: PreTrainedModel, step: RetrainStep, recipe: Recipe, dense: Path, folder: Path
+) -> list[dict[str, float]]:
+    loss: Loss | None = None
+    if step.distillation is not None:
+        teacher = load_model(dense)
+        blocks = list(dict.fromkeys(unit.block for unit in anatomy(model)))
+        loss = Lesson(step.distillation, recipe.task.predict, teacher, blocks)
+    return _train(model, step.train, folder, recipe, "retrain", loss=loss)
+
+
+def _repair(
+    model: PreTrainedModel, step: RepairStep, recipe: Recipe, unpruned: Path, folder: Path
+) -> list[dict[str, float]]:
+    task = recipe.task
+    return repair(
+        model, step.method, task.train_data(), step.train, load_model(unpruned) if step.method.distillation else None,
+        task.predict, task.collate, folder, _headline(task), seed=recipe.seed, title=step.method.method,
+    )  # fmt: skip
+
+
+def _carry_out(step: Step, recipe: Recipe, models: _Models, folder: Path) -> None:
+    """One step: from the current model to the one in `folder`."""
     set_seed(recipe.seed)
     if isinstance(step, PruneStep):
-        _prune(step, recipe.task, source, folder)
+        _prune(step, recipe.task, models.current, folder)
         return
-    model = load_model(source)
+    model = load_model(models.current)
     course: dict[str, Any] = {}
     if isinstance(step, SearchStep):
         callback = SearchCallback(step.method)
@@ -171,8 +214,10 @@ def _carry_out(step: Step, recipe: Recipe, source: Path, folder: Path) -> None:
         plan = callback.plan()
         plan.save(folder / "plan.json")
         model = extract(model, plan, inplace=True)
+    elif isinstance(step, RepairStep):
+        course["log"] = _repair(model, step, recipe, models.unpruned, folder / "checkpoints")
     else:
-        course["log"] = _train(model, step.train, folder / "checkpoints", recipe, "retrain")
+        course["log"] = _retrain(model, step, recipe, models.dense, folder / "checkpoints")
     write_text(folder / "course.json", json.dumps(course))
     _save(model, recipe.task, folder / "model")
 

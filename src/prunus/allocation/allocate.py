@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from prunus.allocation.allocator import Allocator, Question
-from prunus.allocation.losses import Loss, own_loss
 from prunus.anatomy import matrices
 from prunus.errors import PrunusError
+from prunus.losses import Loss, own_loss
 from prunus.plan import MatrixPlan, SparsityPlan
 from prunus.unstructured.fingerprint import Fingerprint
 

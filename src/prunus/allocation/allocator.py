@@ -12,9 +12,9 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from prunus.allocation.grouping import Aggregate, Granularity, budgets, kept_by_matrix
-from prunus.allocation.losses import Loss, own_loss
 from prunus.anatomy import CONNECTOR, Matrix, choose
 from prunus.errors import PrunusError
+from prunus.losses import Loss, own_loss
 from prunus.plan.sparsity import per_tower
 from prunus.typed import Share, Typed
 

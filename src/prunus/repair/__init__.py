@@ -1,5 +1,11 @@
-"""Repair: getting back what pruning lost."""
+"""Repair: getting back what pruning lost, without losing a zero."""
 
+from prunus.repair.distillation import Distillation, Lesson
 from prunus.repair.finetune import Training, finetune
+from prunus.repair.methods import RESSA, AnyRepair, LoRA, MaskedFinetune, MaskedLoRA, Repair
+from prunus.repair.repair import repair
 
-__all__ = ["Training", "finetune"]
+__all__ = [
+    "RESSA", "AnyRepair", "Distillation", "Lesson", "LoRA", "MaskedFinetune", "MaskedLoRA", "Repair", "Training", "finetune",
+    "repair",
+]  # fmt: skip

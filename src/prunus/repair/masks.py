@@ -26,13 +26,17 @@ class BitMask:
 
     def unpack(self, device: torch.device | None = None) -> Tensor:
         """The boolean tensor, made anew."""
-        packed = self.packed.to(device or self.packed.device)
-        powers = torch.tensor(BITS, dtype=torch.uint8, device=packed.device)
-        return packed[:, None].bitwise_and(powers).ne(0).flatten()[: self.shape.numel()].view(self.shape)
+        return unpack(self.packed.to(device or self.packed.device), self.shape)
 
     @property
     def bytes(self) -> int:
         return self.packed.numel()
+
+
+def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
+    """A boolean tensor from its bytes, the lowest bit first."""
+    powers = torch.tensor(BITS, dtype=torch.uint8, device=packed.device)
+    return packed[:, None].bitwise_and(powers).ne(0).flatten()[: shape.numel()].view(shape)
 
 
 def zeros_of(model: nn.Module) -> dict[str, BitMask]:

@@ -28,6 +28,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from prunus.calibration import Batch, spread
 from prunus.errors import PrunusError
+from prunus.losses import Prediction, next_tokens
 from prunus.models import small_blip, whiten
 from prunus.models.packaged import DEC, SEP, SPECIAL_TOKENS, WIDTH
 from prunus.repair import Training, finetune
@@ -159,7 +160,10 @@ class EasyVQA(Typed):
         return batches
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The model's own loss, with each image encoded once for all of its questions."""
+        return self.predict(model, batch).loss
+
+    def predict(self, model: nn.Module, batch: Batch) -> Prediction:
+        """The model's own loss and the logits of its answers, with each image encoded once for all of its questions."""
         blip: Any = model
         images = blip.vision_model(pixel_values=batch["pixel_values"]).last_hidden_state[batch["image_of_question"]]
         states = blip.text_encoder(
@@ -168,13 +172,13 @@ class EasyVQA(Typed):
             encoder_hidden_states=images,
             encoder_attention_mask=torch.ones(images.shape[:2], dtype=torch.long, device=images.device),
         ).last_hidden_state
-        loss: Tensor = blip.text_decoder(
+        answer = blip.text_decoder(
             input_ids=batch["labels"],
             encoder_hidden_states=states,
             encoder_attention_mask=batch["attention_mask"],
             labels=batch["labels"],
-        ).loss
-        return loss
+        )
+        return next_tokens(answer.loss, answer.logits, batch["labels"])
 
     @torch.no_grad()
     def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:

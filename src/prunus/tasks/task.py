@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from prunus.calibration import Batch
+from prunus.losses import Prediction
 
 
 class Task(Protocol):
@@ -41,6 +42,9 @@ class Task(Protocol):
 
     def calibration(self, samples: int, batch_size: int) -> list[Batch]:
         """Training inputs that the model takes as `model(**batch)`, for pruners; the same at every call."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> Prediction:
+        """The training loss, with the logits behind it."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The training loss, a scalar."""

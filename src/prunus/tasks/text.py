@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from prunus.calibration import Batch, spread, text_tokens, text_windows
 from prunus.errors import PrunusError
+from prunus.losses import Prediction, own_loss, own_prediction
 from prunus.typed import Typed
 
 
@@ -93,9 +94,11 @@ class Text(Typed):
         """Windows spread evenly over the training text, without labels."""
         return [{"input_ids": ids} for ids in torch.split(spread(self._windows, samples), batch_size)]
 
+    def predict(self, model: nn.Module, batch: Batch) -> Prediction:
+        return own_prediction(model, batch)
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        loss: Tensor = model(**batch).loss
-        return loss
+        return own_loss(model, batch)
 
     @torch.no_grad()
     def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:

@@ -1,0 +1,155 @@
+"""What the student learns from its teacher: logits, and, if asked for, what blocks compute (RESSA's cross-modality adaptation).
+
+    loss = (1 − λ)·task + λ·KL(teacher ‖ student)
+
+The divergence is computed in fp32 and averaged over the positions that predict a target; padding, images and prompts do not
+count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunus.errors import PrunusError
+from prunus.losses import Predict, Prediction
+from prunus.typed import Share, Typed
+
+Teacher = Callable[[], AbstractContextManager[nn.Module]]
+"""Opens a context in which the model it gives is the teacher."""
+
+
+class Distillation(Typed):
+    """How much the student listens to its teacher."""
+
+    weight: Share = 0.1
+    """λ."""
+    temperature: float = Field(default=1.0, gt=0)
+    reduction: Literal["mean", "published"] = "mean"
+    """`mean` over positions with a target. `published`: the sum over every position, padding included, as the published
+    code has it; it grows with the length of the batch."""
+    features: float = Field(default=0.0, ge=0)
+    """Weight of the mean squared difference of what blocks return, relative to the teacher's mean square."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Keep this many of the teacher's largest logits per position on disk, computed once before the training. Only for
+    data that are the same whenever they are read."""
+
+    @model_validator(mode="after")
+    def _storable(self) -> Distillation:
+        if self.top_k is not None and (self.features or self.reduction == "published"):
+            raise PrunusError(
+                "top_k",
+                self.top_k,
+                "only logits at targets are stored; leave it out, or features and the published reduction",
+            )
+        return self
+
+    def divergence(self, student: Prediction, teacher_logits: Tensor) -> Tensor:
+        """KL(teacher ‖ student)·T², a scalar.
+
+        Args:
+            teacher_logits: (…, V) of the same positions as the student's.
+        """
+        if self.reduction == "published":
+            return kl_divergence(student.logits, teacher_logits, self.temperature).sum()
+        picked = kl_divergence(student.logits[student.counted], teacher_logits[student.counted], self.temperature)
+        return picked.sum() / max(picked.numel(), 1)
+
+    def loss(self, task: Tensor, divergence: Tensor, features: Tensor | None = None) -> Tensor:
+        """All parts together."""
+        total = (1 - self.weight) * task + self.weight * divergence
+        return total if features is None else total + self.features * features
+
+
+def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher ‖ student)·T² of logits (…, V) at each position, (…), in fp32."""
+    ours = F.log_softmax(student.float() / temperature, dim=-1)
+    theirs = F.log_softmax(teacher.float() / temperature, dim=-1)
+    return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1) * temperature**2
+
+
+def top_k_divergence(student: Tensor, values: Tensor, places: Tensor, temperature: float = 1.0) -> Tensor:
+    """As `kl_divergence`, with the teacher's k largest logits (…, k) at vocabulary places (…, k), the student's being
+    normalised over the same k."""
+    return kl_divergence(student.gather(-1, places), values, temperature)
+
+
+class Lesson:
+    """Runs student and teacher on a batch and returns the training loss.
+
+    Args:
+        method: how they are compared.
+        predict: what a model says about a batch.
+        teacher: the dense model, or what opens it; its forward pass is in eval mode, and without gradients.
+        blocks: paths of the modules whose outputs `features` compares, the same in both models.
+    """
+
+    def __init__(
+        self, method: Distillation, predict: Predict, teacher: Teacher | nn.Module, blocks: Sequence[str] = ()
+    ):
+        self.method, self.predict = method, predict
+        self.teacher: Teacher = partial(_beside, teacher) if isinstance(teacher, nn.Module) else teacher
+        self.blocks = tuple(blocks) if method.features else ()
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        with (
+            torch.no_grad(),
+            self.teacher() as teacher,
+            evaluating(teacher),
+            _outputs_of(teacher, self.blocks) as theirs,
+        ):
+            taught = self.predict(teacher, batch).logits
+        with _outputs_of(model, self.blocks) as ours:
+            student = self.predict(model, batch)
+        return self.method.loss(
+            student.loss, self.method.divergence(student, taught), _difference(ours, theirs) if self.blocks else None
+        )
+
+
+def _difference(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
+    """Mean over blocks of ‖student − teacher‖² / ‖teacher‖²."""
+    parts = [
+        (mine.float() - other.float()).square().mean() / other.float().square().mean().clamp_min(1e-12)
+        for mine, other in zip(ours, theirs, strict=True)
+    ]
+    return torch.stack(parts).mean()
+
+
+@contextmanager
+def _outputs_of(model: nn.Module, blocks: Sequence[str]) -> Iterator[list[Tensor]]:
+    """What blocks return while the context is open, in the order of their calls."""
+    seen: list[Tensor] = []
+    inner = getattr(model, "module", model)
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        seen.append(output if isinstance(output, Tensor) else output[0])
+
+    with ExitStack() as hooks:
+        for path in blocks:
+            hooks.enter_context(inner.get_submodule(path).register_forward_hook(keep))
+        yield seen
+
+
+@contextmanager
+def _beside(teacher: nn.Module) -> Iterator[nn.Module]:
+    """A teacher that is a model of its own."""
+    yield teacher
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was in training.items():
+            module.training = was

@@ -1,0 +1,250 @@
+"""Low-rank adapters that respect zeros (RESSA's masked LoRA), and plain ones for comparison.
+
+    y = x·[(W + s·B A) ⊙ M]ᵀ + b,   s = alpha / rank                                    (masked)
+    y = x·(W ⊙ M)ᵀ + s·(x Aᵀ) Bᵀ + b                                                     (plain)
+
+M is the zero pattern of the pruned model, at one bit a weight. The effective weight is made for each use and never kept for
+the backward pass: with G = dYᵀ X, dB = s·(G ⊙ M) Aᵀ and dA = s·Bᵀ (G ⊙ M). Where a dense teacher is given, W holds its
+weights, so that one switch turns the student into the teacher. Shapes: R outputs, C inputs, K rank, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunus.anatomy import CONNECTOR, Matrix, matrices, weight_of
+from prunus.errors import PrunusError
+from prunus.plan.sparsity import LANGUAGE, per_tower
+from prunus.repair.masks import BitMask, unpack
+
+RANKS: dict[str, int] = {"vision": 4, "language": 8, CONNECTOR: 2}
+"""RESSA's ranks; of a model that lacks one of these towers they are left out. A connector is not pruned: its adapters have
+no mask."""
+
+CHUNK = 1 << 18
+"""Weights made at a time: small enough to stay in a core's cache."""
+
+
+class Adapters:
+    """Adapters on the linear layers of a pruned model, which train in place of its weights.
+
+    Args:
+        model: the pruned model; all of its own parameters are frozen.
+        masks: its zero patterns; a layer without one has no zeros.
+        ranks: of all pruned towers, or per tower (`connector` adds adapters to a connector, whose mask is all ones).
+        alpha: the adapters' output is multiplied by alpha / rank.
+        masked: whether the adapters' product is masked, too.
+        teacher: the model before it was pruned; its weights are kept in place of the pruned ones.
+        seed: of A; B is zero.
+
+    Raises:
+        PrunusError: a tower that is not there, or a teacher of another shape.
+    """
+
+    def __init__(
+        self, model: nn.Module, masks: Mapping[str, BitMask], ranks: int | Mapping[str, int], alpha: float,
+        masked: bool = True, teacher: nn.Module | None = None, seed: int = 0,
+    ):  # fmt: skip
+        self.model, self.masks, self.masked = model, masks, masked
+        self._required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        model.requires_grad_(False)
+        self.layers: dict[str, _Adapted] = {}
+        for matrix, rank in _chosen(matrices(model), masks, ranks):
+            linear = model.get_submodule(matrix.name)
+            assert isinstance(linear, nn.Linear)
+            dense = None if teacher is None else _teacher_weight(teacher, matrix)
+            generator = torch.Generator().manual_seed(seed + zlib.crc32(matrix.name.encode()))
+            self.layers[matrix.name] = _Adapted(
+                linear, masks.get(matrix.name), rank, alpha / rank, masked, dense, generator
+            )
+
+    @contextmanager
+    def off(self) -> Iterator[nn.Module]:
+        """While the context is open, the model is its teacher: no masks, no adapters."""
+        for layer in self.layers.values():
+            layer.off = True
+        try:
+            yield self.model
+        finally:
+            for layer in self.layers.values():
+                layer.off = False
+
+    def merge(self) -> None:
+        """Puts the effective weights, computed in fp32 and cast once, in place of all this and takes the adapters off."""
+        for layer in self.layers.values():
+            layer.merge()
+        self.layers.clear()
+        for parameter, was in self._required.items():
+            parameter.requires_grad_(was)
+
+
+def _chosen(
+    candidates: tuple[Matrix, ...], masks: Mapping[str, BitMask], ranks: int | Mapping[str, int]
+) -> list[tuple[Matrix, int]]:
+    """Pruned matrices, and those of a connector that has a rank, each with its rank."""
+    if isinstance(ranks, int):
+        return [(matrix, ranks) for matrix in candidates if matrix.name in masks]
+    towers = tuple(dict.fromkeys(m.tower for m in candidates))
+    absent = {name for name in RANKS if not any(t == name or (name == "language" and t in LANGUAGE) for t in towers)}
+    present = {name: rank for name, rank in ranks.items() if name not in absent}
+    resolved = per_tower(present, towers)
+    return [
+        (matrix, int(resolved[matrix.tower]))
+        for matrix in candidates
+        if resolved.get(matrix.tower) and (matrix.name in masks or matrix.tower == CONNECTOR)
+    ]
+
+
+def _teacher_weight(teacher: nn.Module, matrix: Matrix) -> Tensor:
+    try:
+        weight = weight_of(teacher, matrix.name).detach()
+    except AttributeError:
+        raise PrunusError("teacher", matrix.name, "it has no such layer; give the model before it was pruned") from None
+    if tuple(weight.shape) != (matrix.rows, matrix.columns):
+        raise PrunusError(
+            "teacher",
+            f"{matrix.name}: {tuple(weight.shape)}",
+            f"here it is {(matrix.rows, matrix.columns)}; give the model before it was pruned",
+        )
+    return weight
+
+
+class _Adapted:
+    """One linear layer with its adapter; the adapter's parameters are the layer's, so that they are saved with it."""
+
+    def __init__(
+        self, linear: nn.Linear, mask: BitMask | None, rank: int, scale: float, masked: bool, dense: Tensor | None,
+        generator: torch.Generator,
+    ):  # fmt: skip
+        self.linear, self.scale, self.masked, self.off = linear, scale, masked, False
+        weight = linear.weight
+        down = torch.empty(rank, linear.in_features).uniform_(-1, 1, generator=generator) / math.sqrt(
+            linear.in_features
+        )
+        linear.lora_A = nn.Parameter(down.to(weight.device))  # Kaiming uniform with slope √5, as LoRA's
+        linear.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, device=weight.device))
+        linear.register_buffer("lora_mask", None if mask is None else mask.packed, persistent=False)
+        linear.register_buffer("pruned_weight", None, persistent=False)
+        if dense is not None and mask is not None:
+            kept = mask.unpack(weight.device)
+            dense = dense.to(weight)
+            if not torch.equal(weight.detach(), dense * kept):  # the pruner changed what it kept
+                linear.pruned_weight = weight.detach().clone()
+            weight.data.copy_(dense)
+        self._has_teacher = dense is not None
+        linear.forward = self.forward  # type: ignore[method-assign,assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        linear: Any = self.linear
+        if self.off:
+            return F.linear(x, linear.weight, linear.bias)
+        base = linear.weight if linear.pruned_weight is None else linear.pruned_weight
+        if self.masked and linear.lora_mask is not None:
+            return _MaskedLinear.apply(  # type: ignore[no-any-return,no-untyped-call]
+                x, base, linear.lora_A, linear.lora_B, linear.bias, linear.lora_mask, self.scale
+            )
+        if self._has_teacher and linear.lora_mask is not None and linear.pruned_weight is None:
+            base = base * unpack(linear.lora_mask, base.shape)
+        return F.linear(x, base, linear.bias) + self.scale * F.linear(F.linear(x, linear.lora_A), linear.lora_B).to(
+            x.dtype
+        )
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        linear: Any = self.linear
+        base = linear.weight if linear.pruned_weight is None else linear.pruned_weight
+        merged = effective_weight(base, linear.lora_A, linear.lora_B, linear.lora_mask, self.scale).to(
+            linear.weight.dtype
+        )
+        if linear.lora_mask is not None:  # what stays is not zero, even where a small type rounds it to that
+            lost = unpack(linear.lora_mask, merged.shape) & (merged == 0)
+            limits = torch.finfo(merged.dtype)
+            merged.masked_fill_(lost, limits.smallest_normal * limits.eps)
+        linear.weight.data.copy_(merged)
+        for name in ("lora_A", "lora_B", "lora_mask", "pruned_weight"):
+            delattr(linear, name)
+        del linear.forward
+
+
+def effective_weight(
+    weight_RC: Tensor,
+    down_KC: Tensor,
+    up_RK: Tensor,
+    packed: Tensor | None,
+    scale: float,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """(W + s·B A) ⊙ M, (R, C), accumulated in fp32 at least and cast once; a strip of rows at a time."""
+    rows, columns = weight_RC.shape
+    wide = torch.promote_types(weight_RC.dtype, torch.float32)
+    made = torch.empty(rows, columns, dtype=dtype or wide, device=weight_RC.device)
+    step = rows if weight_RC.is_cuda else max(8, CHUNK // columns // 8 * 8)  # whole bytes of the mask
+    down = down_KC.detach().to(wide)
+    for start in range(0, rows, step):
+        strip = slice(start, min(start + step, rows))
+        part = torch.addmm(weight_RC[strip].to(wide), up_RK[strip].detach().to(wide), down, alpha=scale)
+        made[strip] = part if packed is None else part.mul_(_strip(packed, strip, columns))
+    return made
+
+
+def _strip(packed: Tensor, rows: slice, columns: int) -> Tensor:
+    """The mask of some rows, the first of which begins a byte."""
+    first, last = rows.start * columns // 8, -(-rows.stop * columns // 8)
+    return unpack(packed[first:last], torch.Size((rows.stop - rows.start, columns)))
+
+
+class _MaskedLinear(torch.autograd.Function):
+    """x·[(W + s·BA) ⊙ M]ᵀ + b, which keeps x and nothing of the size of W."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, down: Tensor, up: Tensor, bias: Tensor | None, packed: Tensor, scale: float
+    ) -> Tensor:
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        x_in_dtype = x.to(dtype)
+        ctx.save_for_backward(x_in_dtype, weight, down, up, packed)
+        ctx.scale, ctx.dtype, ctx.x_dtype = scale, dtype, x.dtype
+        with torch.autocast(kind, enabled=False):
+            made = effective_weight(weight, down, up, packed, scale, dtype)
+            return F.linear(x_in_dtype, made, None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, down, up, packed = ctx.saved_tensors
+        dy_TR = gradients[0].to(ctx.dtype).reshape(-1, gradients[0].shape[-1])
+        dx = ddown = dup = dbias = None
+        with torch.autocast(x.device.type, enabled=False):
+            if ctx.needs_input_grad[0]:
+                made = effective_weight(weight, down, up, packed, ctx.scale, ctx.dtype)
+                dx = (dy_TR @ made).view(x.shape).to(ctx.x_dtype)
+                del made
+            if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
+                ddown, dup = _adapter_gradients(dy_TR, x.reshape(-1, x.shape[-1]), down, up, packed, ctx.scale)
+            if ctx.needs_input_grad[4]:
+                dbias = dy_TR.sum(0)
+        return dx, None, ddown, dup, dbias, None, None
+
+
+def _adapter_gradients(
+    dy_TR: Tensor, x_TC: Tensor, down_KC: Tensor, up_RK: Tensor, packed: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """dA = s·Bᵀ (G ⊙ M) and dB = s·(G ⊙ M) Aᵀ with G = dYᵀ X."""
+    gradient_RC = dy_TR.T @ x_TC
+    rows, columns = gradient_RC.shape
+    ddown, dup = torch.zeros_like(down_KC), torch.empty_like(up_RK)
+    step = rows if x_TC.is_cuda else max(8, CHUNK // columns // 8 * 8)
+    for start in range(0, rows, step):
+        strip = slice(start, min(start + step, rows))
+        part = gradient_RC[strip].to(down_KC.dtype) * _strip(packed, strip, columns)
+        dup[strip] = scale * (part @ down_KC.T)
+        ddown.addmm_(up_RK[strip].T, part, alpha=scale)
+    return ddown, dup

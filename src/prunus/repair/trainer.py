@@ -1,0 +1,98 @@
+"""What `transformers.Trainer` is told and shown while a task trains. Imported when a training begins: it takes longer to import,
+and more memory, than all the rest of prunus.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
+
+from prunus.anatomy import tower_of
+from prunus.storage import write_text
+
+COMPLETE = "complete"
+"""Marks a checkpoint folder in which everything has been written."""
+
+
+class TaskTrainer(Trainer):  # type: ignore[misc]
+    """The Trainer, with a task's loss and metric and a learning rate per tower."""
+
+    task_loss: Callable[[nn.Module, dict[str, Any]], Tensor]
+    task_evaluate: Callable[[PreTrainedModel], dict[str, float]] | None
+    tower_learning_rates: dict[str, float]
+    optimizer: Any
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        with self.accelerator.autocast():  # accelerate only wraps `forward`, which a task's loss may not call
+            return self.task_loss(model, inputs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        assert self.task_evaluate is not None
+        metrics = {f"eval_{name}": value for name, value in self.task_evaluate(self.model).items()}
+        self.model.train()
+        self.log(metrics)
+        return metrics
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        if self.optimizer is None:
+            decayed = set(self.get_decay_parameter_names(self.model))
+            groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    tower = tower_of(self.model, name.rpartition(".")[0])
+                    rate = self.tower_learning_rates.get(tower, self.args.learning_rate)
+                    decay = self.args.weight_decay if name in decayed else 0.0
+                    groups.setdefault((rate, decay), []).append(parameter)
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = cls(
+                [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()],
+                **options,
+            )
+        return self.optimizer
+
+
+class Progress(ProgressCallback):  # type: ignore[misc]
+    """The Trainer's progress bar, with the latest figures on the bar instead of a line each."""
+
+    def __init__(self, title: str):
+        super().__init__()
+        self._title = title
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self._title)
+            self.training_bar.update(state.global_step)
+            self.current_step = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.training_bar is not None and logs:
+            figures = {k: f"{v:.4g}" for k, v in logs.items() if k == "loss" or k.startswith("eval_acc")}
+            if figures:
+                self.training_bar.set_postfix(figures)
+
+
+class Complete(TrainerCallback):  # type: ignore[misc]
+    """Marks a checkpoint once every other callback has written its part; must stand last."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, "")
+
+
+def last_complete(folder: Path) -> Path | None:
+    """The newest complete checkpoint; incomplete ones are removed."""
+    found: dict[int, Path] = {}
+    for path in folder.glob("checkpoint-*"):
+        if (path / COMPLETE).exists():
+            found[int(path.name.rpartition("-")[2])] = path
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob("tmp-checkpoint-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    return found[max(found)] if found else None
