@@ -16,20 +16,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import AutoTokenizer
 
-from benchmarks.smollm2 import LENGTH, model_folder
-from prunus import OWL, ECoFLaP, SparseGPT, SparsityPlan, Uniform, WalkOptions, Wanda, load_model, matrices, prune
+from benchmarks.subjects import Subject, subject
+from prunus import OWL, ECoFLaP, SparseGPT, SparsityPlan, Uniform, WalkOptions, Wanda, matrices, prune
 from prunus.allocation.allocator import Question, Scoring
 from prunus.anatomy import choose
-from prunus.calibration import text_windows
-from prunus.losses import own_loss
 from prunus.plan import MatrixPlan
-from prunus.run import cache_folder
 from prunus.storage import write_text
-from prunus.tasks import EasyVQA, Text
 
 PRUNERS = {"wanda": Wanda, "sparsegpt": SparseGPT}
 SPARSITIES = (0.5, 0.6, 0.7)
@@ -41,63 +35,18 @@ ALLOCATIONS: dict[str, Callable[[float], Any]] = {
 }
 
 
-class SmolLM2:
-    """Perplexity on the first windows of the test text; draws are other windows of the validation text."""
-
-    def __init__(self, data: Path, samples: int = 16, windows: int = 32):
-        self.dense, self.windows, self.samples = load_model(model_folder()).eval(), windows, samples
-        self.task = Text(
-            tokenizer=str(model_folder()), evaluation=data / "wikitext2-test.txt", length=LENGTH, bf16=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(model_folder())
-        self.rows = text_windows(tokenizer, (data / "wikitext2-valid.txt").read_text(), LENGTH)
-        self.headline, self.bf16, self.loss = "perplexity", True, own_loss
-
-    def batches(self, draw: int) -> list[dict[str, Any]]:
-        order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(draw))
-        return [{"input_ids": ids} for ids in self.rows[order[: self.samples]].split(4)]
-
-    learning = batches
-
-    def evaluate(self, model: Any) -> float:
-        return self.task.evaluate(model, self.windows, progress=False)["perplexity"]
-
-
-class Blip:
-    """Accuracy in percent on the first test questions; draws are other training images."""
-
-    def __init__(self, samples: int = 64, questions: int = 1500):
-        folder = max(cache_folder().glob("dense-easy_vqa-*/model"), key=lambda path: path.stat().st_mtime)
-        self.dense, self.samples, self.questions = load_model(folder).eval(), samples, questions
-        self.task = EasyVQA(image_size=self.dense.config.vision_config.image_size)
-        self.everything = self.task.calibration(1024, 16)
-        self.headline, self.bf16, self.loss = "accuracy, %", False, self.task.loss
-
-    def batches(self, draw: int) -> list[dict[str, Any]]:
-        order = torch.randperm(len(self.everything), generator=torch.Generator().manual_seed(draw)).tolist()
-        return [self.everything[place] for place in order[: self.samples // 16]]
-
-    def learning(self, draw: int) -> list[dict[str, Any]]:
-        data = self.task.train_data()
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(draw)).tolist()  # type: ignore[arg-type]
-        return [self.task.collate([data[i] for i in order[at : at + 8]]) for at in range(0, self.samples, 8)]
-
-    def evaluate(self, model: Any) -> float:
-        return 100 * self.task.evaluate(model, self.questions, progress=False)["accuracy"]
-
-
 class Measured:
     """An allocation whose scores are measured once a draw and shared out for every sparsity."""
 
-    def __init__(self, subject: SmolLM2 | Blip):
+    def __init__(self, subject: Subject):
         self.subject, self.known = subject, {}  # type: ignore[var-annotated]
 
     def plan(self, name: str, sparsity: float, draw: int) -> SparsityPlan:
         model, method = self.subject.dense, ALLOCATIONS[name](sparsity)
         chosen = choose(matrices(model))
         learns = isinstance(method, Scoring)
-        batches = self.subject.learning(draw) if learns else self.subject.batches(draw)
-        question = Question(model, chosen, batches, self.subject.loss, self.subject.bf16)
+        batches = self.subject.learning(draw) if learns else self.subject.calibration(draw)
+        question = Question(model, chosen, batches, lambda m, b: self.subject.predict(m, b).loss, self.subject.bf16)
         key = (name.partition(",")[0], draw)
         if isinstance(method, Scoring):
             if key not in self.known:
@@ -118,10 +67,10 @@ class Measured:
         return SparsityPlan(model=type(model).__name__, matrices=matrix_plans)
 
 
-def cell(subject: SmolLM2 | Blip, pruner: str, plan: SparsityPlan, draw: int) -> float:
+def cell(subject: Subject, pruner: str, plan: SparsityPlan, draw: int) -> float:
     model: nn.Module = copy.deepcopy(subject.dense)
     options = WalkOptions(progress=False, bf16=subject.bf16)
-    prune(model, PRUNERS[pruner](), subject.batches(draw), plan, options=options)
+    prune(model, PRUNERS[pruner](), subject.calibration(draw), plan, options=options)
     return subject.evaluate(model)
 
 
@@ -145,20 +94,20 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    subject = SmolLM2(asked.data) if asked.subject == "smollm2" else Blip()
+    studied = subject(asked.subject, asked.data)
     cells: dict[str, float] = json.loads(asked.out.read_text()) if asked.out and asked.out.exists() else {}
-    measured = Measured(subject)
-    print(f"dense: {subject.evaluate(subject.dense):.2f}\n", flush=True)
+    measured = Measured(studied)
+    print(f"dense: {studied.evaluate(studied.dense):.2f}\n", flush=True)
     for pruner in asked.pruners:
         for draw in range(asked.draws):
             for name in ALLOCATIONS:
                 for sparsity in SPARSITIES:
                     key = f"{pruner}/{sparsity}/{name}/{draw}"
                     if key not in cells:
-                        cells[key] = cell(subject, pruner, measured.plan(name, sparsity, draw), draw)
+                        cells[key] = cell(studied, pruner, measured.plan(name, sparsity, draw), draw)
                         if asked.out:
                             write_text(asked.out, json.dumps(cells))
-    show(cells, asked.pruners, asked.draws, subject.headline)
+    show(cells, asked.pruners, asked.draws, studied.headline)
 
 
 if __name__ == "__main__":

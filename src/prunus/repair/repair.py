@@ -66,7 +66,7 @@ def repair(
             None,
             f"{method.method} learns from the model before it was pruned; give it, or distillation=None",
         )
-    masks = zeros_of(model)
+    masks, was_training = zeros_of(model), model.training
     with ExitStack() as cleanup:
         place = Path(folder) if folder is not None else Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
         adapters: Adapters | None = None
@@ -84,6 +84,7 @@ def repair(
         )
         if adapters is not None:
             adapters.merge()
+    model.train(was_training)
     check_zeros(model, masks)
     record = sparsity_of(model)
     if record is not None:
