@@ -42,7 +42,7 @@ def blip2() -> nn.Module:
         "num_attention_heads": 12,
         "num_hidden_layers": 8,
         "intermediate_size": 3072,
-        "image_size": 112,
+        "image_size": 56,
         "patch_size": 14,
     }
     qformer = {
@@ -77,9 +77,9 @@ def blip2_batches(count: int) -> list[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
     made = []
     for _ in range(count):
-        text = torch.randint(10, 8000, (2, 24), generator=generator)
+        text = torch.randint(10, 8000, (2, 16), generator=generator)
         ids = torch.cat([torch.full((2, 8), IMAGE_TOKEN), text], 1)
-        pixels = torch.randn(2, 3, 112, 112, generator=generator)
+        pixels = torch.randn(2, 3, 56, 56, generator=generator)
         labels = torch.randint(10, 8000, (2, 8), generator=generator)
         made.append(
             {"pixel_values": pixels, "input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}

@@ -30,8 +30,7 @@ SPARSITIES = (0.5, 0.6, 0.7)
 ALLOCATIONS: dict[str, Callable[[float], Any]] = {
     "uniform": lambda p: Uniform(sparsity=p),
     "owl": lambda p: OWL(sparsity=p),
-    "ecoflap, block": lambda p: ECoFLaP(sparsity=p),
-    "ecoflap, layer": lambda p: ECoFLaP(sparsity=p, granularity="layer"),
+    "ecoflap": lambda p: ECoFLaP(sparsity=p),
 }
 
 

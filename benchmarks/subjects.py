@@ -71,7 +71,7 @@ class Blip:
 
     headline, higher_is_better, bf16 = "accuracy, %", True, False
 
-    def __init__(self, samples: int = 64, questions: int = 1500):
+    def __init__(self, samples: int = 64, questions: int = 1000):
         folder = max(cache_folder().glob("dense-easy_vqa-*/model"), key=lambda path: path.stat().st_mtime)
         self.dense, self.samples, self.questions = load_model(folder).eval(), samples, questions
         self.task = EasyVQA(image_size=self.dense.config.vision_config.image_size, questions_per_item=5)

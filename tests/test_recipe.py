@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -33,7 +34,7 @@ def test_fields_can_be_set_from_outside() -> None:
         ("steps.0.step=prune", "steps"),
         ("task.name=imagenet", r"task\.name = 'imagenet'"),
         ("tasks=1", "did you mean task"),
-        ("model.path=somewhere", "one of path, packaged and warm_start"),
+        ("model.path=somewhere", "one of path, packaged, random and warm_start"),
         ("steps=[]", "steps"),
         ("nonsense", "field=value"),
         ("steps.9.train=1", "no such place"),
@@ -70,3 +71,67 @@ def test_the_command_line_says_it_in_one_line_and_status_two(tmp_path) -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "absent.yaml" in done.stderr.replace("\n", "")
+
+
+PUBLISHED = sorted((Path(__file__).parents[1] / "recipes" / "published").glob("*.yaml"))
+TINY = {
+    "blip-2": (
+        "vision_config.hidden_size=32", "vision_config.num_attention_heads=2", "vision_config.intermediate_size=64",
+        "vision_config.num_hidden_layers=2", "vision_config.image_size=28", "qformer_config.hidden_size=32",
+        "qformer_config.num_attention_heads=2", "qformer_config.intermediate_size=64", "qformer_config.num_hidden_layers=2",
+        "qformer_config.encoder_hidden_size=32", "text_config.d_model=32", "text_config.d_kv=16", "text_config.d_ff=64",
+        "text_config.num_heads=2", "text_config.num_layers=2",
+    ),
+    "t5": ("d_model=32", "d_kv=16", "d_ff=64", "num_heads=2", "num_layers=2"),
+    "clip": (
+        "vision_config.hidden_size=32", "vision_config.num_attention_heads=2", "vision_config.intermediate_size=64",
+        "vision_config.num_hidden_layers=2", "vision_config.image_size=32", "text_config.hidden_size=32",
+        "text_config.num_attention_heads=2", "text_config.intermediate_size=64", "text_config.num_hidden_layers=2",
+    ),
+    "vit": ("hidden_size=32", "num_attention_heads=2", "intermediate_size=64", "num_hidden_layers=2", "image_size=28"),
+}  # fmt: skip
+SHORT = ("task.items=8", "task.length=6", "steps.0.calibration.samples=8")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_published_recipes_run_at_any_size(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    recipe = load_recipe(path)
+    assert recipe.model.random is not None
+    sizes = tuple(f"model.random.{size}" for size in TINY[recipe.model.random["model_type"]])
+    steps = SHORT + (
+        ("steps.0.allocation_data.samples=8",)
+        if "ecoflap" in path.stem
+        else ("steps.1.train.steps=2", "steps.1.train.batch_size=2")
+    )
+    report = run(load_recipe(path, (*sizes, *steps, f"output={tmp_path / 'run'}")))
+    asked = recipe.steps[0].allocate or recipe.steps[0].method  # type: ignore[union-attr]
+    assert report.sparsity == pytest.approx(getattr(asked, "sparsity", None) or 0.5, abs=1e-3)
+    plan = tmp_path / "run" / "1-prune" / "plan.json"
+    assert plan.exists() == ("ecoflap" in path.stem)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([{"step": "repair", "method": {"method": "ressa"}, "train": {"steps": 1, "learning_rate": 1}}], "search or prune first"),
+        ([{"step": "search", "method": {"ratio": 0.5}, "train": {"steps": 1, "learning_rate": 1}},
+          {"step": "repair", "method": {"method": "ressa"}, "train": {"steps": 1, "learning_rate": 1}}], "nothing is pruned"),
+        ([{"step": "prune", "method": {"method": "wanda", "sparsity": 0.5}, "allocate": {"method": "ecoflap"}}], "leave it out here"),
+        ([{"step": "prune", "method": {"method": "wanda", "pattern": "2:4"}, "allocate": {"method": "ecoflap"}}], "leave it out here"),
+        ([{"step": "prune", "method": {"method": "wanda"}}, {"step": "retrain", "train": {"steps": 1, "learning_rate": 1}}], "take step repair"),
+    ],
+)  # fmt: skip
+def test_steps_that_cannot_follow_are_refused(steps: list[dict[str, object]], message: str) -> None:
+    data = yaml.safe_load(dump_recipe(demo_recipe()))
+    data["steps"] = steps
+    with pytest.raises(PrunusError, match=message):
+        parse_recipe(yaml.safe_dump(data), "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_recipes_of_the_repository_are_valid(path: Path) -> None:
+    load_recipe(path)

@@ -20,7 +20,7 @@ from prunus.recipe import Recipe, demo_recipe, load_recipe
 from prunus.report import Report, format_metric, terminal_table, write_report
 from prunus.run import evaluate_here, run
 from prunus.storage import write_text
-from prunus.tasks import AnyTask, EasyVQA, Text
+from prunus.tasks import AnyTask, EasyVQA, Noise, Text
 from prunus.tasks.harness import harness_scores
 from prunus.typed import first_problem
 from prunus.unstructured import sparsity_of
@@ -97,7 +97,7 @@ def evaluate(
     else:
         settings = task if task.lstrip().startswith("{") else json.dumps({"name": task})
         try:
-            chosen = TypeAdapter[EasyVQA | Text](AnyTask).validate_json(settings)
+            chosen = TypeAdapter[EasyVQA | Text | Noise](AnyTask).validate_json(settings)
         except ValidationError as error:
             raise first_problem(error, EasyVQA, "--task") from None
         figures = asdict(evaluate_here(model, chosen, batch_size, limit))

@@ -66,10 +66,15 @@ def multiply_accumulates(model: nn.Module, run: Callable[[], object]) -> dict[st
                 towers[tower] += counter.get_total_flops()
 
             handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
+        for parameter in trainable:  # the counter's module tracker trips over BLIP-2's query tokens otherwise
+            parameter.requires_grad_(False)
         with counter:
             run()
     finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
         for handle in handles:
             handle.remove()
     return {**{tower: flops // 2 for tower, flops in towers.items()}, "total": counter.get_total_flops() // 2}

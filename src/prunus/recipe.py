@@ -24,6 +24,8 @@ class Source(Typed):
     path: str | None = None
     packaged: Literal["smollm2"] | None = None
     """A model that a pip package carries, unpacked into the cache."""
+    random: dict[str, Any] | None = None
+    """A config, with `model_type` and `architectures`, whose model gets random weights: to try a recipe at any size."""
     warm_start: dict[str, int] | None = None
     """Sizes of the task's warm-start model."""
     train: tuple[Training, ...] = ()
@@ -31,8 +33,8 @@ class Source(Typed):
 
     @model_validator(mode="after")
     def _one_source(self) -> Source:
-        if sum(given is not None for given in (self.path, self.packaged, self.warm_start)) != 1:
-            raise PrunusError("path", self.path, "give one of path, packaged and warm_start")
+        if sum(given is not None for given in (self.path, self.packaged, self.random, self.warm_start)) != 1:
+            raise PrunusError("path", self.path, "give one of path, packaged, random and warm_start")
         return self
 
 

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, set_seed
 
 from prunus.allocation import allocate
 from prunus.anatomy import Unit, anatomy, matrices
-from prunus.checkpoint import bare_model, extract, load_model, local_folder, plan_of, prune_folder
+from prunus.checkpoint import bare_model, extract, load_model, local_folder, plan_of, prune_folder, random_model
 from prunus.cost import latencies, multiply_accumulates, peak_memory, size
 from prunus.errors import PrunusError
 from prunus.losses import Loss
@@ -150,6 +150,8 @@ def _source_model(source: Source, task: Task) -> PreTrainedModel:
         return load_model(source.path)
     if source.packaged is not None:
         return load_model(smollm2(cache_folder() / "smollm2-135m"))
+    if source.random is not None:
+        return random_model(source.random)
     try:
         return task.warm_start(**(source.warm_start or {}))
     except TypeError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,20 @@ def bare_model(path: str) -> PreTrainedModel:
         return model
     auto: PreTrainedModel = transformers.AutoModel.from_config(config)
     return auto
+
+
+def random_model(config: dict[str, Any]) -> PreTrainedModel:
+    """A model with random weights from a config as data, with `model_type` and `architectures`.
+
+    Raises:
+        PrunusError: the config is none that transformers knows.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        try:
+            return bare_model(folder)
+        except PrunusError as error:
+            raise PrunusError("model.random", config.get("model_type"), error.remedy) from None
 
 
 def _config_and_class(path: str | Path) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from prunus.cost import human
 
-PLAIN_METRICS = ("perplexity",)
+PLAIN_METRICS = ("perplexity", "loss")
 """Metrics that are no shares of one."""
 Row = tuple[str, str, str, str]
 HEADER: Row = ("", "dense", "compressed", "change")

@@ -1,0 +1,114 @@
+"""Random inputs for any model: no data, no meaning, but every step of a recipe runs, at whatever size the config says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.data import Dataset, StackDataset, default_collate
+from transformers import AutoConfig
+
+from prunus.calibration import Batch
+from prunus.errors import PrunusError
+from prunus.losses import Prediction, own_loss, own_prediction
+from prunus.typed import Typed
+
+
+class Noise(Typed):
+    """Random images, words and labels in the shapes that a model's config asks for; its metric is the loss on them.
+
+    For images with classes (ViT), images with texts (CLIP, BLIP-2) and texts (T5, decoders). Figures say nothing about a
+    model; they say that a recipe works before its data are at hand.
+    """
+
+    name: Literal["noise"] = "noise"
+    config: str | None = None
+    """Folder of the model; None is the evaluated one."""
+    items: int = Field(default=64, ge=2)
+    length: int = Field(default=16, ge=4)
+    """Tokens per text."""
+    seed: int = 0
+
+    @property
+    def headline(self) -> str:
+        return "loss"
+
+    def check(self) -> None:
+        """Needs nothing."""
+
+    def for_model(self, folder: Path) -> Noise:
+        """The same with the shapes of the model in `folder`, unless another is named."""
+        return self if self.config else self.model_copy(update={"config": str(folder)})
+
+    def warm_start(self, **sizes: int) -> Any:
+        raise PrunusError(
+            "model.warm_start", sizes, "the noise task has no model of its own; give model.random or model.path"
+        )
+
+    @cached_property
+    def _inputs(self) -> dict[str, Tensor]:
+        """Every item's tensors, stacked."""
+        if self.config is None:
+            raise PrunusError("task.config", None, "name the folder of a model")
+        config = AutoConfig.from_pretrained(self.config)
+        generator = torch.Generator().manual_seed(self.seed)
+        text = config.get_text_config() if config.model_type != "vit" else config
+        vision = getattr(config, "vision_config", config)
+        inputs: dict[str, Tensor] = {}
+        if getattr(vision, "image_size", None):
+            shape = (self.items, getattr(vision, "num_channels", 3), vision.image_size, vision.image_size)
+            inputs["pixel_values"] = torch.randn(shape, generator=generator)
+        if getattr(text, "vocab_size", None) is None:
+            inputs["labels"] = torch.randint(config.num_labels, (self.items,), generator=generator)
+            return inputs
+        words = torch.randint(3, text.vocab_size, (self.items, self.length), generator=generator)
+        inputs["input_ids"] = words
+        image_token = getattr(config, "image_token_index", None)
+        if image_token is not None:
+            words = words.masked_fill(words == image_token, 3)
+            queries = torch.full((self.items, config.num_query_tokens), image_token)
+            inputs["input_ids"] = torch.cat([queries, words], 1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if getattr(text, "is_encoder_decoder", False):
+            inputs["labels"] = torch.randint(3, text.vocab_size, (self.items, self.length // 2), generator=generator)
+        elif "pixel_values" not in inputs or image_token is not None:
+            inputs["labels"] = inputs["input_ids"]
+        return inputs
+
+    def train_data(self) -> Dataset[Any]:
+        return StackDataset(**self._inputs)  # type: ignore[arg-type]
+
+    def collate(self, items: Sequence[Any]) -> Batch:
+        batch: Batch = default_collate(list(items))
+        return batch
+
+    def calibration(self, samples: int, batch_size: int) -> list[Batch]:
+        count = min(samples, self.items)
+        return [
+            {name: value[start : min(start + batch_size, count)] for name, value in self._inputs.items()}
+            for start in range(0, count, batch_size)
+        ]
+
+    def predict(self, model: nn.Module, batch: Batch) -> Prediction:
+        return own_prediction(model, batch)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return own_loss(model, batch)
+
+    @torch.no_grad()
+    def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:
+        model.eval()
+        batches = self.calibration(limit or self.items, 8)
+        return {"loss": sum(float(self.loss(model, batch)) for batch in batches) / len(batches)}
+
+    def example(self, model: Any, batch_size: int) -> Callable[[], object]:
+        (batch,) = self.calibration(min(batch_size, self.items), self.items)
+        return lambda: own_loss(model, batch)
+
+    def save_processor(self, folder: Path) -> None:
+        """There is none."""
