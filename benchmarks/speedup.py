@@ -32,7 +32,7 @@ def main() -> None:
     dense = blip_base().eval()
     batch = inputs(BATCH)
     del batch["labels"]
-    models = {"dense": dense, **{f"align={align}": extract(dense, plan(dense, align)) for align in (1, 16)}}
+    models = {"dense": dense, **{f"align={align}": extract(dense, plan(dense, align)) for align in (1, 16, 32)}}
     total = {name: multiply_accumulates(m, lambda m=m: m(**batch))["total"] for name, m in models.items()}
     print(f"BLIP base, ratio 0.5, batch {BATCH}, 224², {torch.get_num_threads()} threads")
     print("| dtype | model | multiply-accumulates | ratio | seconds | speed-up | speed-up / ratio |")
@@ -42,7 +42,7 @@ def main() -> None:
         for model in models.values():
             model.to(dtype)
         times = latencies(
-            {name: lambda m=m, typed=typed: m(**typed) for name, m in models.items()}, repeats=5, warmup=1
+            {name: lambda m=m, typed=typed: m(**typed) for name, m in models.items()}, repeats=9, warmup=2
         )
         for name in models:
             ratio, speedup = total["dense"] / total[name], times["dense"].median / times[name].median

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from prunus.errors import PrunusError
 from prunus.losses import Predict, Prediction
 from prunus.typed import Share, Typed
+from prunus.unstructured.walk import quiet
 
 Teacher = Callable[[], AbstractContextManager[nn.Module]]
 """Opens a context in which the model it gives is the teacher."""
@@ -102,7 +103,7 @@ class Lesson:
         with (
             torch.no_grad(),
             self.teacher() as teacher,
-            evaluating(teacher),
+            quiet(teacher),
             _outputs_of(teacher, self.blocks) as theirs,
         ):
             taught = self.predict(teacher, batch).logits
@@ -141,15 +142,3 @@ def _outputs_of(model: nn.Module, blocks: Sequence[str]) -> Iterator[list[Tensor
 def _beside(teacher: nn.Module) -> Iterator[nn.Module]:
     """A teacher that is a model of its own."""
     yield teacher
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was in training.items():
-            module.training = was

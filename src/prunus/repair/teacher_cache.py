@@ -19,9 +19,10 @@ from torch.utils.data import Dataset
 
 from prunus.errors import PrunusError
 from prunus.losses import Predict
-from prunus.repair.distillation import Distillation, Teacher, evaluating, top_k_divergence
+from prunus.repair.distillation import Distillation, Teacher, top_k_divergence
 from prunus.storage import write_bytes
 from prunus.unstructured.fingerprint import Fingerprint
+from prunus.unstructured.walk import quiet
 
 VALUES, PLACES = "teacher_values", "teacher_places"
 ITEMS_PER_FILE = 256
@@ -51,7 +52,7 @@ class TeacherCache:
     def fill(self, teacher: Teacher) -> None:
         """Asks the teacher about every item that no file holds yet."""
         size = len(self.data)
-        with teacher() as model, evaluating(model):
+        with teacher() as model, quiet(model):
             for start in track(range(0, size, ITEMS_PER_FILE), "teacher", transient=True):
                 path = self.folder / f"{start:08d}.safetensors"
                 if not path.exists():
