@@ -31,6 +31,7 @@ ALLOCATIONS: dict[str, Callable[[float], Any]] = {
     "uniform": lambda p: Uniform(sparsity=p),
     "owl": lambda p: OWL(sparsity=p),
     "ecoflap": lambda p: ECoFLaP(sparsity=p),
+    "ecoflap, |w||g|, per tower": lambda p: ECoFLaP(sparsity=p, score="weight_gradient", per_tower=True),
 }
 
 
@@ -46,7 +47,7 @@ class Measured:
         learns = isinstance(method, Scoring)
         batches = self.subject.learning(draw) if learns else self.subject.calibration(draw)
         question = Question(model, chosen, batches, lambda m, b: self.subject.predict(m, b).loss, self.subject.bf16)
-        key = (name.partition(",")[0], draw)
+        key = (method.method, getattr(method, "score", ""), draw)
         if isinstance(method, Scoring):
             if key not in self.known:
                 self.known = {key: method.measure(question)}
