@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def _repair(
 ) -> list[dict[str, float]]:
     task = recipe.task
     return repair(
-        model, step.method, task.train_data(), step.train, load_model(unpruned) if step.method.distillation else None,
+        model, step.method, task.train_data(), step.train, partial(load_model, unpruned),
         task.predict, task.collate, folder, _headline(task), seed=recipe.seed, title=step.method.method,
     )  # fmt: skip
 

@@ -32,7 +32,7 @@ def repair(
     method: Repair,
     data: Dataset[Any],
     training: Training = DEFAULT_TRAINING,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | Callable[[], nn.Module] | None = None,
     predict: Predict = own_prediction,
     collate: Callable[[list[Any]], dict[str, Any]] = default_data_collator,
     folder: str | Path | None = None,
@@ -48,8 +48,8 @@ def repair(
         method: `RESSA`, `MaskedLoRA`, `LoRA` or `MaskedFinetune`.
         data: training items by index, which `collate` makes batches of.
         training: steps, batch size, learning rate, bf16, gradient accumulation; by default 500 steps at 1e-4.
-        teacher: the model before it was pruned, for distillation. Adapters hold its weights in place of the pruned ones,
-            so no second model is kept in memory beyond what the caller keeps.
+        teacher: the model before it was pruned, for distillation, or a function that loads it. Adapters hold its weights in
+            place of the pruned ones, so that what the function loads is let go before the training begins.
         predict: the loss and logits of a batch; by default the model's own.
         folder: where checkpoints live. A run that was killed goes on from them; None keeps none after the end.
 
@@ -71,10 +71,10 @@ def repair(
         place = Path(folder) if folder is not None else Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
         adapters: Adapters | None = None
         if isinstance(method, LoRA):
-            listening = teacher if method.distillation is not None else None
             adapters = Adapters(
-                model, masks, method.rank, method.alpha, isinstance(method, MaskedLoRA), listening, seed
-            )
+                model, masks, method.rank, method.alpha, isinstance(method, MaskedLoRA),
+                _opened(teacher) if method.distillation is not None else None, seed,
+            )  # fmt: skip
         else:
             assert isinstance(method, MaskedFinetune)
             cleanup.enter_context(holding(model, masks))
@@ -96,7 +96,7 @@ def _lesson(
     distillation: Distillation | None,
     model: nn.Module,
     adapters: Adapters | None,
-    teacher: nn.Module | None,
+    teacher: nn.Module | Callable[[], nn.Module] | None,
     predict: Predict,
     data: Dataset[Any],
     collate: Callable[[list[Any]], dict[str, Any]],
@@ -105,11 +105,16 @@ def _lesson(
     """The training loss, with the data and the collating that it needs."""
     if distillation is None:
         return lambda student, batch: predict(student, batch).loss, data, collate
-    assert teacher is not None
     blocks = list(dict.fromkeys(matrix.block for matrix in matrices(model)))
-    lesson = Lesson(distillation, predict, teacher if adapters is None else adapters.off, blocks)
+    lesson = Lesson(distillation, predict, adapters.off if adapters is not None else _opened(teacher), blocks)
     if distillation.top_k is None:
         return lesson, data, collate
     cache = TeacherCache(place / "teacher", distillation, predict, data, collate)
     cache.fill(lesson.teacher)
     return cache.loss, cache.data, cache.collate
+
+
+def _opened(teacher: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
+    """The teacher, loaded if it is not yet."""
+    assert teacher is not None
+    return teacher if isinstance(teacher, nn.Module) else teacher()
