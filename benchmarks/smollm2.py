@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,14 @@ def perplexity(data: Path, folder: Path, windows: int) -> float:
     return task.evaluate(load_model(folder), windows)["perplexity"]
 
 
-def table(data: Path, scratch: Path, windows: int) -> None:
+def table(data: Path, scratch: Path, windows: int, methods: Sequence[str]) -> None:
     print(
         f"dense: perplexity {perplexity(data, model_folder(), windows):.2f} on {windows} windows of {LENGTH} tokens\n",
         flush=True,
     )
     print("| pruner | " + " | ".join(BUDGETS) + " |", flush=True)
     print("| --- |" + " --- |" * len(BUDGETS), flush=True)
-    for method in METHODS:
+    for method in methods:
         cells = []
         for budget in BUDGETS:
             prune_elsewhere(data, scratch / "out", method, budget)
@@ -119,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--windows", type=int, default=128)
+    parser.add_argument("--pruners", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -130,7 +132,7 @@ def main() -> None:
         if asked.cost:
             cost(asked.data, Path(scratch))
         else:
-            table(asked.data, Path(scratch), asked.windows)
+            table(asked.data, Path(scratch), asked.windows, asked.pruners)
 
 
 if __name__ == "__main__":
