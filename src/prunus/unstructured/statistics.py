@@ -12,7 +12,6 @@ from torch import Tensor
 
 from prunus.errors import PrunusError
 
-
 STRIP = 1 << 16
 """Elements handled at a time on a CPU."""
 
