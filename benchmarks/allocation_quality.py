@@ -3,7 +3,7 @@ data, without retraining.
 
 `python -m benchmarks.allocation_quality smollm2 DATA`: perplexity of SmolLM2-135M; DATA is a folder with
 wikitext2-valid.txt and wikitext2-test.txt. `python -m benchmarks.allocation_quality blip`: accuracy of the demo's BLIP on
-easy-VQA, a toy set; `make demo` first. `--out FILE` keeps every cell, and a second call goes on from it.
+easy-VQA, a toy set; `make demo` first. `--out FILE` keeps every cell, and a second call goes on from it. `--scores`: which score over which budget, one draw.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 from benchmarks.subjects import Subject, subject
 from prunus import OWL, ECoFLaP, SparseGPT, SparsityPlan, Uniform, WalkOptions, Wanda, matrices, prune
 from prunus.allocation.allocator import Question, Scoring
-from prunus.anatomy import choose
+from prunus.anatomy import Matrix, choose
 from prunus.plan import MatrixPlan
 from prunus.storage import write_text
 
@@ -58,13 +58,41 @@ class Measured:
             kept = method.kept(chosen, self.known[key])
         else:
             kept = method.answer(question).kept
-        matrix_plans = {
-            m.name: MatrixPlan(
-                rows=m.rows, columns=m.columns, tower=m.tower, block=m.block, pruned=m.weights - kept[m.name]
-            )
-            for m in chosen
-        }
-        return SparsityPlan(model=type(model).__name__, matrices=matrix_plans)
+        return plan_of(model, chosen, kept)
+
+
+def plan_of(model: nn.Module, chosen: Sequence[Matrix], kept: dict[str, int]) -> SparsityPlan:
+    matrix_plans = {
+        m.name: MatrixPlan(
+            rows=m.rows, columns=m.columns, tower=m.tower, block=m.block, pruned=m.weights - kept[m.name]
+        )
+        for m in chosen
+    }
+    return SparsityPlan(model=type(model).__name__, matrices=matrix_plans)
+
+
+def scores(studied: Subject, sparsity: float = 0.6) -> None:
+    """One draw under Wanda: which score, over which budget, and where the budget goes."""
+    chosen = choose(matrices(studied.dense))
+    question = Question(
+        studied.dense, chosen, studied.learning(0), lambda m, b: studied.predict(m, b).loss, studied.bf16
+    )
+    flat = plan_of(studied.dense, chosen, Uniform(sparsity=sparsity).answer(question).kept)
+    print(f"Wanda at {sparsity}, one draw; uniform: {cell(studied, 'wanda', flat, 0):.1f}\n")
+    pools: dict[str, dict[str, Any]] = {
+        "one budget, blocks": {}, "per tower, blocks": {"per_tower": True},
+        "per tower, matrices": {"per_tower": True, "granularity": "layer"},
+    }  # fmt: skip
+    print("| score | " + " | ".join(pools) + " | towers of the first |\n| --- |" + " --- |" * (len(pools) + 1))
+    for score in ("gradient_norm", "weight_gradient", "squared"):
+        measured, row, towers = ECoFLaP(score=score).measure(question), [], {}
+        for name, settings in pools.items():
+            kept = ECoFLaP(sparsity=sparsity, score=score, **settings).kept(chosen, measured)
+            plan = plan_of(studied.dense, chosen, kept)
+            towers = towers or plan.towers
+            row.append(f"{cell(studied, 'wanda', plan, 0):.1f}")
+        shown = ", ".join(f"{tower} {share:.2f}" for tower, share in towers.items())
+        print(f"| {score} | " + " | ".join(row) + f" | {shown} |", flush=True)
 
 
 def cell(subject: Subject, pruner: str, plan: SparsityPlan, draw: int) -> float:
@@ -92,9 +120,13 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--pruners", nargs="+", default=list(PRUNERS), choices=list(PRUNERS))
     parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--scores", action="store_true", help="compare scores and budgets instead")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     studied = subject(asked.subject, asked.data)
+    if asked.scores:
+        scores(studied)
+        return
     cells: dict[str, float] = json.loads(asked.out.read_text()) if asked.out and asked.out.exists() else {}
     measured = Measured(studied)
     print(f"dense: {studied.evaluate(studied.dense):.2f}\n", flush=True)
