@@ -86,7 +86,7 @@ def scores(studied: Subject, sparsity: float = 0.6) -> None:
     print("| score | " + " | ".join(pools) + " | towers of the first |\n| --- |" + " --- |" * (len(pools) + 1))
     for score in ("gradient_norm", "weight_gradient", "squared"):
         measured, row, towers = ECoFLaP(score=score).measure(question), [], {}
-        for name, settings in pools.items():
+        for settings in pools.values():
             kept = ECoFLaP(sparsity=sparsity, score=score, **settings).kept(chosen, measured)
             plan = plan_of(studied.dense, chosen, kept)
             towers = towers or plan.towers

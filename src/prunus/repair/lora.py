@@ -53,17 +53,18 @@ class Adapters:
         self, model: nn.Module, masks: Mapping[str, BitMask], ranks: int | Mapping[str, int], alpha: float,
         masked: bool = True, teacher: nn.Module | None = None, seed: int = 0,
     ):  # fmt: skip
-        self.model, self.masks, self.masked = model, masks, masked
+        self.model = model
+        chosen = _chosen(matrices(model), masks, ranks)
+        dense = {m.name: None if teacher is None else _teacher_weight(teacher, m) for m, _ in chosen}
         self._required = {parameter: parameter.requires_grad for parameter in model.parameters()}
         model.requires_grad_(False)
         self.layers: dict[str, _Adapted] = {}
-        for matrix, rank in _chosen(matrices(model), masks, ranks):
+        for matrix, rank in chosen:
             linear = model.get_submodule(matrix.name)
             assert isinstance(linear, nn.Linear)
-            dense = None if teacher is None else _teacher_weight(teacher, matrix)
             generator = torch.Generator().manual_seed(seed + zlib.crc32(matrix.name.encode()))
             self.layers[matrix.name] = _Adapted(
-                linear, masks.get(matrix.name), rank, alpha / rank, masked, dense, generator
+                linear, masks.get(matrix.name), rank, alpha / rank, masked, dense[matrix.name], generator
             )
 
     @contextmanager
