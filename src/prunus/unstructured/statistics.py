@@ -92,7 +92,8 @@ class InputStatistics:
 def _variances(x_TC: Tensor, mean_C: Tensor) -> Tensor:
     """Of every column around its mean, a strip of rows at a time, which stays in a core's cache."""
     total_C = torch.zeros_like(mean_C)
-    for part in x_TC.split(len(x_TC) if x_TC.is_cuda else max(1, STRIP // x_TC.shape[1])):
+    rows = len(x_TC) if x_TC.is_cuda else max(1, STRIP // x_TC.shape[1])
+    for part in torch.split(x_TC, rows):
         total_C += (part - mean_C).square_().sum(0)
     return total_C / len(x_TC)
 
