@@ -108,13 +108,13 @@ class Text(Typed):
         model.eval()
         mean = MeanMetric()
         spans = windows(len(self._evaluation), self.length, self.stride or self.length)[:limit]
-        for start, stop, first in track(spans, "perplexity", disable=not progress, transient=True):
-            ids = self._evaluation[start:stop].to(model.device)
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=self.bf16):  # around all: weights are cast once
+            for start, stop, first in track(spans, "perplexity", disable=not progress, transient=True):
+                ids = self._evaluation[start:stop].to(model.device)
                 logits = model(input_ids=ids[None], use_cache=False).logits[0]
-            for piece in torch.split(torch.arange(first, stop - start), 128):  # fp32 logits of a whole window are large
-                losses = F.cross_entropy(logits[piece - 1].float(), ids[piece], reduction="none")
-                mean.update(losses.double().cpu())
+                for piece in torch.split(torch.arange(first, stop - start), 128):  # a whole window in fp32 is large
+                    losses = F.cross_entropy(logits[piece - 1].float(), ids[piece], reduction="none")
+                    mean.update(losses.double().cpu())
         return {"perplexity": float(mean.compute().exp())}
 
     @cached_property
