@@ -62,12 +62,7 @@ class Measured:
 
 
 def plan_of(model: nn.Module, chosen: Sequence[Matrix], kept: dict[str, int]) -> SparsityPlan:
-    matrix_plans = {
-        m.name: MatrixPlan(
-            rows=m.rows, columns=m.columns, tower=m.tower, block=m.block, pruned=m.weights - kept[m.name]
-        )
-        for m in chosen
-    }
+    matrix_plans = {m.name: MatrixPlan.of(m, m.weights - kept[m.name]) for m in chosen}
     return SparsityPlan(model=type(model).__name__, matrices=matrix_plans)
 
 

@@ -52,11 +52,5 @@ def allocate(
     return SparsityPlan(
         model=type(model).__name__,
         method={"allocation": record},
-        matrices={
-            m.name: MatrixPlan(
-                rows=m.rows, columns=m.columns, tower=m.tower, block=m.block, pruned=m.weights - answer.kept[m.name]
-            )
-            for m in chosen
-            if m.name in answer.kept
-        },
+        matrices={m.name: MatrixPlan.of(m, m.weights - answer.kept[m.name]) for m in chosen if m.name in answer.kept},
     )

@@ -6,6 +6,7 @@ as it is whole, before the next one is made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -49,8 +50,23 @@ def gradient_scores(question: Question, reduce: Reduce) -> dict[str, float]:
         totals[name] += float(reduce(weight.detach(), weight.grad))
         weight.grad = None
 
-    with ready_for_gradients(question.model, question.chosen, take):
-        for batch in track(question.batches, "gradients · batches", disable=not question.progress, transient=True):
+    backward_each(question, take, "gradients · batches")
+    for name, total in totals.items():
+        if not math.isfinite(total):
+            raise PrunusError(
+                "scores", f"{name}: {total}", "a gradient is not finite; look at the batches, or use fp32"
+            )
+    return totals
+
+
+def backward_each(question: Question, take: Callable[[str, Tensor], None], title: str) -> None:
+    """One backward pass per batch; each matrix gradient is given to `take`, by the matrix's path, which frees it.
+
+    Raises:
+        PrunusError: weights are not in memory, or the loss depends on nothing.
+    """
+    with _ready_for_gradients(question.model, question.chosen, take):
+        for batch in track(question.batches, title, disable=not question.progress, transient=True):
             loss = question.scalar_loss(batch)
             if not loss.requires_grad:
                 raise PrunusError(
@@ -59,16 +75,10 @@ def gradient_scores(question: Question, reduce: Reduce) -> dict[str, float]:
                     "it does not depend on the weights; order='zeroth' needs no gradients",
                 )
             torch.autograd.backward(loss)
-    for name, total in totals.items():
-        if total != total or total == float("inf"):  # noqa: PLR0124 (not NaN)
-            raise PrunusError(
-                "scores", f"{name}: {total}", "a gradient is not finite; look at the batches, or use fp32"
-            )
-    return totals
 
 
 @contextmanager
-def ready_for_gradients(
+def _ready_for_gradients(
     model: nn.Module, chosen: Sequence[Matrix], take: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
     """While the context is open, only these matrices get gradients, blocks are checkpointed, and each gradient is given

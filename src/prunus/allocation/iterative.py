@@ -8,11 +8,10 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from rich.progress import track
 from torch import Tensor
 
 from prunus.allocation.allocator import Allocator, Answer, Question
-from prunus.allocation.first_order import ready_for_gradients
+from prunus.allocation.first_order import backward_each
 from prunus.allocation.grouping import budgets, kept_weights
 from prunus.anatomy import weight_of
 from prunus.errors import PrunusError
@@ -58,9 +57,7 @@ def _weight_scores(question: Question, title: str) -> dict[str, Tensor]:
         scores[name] += weight.grad.abs()
         weight.grad = None
 
-    with ready_for_gradients(question.model, question.chosen, take):
-        for batch in track(question.batches, title, disable=not question.progress, transient=True):
-            torch.autograd.backward(question.scalar_loss(batch))
+    backward_each(question, take, title)
     for name, score in scores.items():
         score.mul_(weight_of(question.model, name).detach().abs())
         if not torch.isfinite(score).all():

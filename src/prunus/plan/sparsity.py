@@ -34,6 +34,11 @@ class MatrixPlan(BaseModel):
             raise ValueError(f"pruned is more than the {self.weights} weights there are")
         return self
 
+    @classmethod
+    def of(cls, matrix: Matrix, pruned: int) -> MatrixPlan:
+        """So many weights of a matrix go."""
+        return cls(rows=matrix.rows, columns=matrix.columns, pruned=pruned, tower=matrix.tower, block=matrix.block)
+
     @property
     def weights(self) -> int:
         return self.rows * self.columns
@@ -142,10 +147,7 @@ def uniform(
         dict.fromkeys(towers, sparsity) if isinstance(sparsity, float | int) else per_tower(sparsity, tuple(towers))
     )
     matrices = {
-        matrix.name: MatrixPlan(
-            rows=matrix.rows, columns=matrix.columns, tower=matrix.tower, block=matrix.block,
-            pruned=_count(matrix, float(shares[matrix.tower]), by_row),
-        )
+        matrix.name: MatrixPlan.of(matrix, _count(matrix, float(shares[matrix.tower]), by_row))
         for matrix in chosen
         if matrix.tower in shares
     }  # fmt: skip
