@@ -339,6 +339,8 @@ def test_a_repair_that_was_stopped_goes_on_with_the_same_bits(tmp_path, method: 
                 repair(
                     victim, method, Items(inputs), QUICK, dense, predict, stack, folder, callbacks=[_Stopping(stop_at)]
                 )
+            assert victim.state_dict().keys() == model.state_dict().keys(), "no adapter is left behind"
+            check_zeros(victim, zeros_of(model))
         repair(model, method, Items(inputs), QUICK, dense, predict, stack, folder)
         results.append(model.state_dict())
     whole, resumed = results

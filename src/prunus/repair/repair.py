@@ -75,6 +75,7 @@ def repair(
                 model, masks, method.rank, method.alpha, isinstance(method, MaskedLoRA),
                 _opened(teacher) if method.distillation is not None else None, seed,
             )  # fmt: skip
+            cleanup.callback(adapters.merge)  # however the training ends, the model is whole and its zeros are kept
         else:
             assert isinstance(method, MaskedFinetune)
             cleanup.enter_context(holding(model, masks))
@@ -82,8 +83,6 @@ def repair(
         log = finetune(
             model, training, place, data, collate, loss, evaluate=evaluate, callbacks=callbacks, seed=seed, title=title
         )
-        if adapters is not None:
-            adapters.merge()
     model.train(was_training)
     check_zeros(model, masks)
     record = sparsity_of(model)
