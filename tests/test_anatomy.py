@@ -95,6 +95,16 @@ def test_a_mirror_that_is_none_is_refused() -> None:
         anatomy(model, mirrors={"vision_model_m": "vision_model.encoder"})
 
 
+def test_only_the_copies_of_a_nested_mirror_are_copies() -> None:
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.model.odd = Pair(), nn.ModuleList([StrangeAttention()])
+
+    parts = anatomy(Holder(), mirrors={"model.vision_model_m": "model.vision_model"})
+    assert any(part.path.startswith("model.odd") for part in parts.unmapped)
+
+
 class OddMlp(nn.Module):
     """Looks like an MLP of known names."""
 

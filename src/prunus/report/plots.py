@@ -9,6 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from prunus.report.table import PLAIN_METRICS
+
 
 def plot_retained(retained: dict[str, list[float]]) -> bytes:
     """Heat map of the share of weights kept: layers × components, as the UPop paper's Figure 3."""
@@ -60,7 +62,7 @@ def plot_course(courses: list[dict[str, Any]], headline: str) -> bytes:
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
     panels[0].set_yscale("log")
-    for axes in panels[1:]:
+    for axes in panels[1:] if headline not in PLAIN_METRICS else panels[1:2]:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     panels[-1].set_xlabel("step")
     return _png(figure)

@@ -22,7 +22,7 @@ class Report(BaseModel):
     headline: str
     """The metric that tables show."""
     ratio: float
-    """Share of the prunable cost that left with whole channels."""
+    """Share of the searched units' cost that left with whole channels."""
     sparsity: float = 0.0
     """Share of the weights in pruned matrices that is zero."""
     models: dict[str, dict[str, Any]]
@@ -38,7 +38,7 @@ class Report(BaseModel):
     @property
     def outcome(self) -> str:
         """What was done to the model, in a few words."""
-        said = [f"{self.ratio:.1%} of the prunable cost removed"] if self.ratio else []
+        said = [f"{self.ratio:.1%} of the searched units' cost removed"] if self.ratio else []
         said += [f"{self.sparsity:.1%} of the weights in blocks set to zero"] if self.sparsity else []
         return " and ".join(said) or "nothing removed"
 

@@ -14,21 +14,24 @@ from prunus.anatomy import Unit, linears
 
 
 @torch.no_grad()
-def gate_gradient(model: nn.Module, unit: Unit, gate: Tensor) -> Tensor:
-    """∂L/∂ζ of one unit, (channels,), fp32. Zero where the gate is shut (ζ = 0) and where no gradient came.
+def gate_gradient(model: nn.Module, unit: Unit, gate: Tensor) -> Tensor | None:
+    """∂L/∂ζ of one unit, (channels,), fp32. Zero where the gate is shut (ζ = 0); None where no gradient came.
 
     Args:
         model: after `backward`, before gradients are clipped.
         gate: ζ of the forward pass that made the gradients, (channels,).
     """
-    total = torch.zeros_like(gate)
+    total, came = torch.zeros_like(gate), False
     for site, linear in linears(model, unit)[:-1]:
         if linear.weight.grad is None:
             continue
+        came = True
         rows = _row_products(linear.weight, linear.weight.grad)
         if linear.bias is not None and linear.bias.grad is not None:
             rows += linear.bias.float() * linear.bias.grad.float()
         total += rows.view(site.repeats * unit.span, unit.channels).sum(0)
+    if not came:
+        return None
     return torch.where(gate > 0, total / gate.clamp_min(torch.finfo(gate.dtype).tiny), 0.0)
 
 
@@ -57,5 +60,5 @@ def standardise(scores: dict[str, Tensor], units: tuple[Unit, ...]) -> dict[str,
         spread = pooled.std() if pooled.numel() > 1 else torch.zeros_like(pooled.mean())
         for name in names:
             centred = scores[name] - pooled.mean()
-            standardised[name] = centred / spread if spread > 0 else torch.zeros_like(centred)
+            standardised[name] = torch.zeros_like(centred) if spread == 0 else centred / spread
     return standardised

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from prunus.anatomy import anatomy
+from prunus.anatomy import anatomy, linears
 from prunus.errors import PrunusError
 from prunus.plan import Plan
 from prunus.storage import write_bytes
@@ -77,23 +77,46 @@ class Search:
             grad_scale: factor by which the gradients are too large, when a loss scaler has not been undone yet.
 
         Raises:
-            PrunusError: the search is over, or a gradient is not finite.
+            PrunusError: the search is over, a gradient is not finite, no gradient has come, or a unit is frozen.
         """
         t = self.steps_done
         if t >= self.total_steps:
             raise PrunusError("total_steps", self.total_steps, "the search is over; make a new one to go on")
         if t < self.method.search_steps(self.total_steps):
-            gradients = {
-                unit.name: gate_gradient(self.model, unit, self.gates.values[unit.name]) / grad_scale
-                for unit in self.units
-            }
-            self.method.accumulate(self.scores, gradients, self.units)
+            self.method.accumulate(self.scores, self._gradients(grad_scale), self.units)
         if self.method.is_update(t, self.total_steps):
             asked = self.method.ratio_at(t, self.total_steps)
+            self._refuse_frozen_units()
             self.masks = self.method.masks(self.scores, self.units, asked)
             self.gates.set(self.method.gates(self.masks, asked))
             self.course.append((t + 1, asked, self.ratio))
         self.steps_done += 1
+
+    def _gradients(self, scale: float) -> dict[str, Tensor]:
+        """∂L/∂ζ of every unit; zero where the loss does not depend on it."""
+        came = {unit.name: gate_gradient(self.model, unit, self.gates.values[unit.name]) for unit in self.units}
+        if all(gradient is None for gradient in came.values()):
+            raise PrunusError(
+                "gradient", "none", "no unit has one; call step after backward, before gradients are set to zero"
+            )
+        found = {
+            name: torch.zeros_like(self.scores[name]) if gradient is None else gradient / scale
+            for name, gradient in came.items()
+        }
+        if not torch.stack([gradient.sum() for gradient in found.values()]).isfinite().all():
+            name = next(name for name, gradient in found.items() if not gradient.isfinite().all())
+            raise PrunusError(
+                "gradient", name, "it is not finite; look at the loss of this batch, or call step only where the loss scaler "
+                "keeps the optimiser step",
+            )  # fmt: skip
+        return found
+
+    def _refuse_frozen_units(self) -> None:
+        for unit in self.units:
+            if not any(linear.weight.requires_grad for _, linear in linears(self.model, unit)[:-1]):
+                raise PrunusError(
+                    "gradient", unit.name, "its weights are frozen, so none comes; let it train, or exclude it"
+                )
 
     def plan(self) -> Plan:
         """The decision, once the final ratio is reached.
@@ -171,6 +194,8 @@ class SearchCallback(TrainerCallback):  # type: ignore[misc]
         self.method, self.mirrors = method, mirrors
         self.search: Search | None = None
         self._max_grad_norm = 0.0
+        self._clips = False
+        """Whether clipping is ours for now; still so when a training was interrupted."""
 
     def plan(self) -> Plan:
         """The decision, after training."""
@@ -179,12 +204,15 @@ class SearchCallback(TrainerCallback):  # type: ignore[misc]
         return self.search.plan()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+        if args.fp16:
+            raise PrunusError("fp16", True, "its loss scaler makes gradients infinite now and then; take bf16")
         if self.search is not None:
             self.search.close()
         self.search = Search(model, self.method, state.max_steps, self.mirrors)
         if state.global_step > 0:
             self.search.load(_checkpoint(args, state) / STATE_FILE)
-        self._max_grad_norm, args.max_grad_norm = args.max_grad_norm or 0.0, 0.0
+        if not self._clips or args.max_grad_norm:
+            self._max_grad_norm, args.max_grad_norm, self._clips = args.max_grad_norm or 0.0, 0.0, True
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         assert self.search is not None
@@ -197,7 +225,7 @@ class SearchCallback(TrainerCallback):  # type: ignore[misc]
             self.search.save(_checkpoint(args, state) / STATE_FILE)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        args.max_grad_norm = self._max_grad_norm
+        args.max_grad_norm, self._clips = self._max_grad_norm, False
 
 
 def _checkpoint(args: Any, state: Any) -> Path:

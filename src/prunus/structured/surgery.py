@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prunus.anatomy import Anatomy, Unit, anatomy, linears
 from prunus.anatomy.catalog import Attention, FusedAttention
+from prunus.batches import input_device
 from prunus.plan import Plan
 from prunus.structured.attention import fused_attention, set_rotary_index
 
@@ -81,7 +82,8 @@ def _narrow_unit(model: nn.Module, unit: Unit, path: str, kept: Tensor, sliced: 
         if layout.own_forward:
             module.forward = MethodType(fused_attention, module)
     if isinstance(layout, Attention | FusedAttention) and layout.rotary:
-        set_rotary_index(module, torch.cat([kept, kept + unit.channels]))
+        index = torch.cat([kept, kept + unit.channels])
+        set_rotary_index(module, index.to(input_device(module)))
 
 
 def _sliced(parameter: Tensor, side: int, index: Tensor, scale: float, done: _Sliced) -> nn.Parameter:

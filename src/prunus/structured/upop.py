@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from prunus.anatomy import Unit
@@ -60,6 +60,14 @@ class UPop(Typed):
     """Units to prune: globs over unit names, towers and components."""
     exclude: tuple[str, ...] = ()
     """Units to leave whole, likewise."""
+
+    @model_validator(mode="after")
+    def _published_cut_is_plain(self) -> UPop:
+        if self.cost == "reference" and (self.align > 1 or self.min_channels > 1):
+            raise PrunusError(
+                "cost", "reference", "the published cut knows neither align nor min_channels; take cost: parameters, or leave them out"
+            )  # fmt: skip
+        return self
 
     def search_steps(self, total_steps: int) -> int:
         """Steps until the final ratio is reached, T; the rest is the hold phase."""

@@ -110,6 +110,9 @@ def counted_positions(visit: Visit, x_NTC: Tensor) -> Tensor | None:
     while allowed.ndim > 2:
         allowed = allowed.any(dim=1)  # heads, then queries
     positions = x_NTC.shape[:-1]
+    queries = visit.arguments.get("query_length")  # a Q-Former's: its mask is over queries, then text
+    if isinstance(queries, int) and 0 < queries != positions[-1] == allowed.shape[-1] - queries:
+        allowed = allowed[..., queries:]
     if allowed.shape[-1] != positions[-1] and allowed.numel() != positions.numel():
         return None  # a mask over other positions than this layer's inputs
     if len(positions) == 2 and allowed.shape[-1] == positions[-1]:
