@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from prunus import PrunusError
+from prunus.cli import main
 from prunus.recipe import demo_recipe, dump_recipe, load_recipe, parse_recipe
 from prunus.run import run
 
@@ -112,6 +113,17 @@ def test_published_recipes_run_at_any_size(path: Path, tmp_path: Path, monkeypat
     assert plan.exists() == ("ecoflap" in path.stem)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["owl", "iterative_global", "uniform"])
+def test_every_allocation_runs_in_a_recipe(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    path = next(path for path in PUBLISHED if "ecoflap" in path.stem and "clip" in path.stem)
+    sizes = tuple(f"model.random.{size}" for size in TINY["clip"])
+    asked = f"steps.0.allocate={{method: {method}, sparsity: 0.4}}"
+    steps = (*SHORT, "steps.0.allocation_data.samples=8", asked, f"output={tmp_path / 'run'}")
+    assert run(load_recipe(path, (*sizes, *steps))).sparsity == pytest.approx(0.4, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
@@ -135,3 +147,51 @@ def test_steps_that_cannot_follow_are_refused(steps: list[dict[str, object]], me
 )
 def test_recipes_of_the_repository_are_valid(path: Path) -> None:
     load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("steps.0.method.include=[langauge]", "matches no unit"),
+        ("steps.0.method.ratio=0.9999", "at most"),
+        ("model.warm_start.vision_layers=13", "1 to 12"),
+    ],
+)
+def test_what_the_model_makes_impossible_is_said_before_training(change: str, message: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(PrunusError, match=message):
+        run(demo_recipe((change, f"output={folder}")))
+    assert not folder.exists(), "a refused recipe takes no folder"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("steps.0.include=[langauge]", "matches no matrix"),
+        ("steps.1.method.rank={visoin: 4}", "no such tower"),
+    ],
+)
+def test_so_is_what_random_models_make_impossible(change: str, message: str, tmp_path: Path) -> None:
+    path = next(path for path in PUBLISHED if "ressa" in path.stem)
+    with pytest.raises(PrunusError, match=message):
+        run(load_recipe(path, (change, f"output={tmp_path / 'run'}")))
+
+
+def test_a_recipe_runs_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(PrunusError, match="one process"):
+        run(demo_recipe((f"output={tmp_path}",)))
+
+
+def test_remedies_are_printed_to_the_letter(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refusing() -> None:
+        raise PrunusError("a[b]", "[bold]", "pip install 'prunus[eval]'")
+
+    monkeypatch.setattr("prunus.cli.app", refusing)
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert "a[b] = '[bold]'" in said
+    assert "pip install 'prunus[eval]'" in said

@@ -16,15 +16,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
 from rich.console import Console
+from torch import nn
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel, set_seed
 
 from prunus.allocation import allocate
+from prunus.allocation.allocator import Question
 from prunus.anatomy import Unit, anatomy, matrices
 from prunus.checkpoint import bare_model, extract, load_model, local_folder, plan_of, prune_folder, random_model
 from prunus.cost import latencies, multiply_accumulates, peak_memory, size
@@ -33,13 +35,16 @@ from prunus.losses import Loss
 from prunus.models import smollm2
 from prunus.plan import Plan, SparsityPlan
 from prunus.recipe import PruneStep, Recipe, RepairStep, RetrainStep, SearchStep, Source, Step, dump_recipe
-from prunus.repair import Lesson, Training, finetune, repair
+from prunus.repair import Lesson, LoRA, Training, finetune, repair
+from prunus.repair.lora import adapted
 from prunus.report import Report, write_report
 from prunus.storage import new_folder, write_text
-from prunus.structured import SearchCallback
+from prunus.structured import SearchCallback, UPop
 from prunus.tasks import Task
 from prunus.unstructured import sparsity_of
 from prunus.unstructured.pruning import settle
+
+Made = TypeVar("Made", bound=nn.Module)
 
 COURSE_LIMIT = 500
 """Items of the evaluation split that the accuracy along the way is measured on."""
@@ -56,9 +61,14 @@ def run(recipe: Recipe, console: Console | None = None) -> Report:
     """
     console = console or Console()
     folder = recipe.output
-    _claim(folder, recipe)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise PrunusError(
+            "WORLD_SIZE", os.environ["WORLD_SIZE"], "a recipe runs in one process; in several, call prunus.repair, prunus.finetune "
+            "or SearchCallback from a script of your own",
+        )  # fmt: skip
     recipe.task.check()
     _check_methods(recipe)
+    _claim(folder, recipe)
 
     dense_folder = _dense(recipe, console)
     recipe = recipe.model_copy(update={"task": recipe.task.for_model(dense_folder)})
@@ -100,18 +110,51 @@ def _claim(folder: Path, recipe: Recipe) -> None:
 
 def _check_methods(recipe: Recipe) -> None:
     """Whatever the model makes impossible is said before anything is trained."""
-    if recipe.model.path is None:
-        return
     with torch.device("meta"):
-        model = bare_model(recipe.model.path)
-    parts = anatomy(model)
-    for step in recipe.steps:
-        if isinstance(step, SearchStep):
-            parts.select(step.method.include, step.method.exclude)
-        elif isinstance(step, PruneStep):
-            settle(model, step.method, None, step.include, step.exclude)
-            if step.allocate is not None:
-                step.allocate.choose(matrices(model), step.include, step.exclude)
+        model = _skeleton(recipe.model, recipe.task)
+    parts, pruned = anatomy(model), set()
+    has_zeros = sparsity_of(model) is not None
+    for number, step in enumerate(recipe.steps):
+        if has_zeros and (recipe.model.train or isinstance(step, SearchStep | RetrainStep)):
+            raise PrunusError(
+                "model.path", recipe.model.path, "its weights have zeros (it was pruned by prunus), which training would fill; "
+                "take the dense model, or step repair",
+            )  # fmt: skip
+        try:
+            if isinstance(step, SearchStep):
+                _check_search(step.method, parts.select(step.method.include, step.method.exclude))
+            elif isinstance(step, PruneStep):
+                pruned |= _check_prune(step, model)
+            elif isinstance(step, RepairStep) and isinstance(step.method, LoRA):
+                adapted(matrices(model), pruned, step.method.rank)
+        except PrunusError as error:
+            raise PrunusError(f"steps.{number}: {error.field}", error.value, error.remedy) from None
+
+
+def _skeleton(source: Source, task: Task) -> Any:
+    """The model that a recipe starts from, without weights."""
+    if source.path is not None:
+        return bare_model(source.path)
+    if source.packaged is not None:
+        return bare_model(str(smollm2(cache_folder() / "smollm2-135m")))
+    if source.random is not None:
+        return random_model(source.random)
+    return _warm(source, lambda sizes: task.skeleton(**sizes))
+
+
+def _check_search(method: UPop, units: tuple[Unit, ...]) -> None:
+    method.check(units)
+    method.masks({unit.name: torch.zeros(unit.channels) for unit in units}, units, method.ratio)
+
+
+def _check_prune(step: PruneStep, model: nn.Module) -> set[str]:
+    """The matrices that the step prunes."""
+    if step.allocate is None:
+        return {m.name for m in settle(model, step.method, None, step.include, step.exclude)[0]}
+    chosen = step.allocate.choose(matrices(model), step.include, step.exclude)
+    if not step.allocate.needs_batches:
+        step.allocate.answer(Question(model, chosen))
+    return {matrix.name for matrix in chosen}
 
 
 def _dense(recipe: Recipe, console: Console) -> Path:
@@ -153,8 +196,12 @@ def _source_model(source: Source, task: Task) -> PreTrainedModel:
         return load_model(smollm2(cache_folder() / "smollm2-135m"))
     if source.random is not None:
         return random_model(source.random)
+    return _warm(source, lambda sizes: task.warm_start(**sizes))
+
+
+def _warm(source: Source, make: Callable[[dict[str, int]], Made]) -> Made:
     try:
-        return task.warm_start(**(source.warm_start or {}))
+        return make(source.warm_start or {})
     except TypeError as error:
         raise PrunusError("model.warm_start", source.warm_start, str(error).rpartition(") ")[2]) from None
 
@@ -231,7 +278,7 @@ def _prune(step: PruneStep, task: Task, source: Path, folder: Path) -> None:
     write_text(folder / "course.json", json.dumps({"log": []}))
     prune_folder(
         local_folder(source), folder / "model", step.method, batches, plan=plan, include=step.include, exclude=step.exclude,
-        options=step.walk,
+        options=step.walk, device=_device(),
     )  # fmt: skip
 
 
@@ -245,10 +292,21 @@ def _allocated(step: PruneStep, task: Task, source: Path, file: Path) -> Sparsit
         picked = Subset(data, [place * size // wanted.samples for place in range(min(wanted.samples, size))])
         loader: DataLoader[Any] = DataLoader(picked, wanted.batch_size, collate_fn=task.collate)
         plan = allocate(
-            load_model(source), step.allocate, loader, task.loss, step.include, step.exclude, bf16=step.walk.bf16
+            load_model(source).to(_device()),
+            step.allocate,
+            loader,
+            task.loss,
+            step.include,
+            step.exclude,
+            bf16=step.walk.bf16,
         )
         plan.save(file)
     return SparsityPlan.load(file)
+
+
+def _device() -> torch.device:
+    """Where everything that is not trained runs; the Trainer chooses for itself."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _save(model: PreTrainedModel, task: Task, folder: Path) -> None:
@@ -272,6 +330,7 @@ def evaluate_here(path: str | Path, task: Task, batch_size: int, limit: int | No
     model, task = load_model(path).eval(), task.for_model(Path(path))
     task.example(model, batch_size)()
     peak = peak_memory()
+    model.to(_device())
     start = time.perf_counter()
     metrics = task.evaluate(model, limit)
     return Evaluation(metrics, peak, time.perf_counter() - start)

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
@@ -29,8 +28,9 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from prunus.calibration import Batch, spread
 from prunus.errors import PrunusError
 from prunus.losses import Prediction, next_tokens
-from prunus.models import small_blip, whiten
+from prunus.models import bare_blip, small_blip, whiten
 from prunus.models.packaged import DEC, SEP, SPECIAL_TOKENS, WIDTH
+from prunus.progress import track
 from prunus.repair import Training, finetune
 from prunus.typed import Typed
 
@@ -84,6 +84,9 @@ class EasyVQA(Typed):
     def image_processor(self) -> Any:
         size = {"height": self.image_size, "width": self.image_size}
         return BlipImageProcessorPil(size=size, image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
+
+    def skeleton(self, **sizes: int) -> BlipForQuestionAnswering:
+        return bare_blip(self.words, self.image_size, **sizes)
 
     def warm_start(self, **sizes: int) -> BlipForQuestionAnswering:
         """A small BLIP whose encoders have had a head start (a minute on two cores): that of images has learned to tell
@@ -198,7 +201,7 @@ class EasyVQA(Typed):
                 batches.append([])
             batches[-1].append(row)
         metrics = {name: MeanMetric() for name in ("accuracy", "accuracy_yes_no", "accuracy_other")}
-        for batch in track(batches, "evaluating", disable=not progress, transient=True):
+        for batch in track(batches, "evaluating", progress):
             answers = self._answer(model, [rows[row][0] for row in batch], [tokens[row] for row in batch])
             for row, answer in zip(batch, answers, strict=True):
                 expected = rows[row][2]
@@ -335,7 +338,7 @@ class _Questions(Dataset[Any]):
         """Every image, resized: (images, 3, S, S), uint8."""
         size = (self._task.image_size, self._task.image_size)
         resized = torch.empty((max(self._paths) + 1, 3, *size), dtype=torch.uint8)
-        for index, path in track(self._paths.items(), "reading images", transient=True):
+        for index, path in track(self._paths.items(), "reading images", total=len(self._paths)):
             with Image.open(path) as image:
                 pixels = np.array(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
             resized[index] = torch.from_numpy(pixels).permute(2, 0, 1)

@@ -50,6 +50,8 @@ class Noise(Typed):
             "model.warm_start", sizes, "the noise task has no model of its own; give model.random or model.path"
         )
 
+    skeleton = warm_start
+
     @cached_property
     def _inputs(self) -> dict[str, Tensor]:
         """Every item's tensors, stacked."""

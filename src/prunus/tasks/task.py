@@ -31,6 +31,9 @@ class Task(Protocol):
     def for_model(self, folder: Path) -> Task:
         """The task as a saved model needs it, such as with the model's own tokenizer."""
 
+    def skeleton(self, **sizes: int) -> PreTrainedModel:
+        """The model of `warm_start`, built on the current device without reading or training anything."""
+
     def warm_start(self, **sizes: int) -> PreTrainedModel:
         """A model for this task that needs no hub, to be trained on the spot."""
 

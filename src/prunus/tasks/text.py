@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
@@ -18,6 +17,7 @@ from transformers import AutoTokenizer
 from prunus.calibration import Batch, spread, text_tokens, text_windows
 from prunus.errors import PrunusError
 from prunus.losses import Prediction, own_loss, own_prediction
+from prunus.progress import track
 from prunus.typed import Typed
 
 
@@ -66,6 +66,8 @@ class Text(Typed):
             "model.warm_start", sizes, "the text task trains no model of its own; give model.path or model.packaged"
         )
 
+    skeleton = warm_start
+
     def for_model(self, folder: Path) -> Text:
         """The same with the tokenizer of the model in `folder`, unless another is named."""
         return self if self.tokenizer else self.model_copy(update={"tokenizer": str(folder)})
@@ -109,7 +111,7 @@ class Text(Typed):
         mean = MeanMetric()
         spans = windows(len(self._evaluation), self.length, self.stride or self.length)[:limit]
         with torch.autocast(model.device.type, torch.bfloat16, enabled=self.bf16):  # around all: weights are cast once
-            for start, stop, first in track(spans, "perplexity", disable=not progress, transient=True):
+            for start, stop, first in track(spans, "perplexity", progress):
                 ids = self._evaluation[start:stop].to(model.device)
                 logits = model(input_ids=ids[None], use_cache=False).logits[0]
                 for piece in torch.split(torch.arange(first, stop - start), 128):  # a whole window in fp32 is large
