@@ -230,8 +230,13 @@ def test_towers_have_ranks_of_their_own_and_connectors_no_mask() -> None:
     only = Adapters(model, zeros_of(model), {"vision": 1}, 4.0)
     assert {towers[name] for name in only.layers} == {"vision"}
     only.merge()
-    with pytest.raises(PrunusError, match="visoin"):
-        Adapters(model, zeros_of(model), {"visoin": 1}, 4.0)
+    for ranks in ({"visoin": 1}, {"vision": 4, "text": 2}):
+        with pytest.raises(PrunusError, match="no such tower") as caught:
+            Adapters(model, zeros_of(model), ranks, 4.0)
+        assert caught.value.field == "rank"
+    masks = {name: mask for name, mask in zeros_of(model).items() if towers[name] != "vision"}
+    with pytest.raises(PrunusError, match="nothing would train"):
+        Adapters(model, masks, {"vision": 1}, 4.0)
 
 
 def test_only_targets_count_and_the_published_reduction_is_a_variant() -> None:
@@ -421,3 +426,114 @@ def test_two_processes_keep_every_zero_and_agree(tmp_path, method: str) -> None:
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("every zero kept") == 2
+
+
+@pytest.mark.parametrize(
+    "method", [RESSA(), MaskedLoRA(rank=2), LoRA(rank=2), MaskedFinetune()], ids=lambda m: m.method
+)
+def test_two_prunings_are_both_repaired(method: Any) -> None:
+    case = build("clip", 3)
+    dense = copy.deepcopy(case.model)
+    prune(case.model, Wanda(sparsity=0.6), [case.inputs], include=["vision"], options=QUIET)
+    prune(case.model, Magnitude(sparsity=0.3), [case.inputs], include=["text"], options=QUIET)
+    before = zero_positions(case.model)
+    repair(case.model, method, Items(case.inputs), QUICK, dense, predict, stack)
+    after = zero_positions(case.model)
+    assert all(torch.equal(zeros, after[name]) for name, zeros in before.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", [RESSA(), LoRA(rank=2), MaskedFinetune()], ids=lambda m: m.method)
+@pytest.mark.parametrize("name", ["llama", "blip2_t5"])
+def test_half_precision_models_are_repaired_outside_of_autocast(name: str, method: Any, dtype: torch.dtype) -> None:
+    dense, model, inputs = pruned(name)
+    dense, model = dense.to(dtype), model.to(dtype)
+    before = zero_positions(model)
+    typed = {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
+    training = QUICK.model_copy(update={"learning_rate": 1e-4})
+    repair(model, method, Items(typed), training, dense, predict, stack)
+    after = zero_positions(model)
+    assert all(torch.equal(zeros, after[key]) for key, zeros in before.items())
+    assert all(p.dtype == dtype for p in model.parameters())
+
+
+def test_a_teacher_that_differs_elsewhere_stays_a_model_of_its_own() -> None:
+    dense, model, inputs = pruned("llama")
+    model.model.norm.weight.data.add_(1.0)  # as if something had been trained since
+    with torch.no_grad():
+        expected = predict(dense, inputs).logits
+    seen: list[Tensor] = []
+
+    def watching(asked: nn.Module, batch: dict[str, Tensor]) -> Prediction:
+        prediction = predict(asked, batch)
+        if not torch.is_grad_enabled():
+            seen.append(prediction.logits)
+        return prediction
+
+    repair(model, RESSA(rank=2), Items(inputs, len(expected)), QUICK, dense, watching, stack)
+    assert all(any(torch.allclose(row, known, atol=1e-5) for known in expected) for logits in seen for row in logits)
+
+
+def test_layers_that_share_a_weight_share_its_adapter() -> None:
+    dense, model, inputs = pruned("vit", seed=5)
+    first, second = (
+        layer.mlp.fc1 if hasattr(layer, "mlp") else layer.intermediate.dense for layer in _layers(model)[:2]
+    )
+    second.weight = first.weight
+    kept = first.weight != 0
+    adapters = Adapters(model, zeros_of(model), 2, 4.0, teacher=_tied(dense))
+    for layer in adapters.layers.values():
+        layer.linear.lora_B.data.normal_(0, 0.1)
+    with torch.no_grad():
+        expected = predict(model, inputs).logits
+        adapters.merge()
+        torch.testing.assert_close(predict(model, inputs).logits, expected)
+    assert second.weight is first.weight
+    assert torch.equal(first.weight != 0, kept)
+
+
+def _layers(model: nn.Module) -> list[Any]:
+    return list(next(module for module in model.modules() if isinstance(module, nn.ModuleList)))
+
+
+def _tied(model: nn.Module) -> nn.Module:
+    first, second = (
+        layer.mlp.fc1 if hasattr(layer, "mlp") else layer.intermediate.dense for layer in _layers(model)[:2]
+    )
+    second.weight = first.weight
+    return model
+
+
+def test_a_folder_and_its_stored_logits_belong_to_one_repair(tmp_path) -> None:
+    dense, model, inputs = pruned("llama", seed=4)
+    data = Items({"input_ids": inputs["input_ids"]})
+    stored = RESSA(rank=2, distillation=Distillation(top_k=4))
+    repair(copy.deepcopy(model), stored, data, QUICK, dense, collate=stack, folder=tmp_path)
+    for other, training, said in (
+        (RESSA(rank=1), QUICK, "trains differs|method differs"),
+        (stored, QUICK.model_copy(update={"learning_rate": 1e-3}), "training differs"),
+    ):
+        with pytest.raises(PrunusError, match=said):
+            repair(copy.deepcopy(model), other, data, training, dense, collate=stack, folder=tmp_path)
+    with pytest.raises(PrunusError, match="items 8, not 9"):
+        repair(copy.deepcopy(model), stored, Items(data.inputs, 9), QUICK, dense, collate=stack, folder=tmp_path)
+
+
+def test_accumulated_batches_weigh_as_one_batch(tmp_path) -> None:
+    norms = []
+    for number, (size, accumulation) in enumerate(((4, 1), (2, 2))):
+        _, model, inputs = pruned("llama", seed=4)
+        ids = inputs["input_ids"][:1]
+        data = Items({"input_ids": ids, "labels": ids})
+        training = QUICK.model_copy(update={"batch_size": size, "gradient_accumulation": accumulation, "steps": 5})
+        log = repair(model, MaskedFinetune(), data, training, collate=stack, folder=tmp_path / str(number))
+        norms.append(next(row["grad_norm"] for row in log if "grad_norm" in row))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def test_learning_rates_of_towers_that_are_not_there_are_named() -> None:
+    _, model, inputs = pruned("vit")
+    training = QUICK.model_copy(update={"tower_learning_rates": {"visoin": 1e-3}})
+    with pytest.raises(PrunusError, match="no such tower") as caught:
+        repair(model, MaskedFinetune(), Items(inputs), training, None, predict, stack)
+    assert caught.value.field == "tower_learning_rates"

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.losses import Predict, Prediction
 from prunus.typed import Share, Typed
@@ -103,7 +104,7 @@ class Lesson:
         with (
             torch.no_grad(),
             self.teacher() as teacher,
-            quiet(teacher),
+            quiet(_beside_student(teacher, model)),
             _outputs_of(teacher, self.blocks) as theirs,
         ):
             taught = self.predict(teacher, batch).logits
@@ -112,6 +113,12 @@ class Lesson:
         return self.method.loss(
             student.loss, self.method.divergence(student, taught), _difference(ours, theirs) if self.blocks else None
         )
+
+
+def _beside_student(teacher: nn.Module, student: nn.Module) -> nn.Module:
+    """The teacher, on the student's device."""
+    device = input_device(student)
+    return teacher if teacher is student or input_device(teacher) == device else teacher.to(device)
 
 
 def _difference(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
@@ -127,14 +134,13 @@ def _difference(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
 def _outputs_of(model: nn.Module, blocks: Sequence[str]) -> Iterator[list[Tensor]]:
     """What blocks return while the context is open, in the order of their calls."""
     seen: list[Tensor] = []
-    inner = getattr(model, "module", model)
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         seen.append(output if isinstance(output, Tensor) else output[0])
 
     with ExitStack() as hooks:
         for path in blocks:
-            hooks.enter_context(inner.get_submodule(path).register_forward_hook(keep))
+            hooks.enter_context(model.get_submodule(path).register_forward_hook(keep))
         yield seen
 
 

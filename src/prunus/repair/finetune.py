@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 
+from prunus.errors import PrunusError
+from prunus.storage import write_text
 from prunus.typed import Typed
 
 
@@ -48,6 +52,7 @@ def finetune(
     callbacks: Sequence[TrainerCallback] = (),
     seed: int = 0,
     title: str = "training",
+    identity: Mapping[str, Any] | None = None,
 ) -> list[dict[str, float]]:
     """Trains a model in place. If `folder` holds a complete checkpoint of this training, goes on from it.
 
@@ -57,15 +62,20 @@ def finetune(
     Args:
         folder: where checkpoints live during the training.
         evaluate: called every `training.evaluate_every` steps.
+        identity: what else makes this training what it is, in JSON; a folder of another one is refused.
 
     Returns:
         What was logged: rows with `step` and any of `loss`, `learning_rate`, `grad_norm`, `eval_…`.
+
+    Raises:
+        PrunusError: the folder holds another training, or a tower with its own learning rate is not there.
     """
     from transformers import ProgressCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
     from prunus.repair.trainer import Complete, Progress, TaskTrainer, last_complete
 
+    _claim(folder, model, training, seed, identity or {})
     last = last_complete(folder)
     evaluating = evaluate is not None and training.evaluate_every is not None
     arguments = TrainingArguments(
@@ -92,7 +102,10 @@ def finetune(
         label_names=[],
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
+        ddp_broadcast_buffers=False,  # all processes have made the same
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # replicas of a model in one process would lose its hooks; start a process per GPU instead
     trainer = TaskTrainer(
         model,
         arguments,
@@ -101,6 +114,7 @@ def finetune(
         data_collator=collate,
         callbacks=[*callbacks, Complete()],
     )
+    trainer.model_accepts_loss_kwargs = False  # a task's loss is a mean: it is divided by the accumulation steps
     trainer.task_loss, trainer.task_evaluate = loss, evaluate
     trainer.tower_learning_rates = training.tower_learning_rates
     trainer.remove_callback(ProgressCallback)
@@ -109,6 +123,27 @@ def finetune(
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     return list(trainer.state.log_history)
 
+
+def _claim(folder: Path, model: nn.Module, training: Training, seed: int, identity: Mapping[str, Any]) -> None:
+    """Takes a folder for this training: what other settings have left there is not gone on with."""
+    shapes = [[name, list(p.shape)] for name, p in model.named_parameters() if p.requires_grad]
+    parts = {"training": training.model_dump(mode="json"), "seed": seed, "trains": shapes, **identity}
+    ours = {
+        name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16] for name, part in parts.items()
+    }
+    record = folder / IDENTITY
+    if record.exists():
+        theirs = json.loads(record.read_text())
+        other = next((name for name in ours if ours[name] != theirs.get(name)), None)
+        if other is not None:
+            raise PrunusError(
+                "folder", str(folder), f"it holds another training: its {other} differs; take another folder, or delete this one"
+            )  # fmt: skip
+    write_text(record, json.dumps(ours))
+
+
+IDENTITY = "training.json"
+"""Says which training a folder belongs to."""
 
 _SCHEDULERS = {
     "constant": "constant_with_warmup",

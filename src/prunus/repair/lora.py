@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunus.anatomy import CONNECTOR, Matrix, matrices, weight_of
+from prunus.anatomy import CONNECTOR, Matrix, matrices, sharing, weight_of
 from prunus.errors import PrunusError
 from prunus.plan.sparsity import LANGUAGE, per_tower
-from prunus.repair.masks import BitMask, unpack
+from prunus.repair.masks import BitMask, keep_nonzero, unpack
 
 RANKS: dict[str, int] = {"vision": 4, "language": 8, CONNECTOR: 2}
 """RESSA's ranks; of a model that lacks one of these towers they are left out. A connector is not pruned: its adapters have
@@ -54,17 +55,21 @@ class Adapters:
         masked: bool = True, teacher: nn.Module | None = None, seed: int = 0,
     ):  # fmt: skip
         self.model = model
-        chosen = _chosen(matrices(model), masks, ranks)
+        chosen = adapted(matrices(model), masks, ranks)
         dense = {m.name: None if teacher is None else _teacher_weight(teacher, m) for m, _ in chosen}
         self._required = {parameter: parameter.requires_grad for parameter in model.parameters()}
         model.requires_grad_(False)
         self.layers: dict[str, _Adapted] = {}
         for matrix, rank in chosen:
-            linear = model.get_submodule(matrix.name)
-            assert isinstance(linear, nn.Linear)
             generator = torch.Generator().manual_seed(seed + zlib.crc32(matrix.name.encode()))
             self.layers[matrix.name] = _Adapted(
-                linear, masks.get(matrix.name), rank, alpha / rank, masked, dense[matrix.name], generator
+                sharing(model, matrix.name),
+                masks.get(matrix.name),
+                rank,
+                alpha / rank,
+                masked,
+                dense[matrix.name],
+                generator,
             )
 
     @contextmanager
@@ -87,21 +92,48 @@ class Adapters:
             parameter.requires_grad_(was)
 
 
-def _chosen(
-    candidates: tuple[Matrix, ...], masks: Mapping[str, BitMask], ranks: int | Mapping[str, int]
+def adapted(
+    candidates: Sequence[Matrix], pruned: Collection[str], ranks: int | Mapping[str, int]
 ) -> list[tuple[Matrix, int]]:
-    """Pruned matrices, and those of a connector that has a rank, each with its rank."""
-    if isinstance(ranks, int):
-        return [(matrix, ranks) for matrix in candidates if matrix.name in masks]
+    """Pruned matrices, and those of a connector that has a rank, each with its rank.
+
+    Raises:
+        PrunusError: a tower that the model lacks, or no matrix is left.
+    """
     towers = tuple(dict.fromkeys(m.tower for m in candidates))
-    absent = {name for name in RANKS if not any(t == name or (name == "language" and t in LANGUAGE) for t in towers)}
-    present = {name: rank for name, rank in ranks.items() if name not in absent}
-    resolved = per_tower(present, towers)
-    return [
+    if isinstance(ranks, int):
+        resolved: dict[str, float] = {m.tower: ranks for m in candidates if m.name in pruned}
+    else:
+        standard = dict(ranks) == RANKS
+        present = {
+            name: rank
+            for name, rank in ranks.items()
+            if not standard or name in towers or (name == "language" and not set(LANGUAGE).isdisjoint(towers))
+        }
+        resolved = per_tower(present, towers, "rank", "the model has no such tower; towers: {}")
+    chosen = [
         (matrix, int(resolved[matrix.tower]))
         for matrix in candidates
-        if resolved.get(matrix.tower) and (matrix.name in masks or matrix.tower == CONNECTOR)
+        if matrix.tower in resolved and (matrix.name in pruned or matrix.tower == CONNECTOR)
     ]
+    if not chosen:
+        raise PrunusError("rank", ranks, "no tower with a rank is pruned, so nothing would train; name one that is")
+    return chosen
+
+
+def is_teacher_elsewhere(model: nn.Module, teacher: nn.Module, chosen: Iterable[Matrix]) -> bool:
+    """Whether, but for the weights of these layers, a model has the parameters of its teacher.
+
+    Raises:
+        PrunusError: the teacher lacks one of the layers, or has it in another shape.
+    """
+    held = {f"{matrix.name}.weight" for matrix in chosen if _teacher_weight(teacher, matrix) is not None}
+    theirs = dict(teacher.named_parameters())
+    return all(
+        name in theirs and torch.equal(parameter, theirs[name].to(parameter))
+        for name, parameter in model.named_parameters()
+        if name not in held
+    )
 
 
 def _teacher_weight(teacher: nn.Module, matrix: Matrix) -> Tensor:
@@ -119,12 +151,14 @@ def _teacher_weight(teacher: nn.Module, matrix: Matrix) -> Tensor:
 
 
 class _Adapted:
-    """One linear layer with its adapter; the adapter's parameters are the layer's, so that they are saved with it."""
+    """One linear layer with its adapter, and those that share its weight; the adapter's parameters are the layer's, so that
+    they are saved with it."""
 
     def __init__(
-        self, linear: nn.Linear, mask: BitMask | None, rank: int, scale: float, masked: bool, dense: Tensor | None,
+        self, linears: Sequence[nn.Linear], mask: BitMask | None, rank: int, scale: float, masked: bool, dense: Tensor | None,
         generator: torch.Generator,
     ):  # fmt: skip
+        linear, self.linears = linears[0], linears
         self.linear, self.scale, self.masked, self.off = linear, scale, masked, False
         weight = linear.weight
         down = torch.empty(rank, linear.in_features).uniform_(-1, 1, generator=generator) / math.sqrt(
@@ -141,22 +175,24 @@ class _Adapted:
                 linear.pruned_weight = weight.detach().clone()
             weight.data.copy_(dense)
         self._has_teacher = dense is not None
-        linear.forward = self.forward  # type: ignore[method-assign,assignment]
+        for owner in linears:
+            owner.forward = partial(self.forward, owner)  # type: ignore[method-assign]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, owner: nn.Linear, x: Tensor) -> Tensor:
         linear: Any = self.linear
+        bias = owner.bias
         if self.off:
-            return F.linear(x, linear.weight, linear.bias)
+            return F.linear(x, linear.weight, bias)
         base = linear.weight if linear.pruned_weight is None else linear.pruned_weight
         if self.masked and linear.lora_mask is not None:
             return _MaskedLinear.apply(  # type: ignore[no-any-return,no-untyped-call]
-                x, base, linear.lora_A, linear.lora_B, linear.bias, linear.lora_mask, self.scale
+                x, base, linear.lora_A, linear.lora_B, bias, linear.lora_mask, self.scale
             )
         if self._has_teacher and linear.lora_mask is not None and linear.pruned_weight is None:
             base = base * unpack(linear.lora_mask, base.shape)
-        return F.linear(x, base, linear.bias) + self.scale * F.linear(F.linear(x, linear.lora_A), linear.lora_B).to(
-            x.dtype
-        )
+        output = F.linear(x, base, bias)
+        low = F.linear(F.linear(x.to(linear.lora_A.dtype), linear.lora_A), linear.lora_B)
+        return output + self.scale * low.to(output.dtype)
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -165,14 +201,13 @@ class _Adapted:
         merged = effective_weight(base, linear.lora_A, linear.lora_B, linear.lora_mask, self.scale).to(
             linear.weight.dtype
         )
-        if linear.lora_mask is not None:  # what stays is not zero, even where a small type rounds it to that
-            lost = unpack(linear.lora_mask, merged.shape) & (merged == 0)
-            limits = torch.finfo(merged.dtype)
-            merged.masked_fill_(lost, limits.smallest_normal * limits.eps)
+        if linear.lora_mask is not None:
+            keep_nonzero(merged, unpack(linear.lora_mask, merged.shape))
         linear.weight.data.copy_(merged)
         for name in ("lora_A", "lora_B", "lora_mask", "pruned_weight"):
             delattr(linear, name)
-        del linear.forward
+        for owner in self.linears:
+            del owner.forward
 
 
 def effective_weight(

@@ -79,15 +79,38 @@ class _Masking:
 
 
 def check_zeros(model: nn.Module, masks: dict[str, BitMask]) -> None:
-    """Refuses a model whose zeros are not those of the masks.
+    """Refuses a model whose zeros are not exactly those of the masks.
 
     Raises:
-        PrunusError: a weight that was pruned is not zero; the error names the matrix and the count.
+        PrunusError: a weight that was pruned is not zero, or one that stays is; the error names the matrix and the count.
     """
     for name, mask in masks.items():
-        weight = weight_of(model, name)
-        wrong = int((weight.detach().ne(0) & ~mask.unpack(weight.device)).sum())
-        if wrong:
-            raise PrunusError(
-                name, f"{wrong} weights", "they were pruned and are not zero any more; this model is not saved"
-            )
+        kept, nonzero = mask.unpack(weight_of(model, name).device), weight_of(model, name).detach().ne(0)
+        for wrong, what in (
+            (nonzero & ~kept, "were pruned and are not zero any more"),
+            (kept & ~nonzero, "stay and are zero"),
+        ):
+            if bool(wrong.any()):
+                raise PrunusError(name, f"{int(wrong.sum())} weights", f"they {what}; this model is not to be saved")
+
+
+def keep_nonzero(weight: Tensor, kept: Tensor) -> None:
+    """In place: what stays is not zero, even where a small type has rounded it to that."""
+    limits = torch.finfo(weight.dtype)
+    weight.masked_fill_(kept & (weight == 0), limits.smallest_normal * limits.eps)
+
+
+@contextmanager
+def in_fp32(model: nn.Module, masks: dict[str, BitMask]) -> Iterator[None]:
+    """While the context is open, 16-bit parameters are fp32: small steps would be rounded away otherwise."""
+    halves = {p: p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)}
+    for parameter in halves:
+        parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter, dtype in halves.items():
+            parameter.data = parameter.data.to(dtype)
+        for name, mask in masks.items() if halves else ():
+            weight = weight_of(model, name)
+            keep_nonzero(weight.data, mask.unpack(weight.device))

@@ -7,18 +7,21 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback, default_data_collator
 
 from prunus.anatomy import matrices
+from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.losses import Predict, own_prediction
-from prunus.repair.distillation import Distillation, Lesson
+from prunus.repair.distillation import Distillation, Lesson, Teacher
 from prunus.repair.finetune import Training, finetune
-from prunus.repair.lora import Adapters
-from prunus.repair.masks import check_zeros, holding, zeros_of
+from prunus.repair.lora import Adapters, adapted, is_teacher_elsewhere
+from prunus.repair.masks import check_zeros, holding, in_fp32, zeros_of
 from prunus.repair.methods import LoRA, MaskedFinetune, MaskedLoRA, Repair
 from prunus.repair.teacher_cache import TeacherCache
 from prunus.unstructured import sparsity_of
@@ -50,6 +53,7 @@ def repair(
         training: steps, batch size, learning rate, bf16, gradient accumulation; by default 500 steps at 1e-4.
         teacher: the model before it was pruned, for distillation, or a function that loads it. Adapters hold its weights in
             place of the pruned ones, so that what the function loads is let go before the training begins.
+            If it differs from the model in anything else, such as norms that were trained since, it stays beside it.
         predict: the loss and logits of a batch; by default the model's own.
         folder: where checkpoints live. A run that was killed goes on from them; None keeps none after the end.
 
@@ -69,20 +73,28 @@ def repair(
     masks, was_training = zeros_of(model), model.training
     with ExitStack() as cleanup:
         place = Path(folder) if folder is not None else Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
-        adapters: Adapters | None = None
+        own_teacher: Teacher | None = None
         if isinstance(method, LoRA):
-            adapters = Adapters(
-                model, masks, method.rank, method.alpha, isinstance(method, MaskedLoRA),
-                _opened(teacher) if method.distillation is not None else None, seed,
-            )  # fmt: skip
+            dense = _opened(teacher) if method.distillation is not None else None
+            chosen = [matrix for matrix, _ in adapted(matrices(model), masks, method.rank)]
+            if dense is not None and not is_teacher_elsewhere(model, dense, chosen):
+                teacher, dense = dense, None  # something else differs, too: the teacher stays a model of its own
+            adapters = Adapters(model, masks, method.rank, method.alpha, isinstance(method, MaskedLoRA), dense, seed)
+            own_teacher = adapters.off if dense is not None else None
             cleanup.callback(adapters.merge)  # however the training ends, the model is whole and its zeros are kept
         else:
             assert isinstance(method, MaskedFinetune)
+            cleanup.enter_context(in_fp32(model, masks))
             cleanup.enter_context(holding(model, masks))
-        loss, data, collate = _lesson(method.distillation, model, adapters, teacher, predict, data, collate, place)
+        identity = {
+            "method": method.model_dump(mode="json"),
+            "zeros": {n: crc32(m.packed.cpu().numpy().data) for n, m in masks.items()},
+        }
+        loss, data, collate = _lesson(method.distillation, model, own_teacher, teacher, predict, data, collate, place)
         log = finetune(
-            model, training, place, data, collate, loss, evaluate=evaluate, callbacks=callbacks, seed=seed, title=title
-        )
+            model, training, place, data, collate, loss, evaluate=evaluate, callbacks=callbacks, seed=seed, title=title,
+            identity=identity,
+        )  # fmt: skip
     model.train(was_training)
     check_zeros(model, masks)
     record = sparsity_of(model)
@@ -94,7 +106,7 @@ def repair(
 def _lesson(
     distillation: Distillation | None,
     model: nn.Module,
-    adapters: Adapters | None,
+    own_teacher: Teacher | None,
     teacher: nn.Module | Callable[[], nn.Module] | None,
     predict: Predict,
     data: Dataset[Any],
@@ -105,11 +117,13 @@ def _lesson(
     if distillation is None:
         return lambda student, batch: predict(student, batch).loss, data, collate
     blocks = list(dict.fromkeys(matrix.block for matrix in matrices(model)))
-    lesson = Lesson(distillation, predict, adapters.off if adapters is not None else _opened(teacher), blocks)
+    lesson = Lesson(distillation, predict, own_teacher or _opened(teacher), blocks)
     if distillation.top_k is None:
         return lesson, data, collate
     cache = TeacherCache(place / "teacher", distillation, predict, data, collate)
-    cache.fill(lesson.teacher)
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    cache.fill(lesson.teacher, input_device(model))
     return cache.loss, cache.data, cache.collate
 
 

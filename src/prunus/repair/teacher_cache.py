@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from prunus.errors import PrunusError
 from prunus.losses import Predict
+from prunus.progress import track
 from prunus.repair.distillation import Distillation, Teacher, top_k_divergence
 from prunus.storage import write_bytes
 from prunus.unstructured.fingerprint import Fingerprint
@@ -46,14 +47,23 @@ class TeacherCache:
         assert method.top_k is not None
         self.folder, self.method, self.predict = folder, method, predict
         self.data, self._collate = _Numbered(data), collate
-        self._known: dict[int, tuple[Tensor, Tensor, str]] = {}
+        self._digests: dict[int, str] = {}
+        self._files: dict[int, Any] = {}
 
     @torch.no_grad()
-    def fill(self, teacher: Teacher) -> None:
-        """Asks the teacher about every item that no file holds yet."""
+    def fill(self, teacher: Teacher, device: torch.device | None = None) -> None:
+        """Asks the teacher about every item that no file holds yet.
+
+        Args:
+            device: where the teacher runs; by default where it is.
+
+        Raises:
+            PrunusError: files of another teacher, other data or another k are there.
+        """
         size = len(self.data)
-        with teacher() as model, quiet(model):
-            for start in track(range(0, size, ITEMS_PER_FILE), "teacher", transient=True):
+        with teacher() as model, quiet(model if device is None else model.to(device)):
+            self._about = {"k": str(self.method.top_k), "items": str(size), "teacher": str(_checksum(model))}
+            for start in track(range(0, size, ITEMS_PER_FILE), "teacher"):
                 path = self.folder / f"{start:08d}.safetensors"
                 if not path.exists():
                     write_bytes(path, self._ask(model, range(start, min(start + ITEMS_PER_FILE, size))))
@@ -66,14 +76,15 @@ class TeacherCache:
             PrunusError: an item is not what it was when the teacher saw it.
         """
         for number, item in items:
-            if self._digest(item) != self._known[number][2]:
+            if self._digest(item) != self._digests[number]:
                 raise PrunusError(
                     "distillation.top_k", f"item {number}", "it is not what it was when the teacher saw it; stored logits need data "
                     "without randomness: leave top_k out, or make the data deterministic",
                 )  # fmt: skip
         batch = self._collate([item for _, item in items])
-        batch[VALUES] = torch.cat([self._known[number][0] for number, _ in items])
-        batch[PLACES] = torch.cat([self._known[number][1] for number, _ in items]).long()
+        numbers = [number for number, _ in items]
+        batch[VALUES] = torch.cat([self._files[number].get_tensor(f"{number}.values") for number in numbers])
+        batch[PLACES] = torch.cat([self._files[number].get_tensor(f"{number}.places") for number in numbers]).long()
         return batch
 
     def loss(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
@@ -104,22 +115,36 @@ class TeacherCache:
             values, places = logits.float().topk(self.method.top_k, dim=-1)
             stored[f"{number}.values"], stored[f"{number}.places"] = values.cpu(), places.int().cpu()
             digests[str(number)] = self._digest(item)
-        return bytes(save(stored, metadata=digests))
+        return bytes(save(stored, metadata=digests | self._about))
 
     def _read(self, path: Path) -> None:
         try:
-            with safe_open(path, "pt") as file:
-                for number, digest in (file.metadata() or {}).items():
-                    values, places = file.get_tensor(f"{number}.values"), file.get_tensor(f"{number}.places")
-                    self._known[int(number)] = values, places, digest
+            file: Any = safe_open(path, "pt")  # stays open and is read as items are asked for: logits are many
+            known = dict(file.metadata() or {})
         except (SafetensorError, OSError) as error:
             raise PrunusError("teacher", str(path), f"the file is damaged ({error}); delete it") from None
+        for name, ours in self._about.items():
+            theirs = known.pop(name, "nothing")
+            if theirs != ours:
+                raise PrunusError(
+                    "teacher", str(path), f"it was made with {name} {theirs}, not {ours}; delete its folder"
+                )
+        for number, digest in known.items():
+            self._digests[int(number)], self._files[int(number)] = digest, file
 
     def _digest(self, item: Any) -> str:
         seen = Fingerprint([self._collate([item])])
         for _ in seen:
             pass
         return seen.digest
+
+
+def _checksum(model: nn.Module) -> int:
+    """Of a model's parameters, by all of their bytes."""
+    total = 0
+    for parameter in model.parameters():
+        total = crc32(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data, total)
+    return total
 
 
 class _Numbered(Dataset[Any]):

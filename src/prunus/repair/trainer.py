@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
 
 from prunus.anatomy import tower_of
+from prunus.plan.sparsity import per_tower
 from prunus.storage import write_text
+from prunus.unstructured.walk import replaced
 
 COMPLETE = "complete"
 """Marks a checkpoint folder in which everything has been written."""
@@ -29,7 +31,18 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         with self.accelerator.autocast():  # accelerate only wraps `forward`, which a task's loss may not call
-            return self.task_loss(model, inputs)
+            if model is self.model:
+                return self.task_loss(model, inputs)
+            # of several processes, a wrapper has to be called, or it would not add their gradients up
+            inner = self.model
+            forward = inner.forward
+
+            def lossy_forward(batch: dict[str, Any]) -> Tensor:
+                with replaced(inner, forward):
+                    return self.task_loss(inner, batch)
+
+            with replaced(inner, lossy_forward):
+                return model(inputs)  # type: ignore[no-any-return]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         assert self.task_evaluate is not None
@@ -42,10 +55,14 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
         if self.optimizer is None:
             decayed = set(self.get_decay_parameter_names(self.model))
             groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-            for name, parameter in self.model.named_parameters():
+            named = [(name, parameter, self._tower(name)) for name, parameter in self.model.named_parameters()]
+            towers = tuple(dict.fromkeys(tower for _, _, tower in named))
+            rates = per_tower(
+                self.tower_learning_rates, towers, "tower_learning_rates", "the model has no such tower; towers: {}"
+            )
+            for name, parameter, tower in named:
                 if parameter.requires_grad:
-                    tower = tower_of(self.model, name.rpartition(".")[0])
-                    rate = self.tower_learning_rates.get(tower, self.args.learning_rate)
+                    rate = rates.get(tower, self.args.learning_rate)
                     decay = self.args.weight_decay if name in decayed else 0.0
                     groups.setdefault((rate, decay), []).append(parameter)
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
@@ -54,6 +71,9 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
                 **options,
             )
         return self.optimizer
+
+    def _tower(self, parameter: str) -> str:
+        return tower_of(self.model, parameter.rpartition(".")[0])
 
 
 class Progress(ProgressCallback):  # type: ignore[misc]
@@ -72,7 +92,7 @@ class Progress(ProgressCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.training_bar is not None and logs:
-            figures = {k: f"{v:.4g}" for k, v in logs.items() if k == "loss" or k.startswith("eval_acc")}
+            figures = {k: f"{v:.4g}" for k, v in logs.items() if k == "loss" or k.startswith("eval_")}
             if figures:
                 self.training_bar.set_postfix(figures)
 
