@@ -243,6 +243,9 @@ def test_a_model_whose_weights_are_elsewhere_is_measured(tmp_path) -> None:
     there = allocate(model, method, batches, total_loss, progress=False)
     assert there.matrices == here.matrices
     assert next(model.parameters()).is_meta
+    allocate(model, method, [{"input_ids": batch["input_ids"]} for batch in batches], progress=False)  # its own loss
+    with pytest.raises(PrunusError, match="offloaded"):
+        allocate(model, OWL(), batches, progress=False)
 
 
 class EightBit(nn.Linear):
@@ -432,3 +435,41 @@ def test_missing_data_and_losses_are_named() -> None:
 def test_models_that_know_their_loss_need_no_labels(name: str) -> None:
     model, batches, _ = family(name)
     assert allocate(model, ECoFLaP(), batches, progress=False).sparsity == pytest.approx(0.5, abs=1e-3)
+
+
+def test_memory_answers_under_autocast_too() -> None:
+    model, batches, chosen = family("vit")
+    question = Question(model, chosen, batches, total_loss, bf16=True)
+    scores = [loss_changes(question, 1, 0.05, seed=3, remember=remember) for remember in (True, False)]
+    assert scores[0] == scores[1]
+    blocks = RememberingBlocks(model, [m.block for m in chosen])
+    with torch.no_grad(), blocks.active():
+        with blocks.recording():
+            question.scalar_loss(batches[0])
+        question.scalar_loss(batches[0])
+    assert blocks.remembered == len({m.block for m in chosen})
+
+
+def test_outliers_are_told_by_the_mean_of_their_block() -> None:
+    model, batches, chosen = family("llama")
+    block = [m for m in chosen if m.block == chosen[0].block]
+    by_block, by_matrix = (
+        OWL(outlier=1.5, granularity=granularity).outliers(Question(model, block, batches))
+        for granularity in ("block", "layer")  # type: ignore[arg-type]
+    )
+    assert by_block.keys() == by_matrix.keys()
+    assert by_block != by_matrix
+
+
+def test_a_plan_of_a_shallower_model_is_refused() -> None:
+    model, batches, chosen = family("llama")
+    plan = allocate(model, Uniform(sparsity=0.5))
+    first = {n: m for n, m in plan.matrices.items() if m.block == chosen[0].block}
+    shallow = plan.model_copy(update={"matrices": first, "candidates": len(first)})
+    with pytest.raises(PrunusError, match="another model"):
+        prune(model, Wanda(), batches, shallow)
+
+
+def test_floors_that_are_more_than_the_budget_are_refused() -> None:
+    with pytest.raises(PrunusError, match="max_sparsity"):
+        share_out({"a": 10}, {"a": 1.0}, 4, 0.5)

@@ -109,11 +109,15 @@ def stop_at(blocks: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_interrupted_work_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sequential", [True, False])
+def test_interrupted_work_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sequential: bool
+) -> None:
     torch.manual_seed(0)
     case = build("t5", 3)
     case.model.save_pretrained(tmp_path / "dense")
-    work = {"method": SparseGPT(), "batches": [case.inputs], "options": QUIET}
+    options = QUIET.model_copy(update={"sequential": sequential})
+    work = {"method": SparseGPT(), "batches": [case.inputs], "options": options}
     prune_folder(tmp_path / "dense", tmp_path / "whole", **work)
     before = state(tmp_path / "dense")
     with monkeypatch.context() as patch:
@@ -237,3 +241,20 @@ def test_plans_are_checked_and_carried_out(tmp_path: Path) -> None:
         prune(fresh, Wanda(pattern="1:2"), batches, plan=plan, options=QUIET)
     with pytest.raises(PrunusError, match="another model"):
         prune(build("vit", 3).model, Wanda(), batches, plan=plan, options=QUIET)
+
+
+def test_a_second_pruning_keeps_the_record_of_the_first(tmp_path: Path) -> None:
+    case = build("clip", 2)
+    case.model.save_pretrained(tmp_path / "dense")
+    folder = tmp_path / "dense"
+    for tower, method in (("vision", Wanda(sparsity=0.6)), ("language", Magnitude(sparsity=0.3))):
+        include = ["vision"] if tower == "vision" else ["text"]
+        prune_folder(folder, tmp_path / tower, method, [case.inputs], include=include, options=QUIET)
+        prune(case.model, method, [case.inputs], include=include, options=QUIET)
+        folder = tmp_path / tower
+    for model in (case.model, load_model(folder)):
+        record = sparsity_of(model)
+        assert record is not None
+        assert record.matrices.keys() == {m.name for m in matrices(model)}
+        for name, plan in record.matrices.items():
+            assert plan.pruned == int((model.get_submodule(name).weight == 0).sum())

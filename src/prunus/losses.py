@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.batches import to_device
+from prunus.batches import input_device, to_device
 from prunus.errors import PrunusError
 
 IGNORED = -100
@@ -77,8 +77,8 @@ def next_tokens(loss: Tensor, logits_BTV: Tensor, labels_BT: Tensor) -> Predicti
 def _outputs(model: nn.Module, batch: Any) -> tuple[Any, dict[str, Any]]:
     if not isinstance(batch, Mapping):
         raise PrunusError("batches", type(batch).__name__, "give mappings of tensors, or a loss of your own")
-    inputs = to_device(dict(batch), next(model.parameters()).device)
-    parameters = inspect.signature(_bare(model).forward).parameters
+    inputs = to_device(dict(batch), input_device(model))
+    parameters = inspect.signature(model.forward).parameters
     if "return_loss" in parameters:
         inputs.setdefault("return_loss", True)
     elif "labels" in parameters and "labels" not in inputs and _is_causal(model) and "input_ids" in inputs:
@@ -94,14 +94,7 @@ def _outputs(model: nn.Module, batch: Any) -> tuple[Any, dict[str, Any]]:
 
 def _is_causal(model: nn.Module) -> bool:
     """Whether labels are the model's own input tokens, one step ahead."""
-    model = _bare(model)
     config: Any = getattr(model, "config", None)
     text = getattr(config, "text_config", None) or config
     encodes = any(getattr(part, "is_encoder_decoder", False) for part in (config, text))
     return not encodes and bool(getattr(model, "can_generate", lambda: False)())
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """The model inside of a wrapper for several processes."""
-    inner = getattr(model, "module", model)
-    return inner if isinstance(inner, nn.Module) else model

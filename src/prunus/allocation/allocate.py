@@ -42,7 +42,8 @@ def allocate(
     Raises:
         PrunusError: no batches, a tower that is not there, no loss, a score that is not finite, or an unreachable budget.
     """
-    chosen = method.choose(matrices(model, any_type=True), include, exclude)
+    candidates = matrices(model, any_type=True)
+    chosen = method.choose(candidates, include, exclude)
     seen = Fingerprint(batches)
     held = list(seen)
     if method.needs_batches and not held:
@@ -52,5 +53,6 @@ def allocate(
     return SparsityPlan(
         model=type(model).__name__,
         method={"allocation": record},
+        candidates=len(candidates),
         matrices={m.name: MatrixPlan.of(m, m.weights - answer.kept[m.name]) for m in chosen if m.name in answer.kept},
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prunus.allocation.grouping import Aggregate, Granularity, budgets, kept_by_matrix
 from prunus.anatomy import CONNECTOR, Matrix, choose
+from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.losses import Loss, own_loss
 from prunus.plan.sparsity import per_tower
@@ -32,10 +33,8 @@ class Question:
 
     def autocast(self) -> torch.autocast:
         """For running the model; without the cache of cast weights, which would be half a second copy of it."""
-        device = next(self.model.parameters()).device.type
-        return torch.autocast(
-            "cpu" if device == "meta" else device, torch.bfloat16, enabled=self.bf16, cache_enabled=False
-        )
+        device = input_device(self.model).type
+        return torch.autocast(device, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
 
     def scalar_loss(self, batch: Any) -> Tensor:
         with self.autocast():

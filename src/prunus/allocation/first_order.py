@@ -13,13 +13,13 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from prunus.allocation.allocator import Question
 from prunus.anatomy import Matrix, weight_of
 from prunus.errors import PrunusError
+from prunus.progress import track
 from prunus.unstructured.walk import quiet, replaced
 
 Score = Literal["gradient_norm", "weight_gradient", "squared"]
@@ -66,7 +66,7 @@ def backward_each(question: Question, take: Callable[[str, Tensor], None], title
         PrunusError: weights are not in memory, or the loss depends on nothing.
     """
     with _ready_for_gradients(question.model, question.chosen, take):
-        for batch in track(question.batches, title, disable=not question.progress, transient=True):
+        for batch in track(question.batches, title, question.progress):
             loss = question.scalar_loss(batch)
             if not loss.requires_grad:
                 raise PrunusError(

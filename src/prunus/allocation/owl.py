@@ -1,7 +1,7 @@
 """OWL: outlier-weighed layer-wise sparsity (Yin et al., ICML 2024), for comparison.
 
-A block's outlier share is that part of its Wanda scores |W_ij|·‖x_j‖ which is more than `outlier` times the matrix's
-mean. Shares are stretched to [0, 2λ] over all blocks, and the density of a block is 1 − p plus its distance from their
+A block's outlier share is that part of its Wanda scores |W_ij|·‖x_j‖ which is more than `outlier` times their mean, all
+matrices of the block together, as the published code has it. Shares are stretched to [0, 2λ] over all blocks, and the density of a block is 1 − p plus its distance from their
 mean, the mean being weighed by weights so that the total is exact.
 """
 
@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field
-from rich.progress import track
+from torch import Tensor
 
 from prunus.allocation.allocator import Allocator, Answer, Question
 from prunus.allocation.grouping import budgets, group_of, kept_by_matrix
 from prunus.anatomy import Matrix, weight_of
 from prunus.errors import PrunusError
+from prunus.losses import own_loss
+from prunus.progress import track
 from prunus.unstructured import Wanda
 from prunus.unstructured.recorder import gather
 from prunus.unstructured.walk import Walk
@@ -27,7 +29,7 @@ class OWL(Allocator):
 
     method: Literal["owl"] = "owl"
     outlier: float = Field(default=5.0, gt=1)
-    """A score above this many times the mean of its matrix is an outlier (M in the paper)."""
+    """A score above this many times the mean of its group is an outlier (M in the paper)."""
     spread: float = Field(default=0.08, gt=0, lt=0.5)
     """λ: densities differ by at most 2λ."""
     granularity: Literal["block", "layer"] = "block"
@@ -50,19 +52,36 @@ class OWL(Allocator):
         return kept
 
     def outliers(self, question: Question) -> dict[str, float]:
-        """Outliers of every matrix, a count."""
+        """Outliers of every matrix, a count.
+
+        The model is run by the question's loss, or bare where that is the model's own.
+
+        Raises:
+            PrunusError: weights are not in memory.
+        """
         method, model = Wanda(), question.model
+        call = None if question.loss is own_loss else question.loss
         found: dict[str, float] = {}
+        for matrix in question.chosen:
+            weight = weight_of(model, matrix.name)
+            if weight.is_meta or not weight.is_floating_point():
+                raise PrunusError(
+                    "weights", matrix.name, "it is offloaded or quantised and cannot be scored; take ecoflap with order='zeroth'"
+                )  # fmt: skip
         by_block: dict[str, list[Matrix]] = {}
         for matrix in question.chosen:
             by_block.setdefault(matrix.block, []).append(matrix)
-        with question.autocast(), Walk(model, question.batches, list(by_block), sequential=False) as walk:
-            for stop in track(walk, "outliers · blocks", len(by_block), disable=not question.progress, transient=True):
+        with question.autocast(), Walk(model, question.batches, list(by_block), call, sequential=False) as walk:
+            for stop in track(walk, "outliers · blocks", question.progress, len(by_block)):
                 statistics = gather(model, by_block[stop.block], method.needs, stop)
+                groups: dict[str, dict[str, Tensor]] = {}
                 for matrix in by_block[stop.block]:
                     weight = weight_of(model, matrix.name).detach().float()
                     scores = method.scores(weight, statistics[matrix.name])
-                    found[matrix.name] = float((scores > self.outlier * scores.mean()).sum())
+                    groups.setdefault(group_of(matrix, self.granularity), {})[matrix.name] = scores
+                for group in groups.values():
+                    mean = sum(float(s.sum()) for s in group.values()) / sum(s.numel() for s in group.values())
+                    found |= {name: float((scores > self.outlier * mean).sum()) for name, scores in group.items()}
         return found
 
     def _share(self, pool: Sequence[Matrix], outliers: Mapping[str, float], sparsity: float) -> dict[str, int]:

@@ -47,7 +47,7 @@ def share_out(sizes: Mapping[str, int], scores: Mapping[str, float], keep: int, 
         raise PrunusError("keep", keep, f"take 0 to the {total} weights there are")
     floors = {name: (1 - max_sparsity) * size for name, size in sizes.items()}
     left = keep - sum(floors.values())
-    if left < -TOLERANCE * total - 1:
+    if left <= -1:  # floors that are no whole numbers may be rounded down, but by less than one in all
         raise PrunusError(
             "max_sparsity", max_sparsity, f"with it at most {max_sparsity:.4g} of the weights can go, and {1 - keep / total:.4g} are "
             "to go; raise it, or ask for less",
@@ -90,6 +90,9 @@ def _rounded(
     kept = {name: min(math.floor(share + TOLERANCE), sizes[name]) for name, share in shares.items()}
     least = {name: math.ceil(floor - TOLERANCE * sizes[name]) for name, floor in floors.items()}
     missing = keep - sum(kept.values())
+    lowest = sorted((name for name in kept if kept[name] > 0), key=lambda name: shares[name] - kept[name])
+    for name in lowest[: max(-missing, 0)]:  # floors a hair below a whole number
+        kept[name] -= 1
     while missing > 0:
         room = [name for name in kept if kept[name] < sizes[name]]
         # groups below their floor first, then the largest fractions; sorting is stable, so ties go to the first

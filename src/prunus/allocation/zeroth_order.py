@@ -8,8 +8,8 @@ again (`memory.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunus.allocation.allocator import Question
 from prunus.allocation.memory import RememberingBlocks
-from prunus.anatomy import Matrix, matrices
+from prunus.anatomy import Matrix, matrices, sharing
+from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.unstructured.walk import quiet
 
@@ -42,8 +43,8 @@ class Disturbance:
             lengths = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
             gain = float(output.float().square().mean().sqrt() / lengths.square().mean().sqrt().clamp_min(1e-30))
             self.epsilon = self.relative * gain
-        shift = F.linear(x, self.noise.to(x.dtype))
-        return output + (self.sign * self.epsilon * shift).to(output.dtype)
+        shift = F.linear(x, self.noise.to(x.device, x.dtype))
+        return output + (self.sign * self.epsilon * shift).to(output.device, output.dtype)
 
 
 def draw_noise(matrix: Matrix, seed: int, place: int, batch: int, draw: int, device: torch.device) -> Tensor:
@@ -68,14 +69,13 @@ def loss_changes(
     """
     model, totals = question.model, {matrix.name: 0.0 for matrix in question.chosen}
     blocks = RememberingBlocks(model, [m.block for m in matrices(model, any_type=True)] if remember else ())
-    device = next(model.parameters()).device
-    device = torch.device("cpu") if device.type == "meta" else device
+    device = input_device(model)
     bar = Progress(transient=True, disable=not question.progress)
     with bar, torch.no_grad(), quiet(model), blocks.active():
         task = bar.add_task("noise · matrices", total=len(question.chosen) * len(question.batches))
         for number, batch in enumerate(question.batches):
             with blocks.recording():
-                loss = question.loss(model, batch)
+                loss = question.scalar_loss(batch)
             if not torch.isfinite(loss):
                 raise PrunusError("batches", f"batch {number}", "its loss is not finite; look at that batch")
             for place, matrix in enumerate(question.chosen):
@@ -93,10 +93,10 @@ def loss_changes(
 
 def _changes(question: Question, batch: Any, matrix: Matrix, noises: list[Tensor], epsilon: float) -> list[float]:
     """(L(W + εz) − L(W − εz)) / 2ε for every noise."""
-    linear = question.model.get_submodule(matrix.name)
+    linears = sharing(question.model, matrix.name)
     if len(noises) == 1:
         disturbance = Disturbance(noises[0], epsilon)
-        with _hooked(linear, disturbance):
+        with _hooked(linears, disturbance):
             up = question.scalar_loss(batch).double()
             disturbance.sign = -1.0
             down = question.scalar_loss(batch).double()
@@ -107,7 +107,7 @@ def _changes(question: Question, batch: Any, matrix: Matrix, noises: list[Tensor
         disturbance.noise = signed_noise
         return question.scalar_loss(batch)
 
-    with _hooked(linear, disturbance), sdpa_kernel(SDPBackend.MATH):  # the fused ones take no vmap
+    with _hooked(linears, disturbance), sdpa_kernel(SDPBackend.MATH):  # the fused ones take no vmap
         both = torch.stack([*noises, *(-z for z in noises)])
         try:
             losses = torch.func.vmap(disturbed_loss, randomness="different")(both).double()
@@ -127,9 +127,8 @@ def _quotient(change: float, disturbance: Disturbance) -> float:
 
 
 @contextmanager
-def _hooked(linear: nn.Module, disturbance: Disturbance) -> Iterator[None]:
-    handle = linear.register_forward_hook(disturbance)
-    try:
+def _hooked(linears: Sequence[nn.Module], disturbance: Disturbance) -> Iterator[None]:
+    with ExitStack() as hooks:
+        for linear in linears:
+            hooks.callback(linear.register_forward_hook(disturbance).remove)
         yield
-    finally:
-        handle.remove()

@@ -63,6 +63,14 @@ def weight_of(model: nn.Module, name: str) -> Tensor:
     return weight
 
 
+def sharing(model: nn.Module, name: str) -> list[nn.Linear]:
+    """The linear layers that compute with this weight: the one of that path first, and others whose weight is the same."""
+    first = model.get_submodule(name)
+    assert isinstance(first, nn.Linear)
+    others = [m for m in model.modules() if isinstance(m, nn.Linear) and m.weight is first.weight and m is not first]
+    return [first, *others]
+
+
 def choose(
     candidates: Sequence[Matrix],
     include: Sequence[str] = (),

@@ -31,7 +31,7 @@ from prunus.errors import PrunusError
 from prunus.plan import SparsityPlan
 from prunus.storage import write_text
 from prunus.structured.surgery import narrow
-from prunus.unstructured import Pruner, WalkOptions
+from prunus.unstructured import Pruner, WalkOptions, sparsity_of
 from prunus.unstructured.fingerprint import Fingerprint
 from prunus.unstructured.pruning import RECORD, carry_out, settle
 from prunus.unstructured.walk import Call, Weights
@@ -79,16 +79,17 @@ def prune_folder(
     work = _Work(output.with_name(output.name + ".partial"), hashlib.sha256(json.dumps(request).encode()).hexdigest())
     work.begin(source)
     fingerprint = Fingerprint(batches)
-    weights = _FolderWeights(model, shards, Shards(work.folder), work, fingerprint, torch.device(device))
+    # off sequential, later blocks see what the dense ones compute, also after an interruption
+    finished = Shards(work.folder) if options.sequential else shards
+    weights = _FolderWeights(model, shards, finished, Shards(work.folder), work, fingerprint, torch.device(device))
     with weights.elsewhere({matrix.block for matrix in chosen}):
         achieved = carry_out(
             model, method, plan, chosen, fingerprint, call or partial(call_with_batch, device=torch.device(device)),
             options, weights, work.done,
         )  # fmt: skip
     config = json.loads((work.folder / "config.json").read_text())
-    write_text(
-        work.folder / "config.json", json.dumps({**config, RECORD: achieved.model_dump(mode="json")}, indent=2) + "\n"
-    )
+    record = achieved.after(sparsity_of(model)).model_dump(mode="json")
+    write_text(work.folder / "config.json", json.dumps({**config, RECORD: record}, indent=2) + "\n")
     (work.folder / JOURNAL).unlink()
     work.folder.rename(output)
     return achieved
@@ -165,10 +166,10 @@ class _FolderWeights(Weights):
     """
 
     def __init__(
-        self, model: PreTrainedModel, source: Shards, target: Shards, work: _Work, fingerprint: Fingerprint,
-        device: torch.device,
+        self, model: PreTrainedModel, source: Shards, finished: Shards, target: Shards, work: _Work,
+        fingerprint: Fingerprint, device: torch.device,
     ):  # fmt: skip
-        self._model, self._source, self._target = model, source, target
+        self._model, self._source, self._finished, self._target = model, source, finished, target
         self._work, self._fingerprint, self._device = work, fingerprint, device
         self._keys = keys_in_files(model, source.names())
         self._passed: list[_Slot] = []
@@ -200,7 +201,7 @@ class _FolderWeights(Weights):
         self._passed.clear()
         absent = self._absent(self._model.get_submodule(path))
         for slot in absent:
-            self._load(slot, self._target if path in self._work.done else self._source)
+            self._load(slot, self._finished if path in self._work.done else self._source)
         try:
             yield
         finally:

@@ -58,6 +58,8 @@ class SparsityPlan(PlanFile):
     """How the plan was made."""
     pattern: str = "unstructured"
     matrices: dict[str, MatrixPlan]
+    candidates: int = Field(default=0, ge=0)
+    """Prunable matrices of the model that the plan was made for, planned or left out; 0 where that is not known."""
     calibration: dict[str, Any] = Field(default_factory=dict)
     """What the pruner was shown; empty for a plan that has not been carried out."""
 
@@ -72,11 +74,21 @@ class SparsityPlan(PlanFile):
         names = dict.fromkeys(matrix.tower for matrix in self.matrices.values())
         return {name: _sparsity(m for m in self.matrices.values() if m.tower == name) for name in names}
 
+    def after(self, earlier: SparsityPlan | None) -> SparsityPlan:
+        """The record of a model that was pruned before: matrices that only the earlier pruning took on keep its entries."""
+        before = {} if earlier is None else {n: m for n, m in earlier.matrices.items() if n not in self.matrices}
+        if earlier is None or not before:
+            return self
+        pattern = self.pattern if self.pattern == earlier.pattern else "unstructured"
+        return self.model_copy(update={
+            "matrices": {**before, **self.matrices}, "pattern": pattern, "method": {**self.method, "earlier": earlier.method}
+        })  # fmt: skip
+
     def check(self, model: str, candidates: Sequence[Matrix]) -> None:
         """Refuses a plan that was made for another model, naming the first mismatch.
 
         Raises:
-            PrunusError: a matrix is missing or has another shape.
+            PrunusError: a matrix is missing or has another shape, or the plan does not know all that the model has.
         """
         shapes = {matrix.name: (matrix.rows, matrix.columns) for matrix in candidates}
         for name, plan in self.matrices.items():
@@ -87,6 +99,12 @@ class SparsityPlan(PlanFile):
                 raise PrunusError(
                     where, shape, f"in this {model} the matrix is {shapes[name]}; the plan is for another model"
                 )
+        if self.candidates and self.candidates != len(candidates):
+            unknown = next((name for name in shapes if name not in self.matrices), "")
+            raise PrunusError(
+                "plan.candidates", self.candidates, f"this {model} has {len(candidates)} prunable matrices, such as {unknown}; "
+                "the plan is for another model",
+            )  # fmt: skip
 
     def edit(self, sparsity: Mapping[str, float]) -> SparsityPlan:
         """The same plan with other sparsities for some towers, blocks or matrices (shell globs).
@@ -163,14 +181,22 @@ def share(count: int, sparsity: float) -> int:
     return int(count * sparsity + 1e-9)
 
 
-def per_tower(sparsity: Mapping[str, float], towers: Sequence[str]) -> dict[str, float]:
-    """Sparsities by the names of a model's own towers, `language` standing for every text tower that has no entry.
+def per_tower(
+    written: Mapping[str, float],
+    towers: Sequence[str],
+    field: str = "sparsity",
+    remedy: str = "no such tower is pruned; towers: {} (the connector only if it is included)",
+) -> dict[str, float]:
+    """Values by the names of a model's own towers, `language` standing for every text tower that has no entry.
+
+    Args:
+        field, remedy: of the error; the model's towers are put into the remedy.
 
     Raises:
         PrunusError: a name is no tower of the model.
     """
     resolved: dict[str, float] = {}
-    for name, value in sparsity.items():
+    for name, value in written.items():
         if name in towers:
             meant: tuple[str, ...] = (name,)
         elif name == "language":
@@ -178,13 +204,9 @@ def per_tower(sparsity: Mapping[str, float], towers: Sequence[str]) -> dict[str,
         else:
             meant = ()
         if not meant:
-            raise PrunusError(
-                "sparsity",
-                name,
-                f"no such tower is pruned; towers: {', '.join(towers)} (the connector only if it is included)",
-            )
+            raise PrunusError(field, name, remedy.format(", ".join(towers)))
         for tower in meant:
-            if name == tower or tower not in sparsity:
+            if name == tower or tower not in written:
                 resolved[tower] = value
     return resolved
 

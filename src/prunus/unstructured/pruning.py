@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from prunus.anatomy import Matrix, choose, matrices, weight_of
+from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.plan import MatrixPlan, SparsityPlan, uniform
 from prunus.typed import Typed
@@ -123,14 +124,11 @@ def carry_out(
     weights, done = weights or Weights(), done or {}
     achieved: dict[str, int] = {}
     spill = Spill(model, options.activations)
-    device = next(model.parameters()).device.type
     bar = Progress(
         TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         transient=True, disable=not options.progress,
     )  # fmt: skip
-    autocast = torch.autocast(
-        "cpu" if device == "meta" else device, torch.bfloat16, enabled=options.bf16, cache_enabled=False
-    )
+    autocast = torch.autocast(input_device(model).type, torch.bfloat16, enabled=options.bf16, cache_enabled=False)
     with bar, autocast, Walk(model, batches, list(by_block), call, weights, spill, options.sequential) as walk:
         task = bar.add_task(f"{method.method} · blocks", total=len(by_block))
         for stop in walk:
@@ -217,10 +215,10 @@ RECORD = "prunus_sparsity"
 
 
 def note(model: nn.Module, achieved: SparsityPlan) -> None:
-    """Puts the record into the config of a transformers model."""
+    """Puts the record into the config of a transformers model, beside what an earlier pruning did to other matrices."""
     config = getattr(model, "config", None)
     if config is not None:
-        setattr(config, RECORD, achieved.model_dump(mode="json"))
+        setattr(config, RECORD, achieved.after(sparsity_of(model)).model_dump(mode="json"))
 
 
 def sparsity_of(model: nn.Module) -> SparsityPlan | None:
