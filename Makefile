@@ -12,8 +12,8 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not long"
-	$(BIN)/pytest -m long
+	$(BIN)/pytest -n auto -m "not long"
+	$(BIN)/pytest -n auto --dist loadfile -m long
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

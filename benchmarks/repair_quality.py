@@ -196,6 +196,8 @@ def main() -> None:
         warmup_steps=5, weight_decay=0.0, save_every=10**6, bf16=True,
     )  # fmt: skip
     cells = json.loads(asked.out.read_text()) if asked.out and asked.out.exists() else {}
+    if cells.setdefault("steps", asked.steps) != asked.steps:
+        raise SystemExit(f"{asked.out} holds runs of {cells['steps']:.0f} steps; take another file")
     study = Study(asked.subject, studied, training, cells, asked.out)
     if "dense" not in cells:
         study.keep("dense", studied.evaluate(studied.dense))

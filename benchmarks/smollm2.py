@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from transformers import AutoTokenizer
 from prunus import DSnoT, Magnitude, SparseGPT, WalkOptions, Wanda, load_model, prune_folder, text_batches
 from prunus.cost import peak_memory
 from prunus.models.smollm2 import smollm2
+from prunus.run import cache_folder
 
 METHODS: dict[str, Any] = {"magnitude": Magnitude, "wanda": Wanda, "sparsegpt": SparseGPT, "dsnot": DSnoT}
 BUDGETS: dict[str, dict[str, Any]] = {
@@ -37,8 +37,7 @@ SAMPLES, LENGTH, BATCH = 128, 512, 4
 
 
 def model_folder() -> Path:
-    cache = Path(os.environ.get("PRUNUS_CACHE") or Path.home() / ".cache" / "prunus")
-    return smollm2(cache / "smollm2-135m")
+    return smollm2(cache_folder() / "smollm2-135m")
 
 
 def calibration(data: Path) -> list[dict[str, torch.Tensor]]:
@@ -77,16 +76,16 @@ def perplexity(data: Path, folder: Path, windows: int) -> float:
     return task.evaluate(load_model(folder), windows)["perplexity"]
 
 
-def table(data: Path, scratch: Path, windows: int, methods: Sequence[str]) -> None:
+def table(data: Path, scratch: Path, windows: int, methods: Sequence[str], budgets: Sequence[str]) -> None:
     print(
         f"dense: perplexity {perplexity(data, model_folder(), windows):.2f} on {windows} windows of {LENGTH} tokens\n",
         flush=True,
     )
-    print("| pruner | " + " | ".join(BUDGETS) + " |", flush=True)
-    print("| --- |" + " --- |" * len(BUDGETS), flush=True)
+    print("| pruner | " + " | ".join(budgets) + " |", flush=True)
+    print("| --- |" + " --- |" * len(budgets), flush=True)
     for method in methods:
         cells = []
-        for budget in BUDGETS:
+        for budget in budgets:
             prune_elsewhere(data, scratch / "out", method, budget)
             cells.append(f"{perplexity(data, scratch / 'out', windows):.2f}")
         print(f"| {method} | " + " | ".join(cells) + " |", flush=True)
@@ -121,6 +120,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--windows", type=int, default=128)
     parser.add_argument("--pruners", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--budgets", nargs="+", default=list(BUDGETS), choices=list(BUDGETS))
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -132,7 +132,7 @@ def main() -> None:
         if asked.cost:
             cost(asked.data, Path(scratch))
         else:
-            table(asked.data, Path(scratch), asked.windows, asked.pruners)
+            table(asked.data, Path(scratch), asked.windows, asked.pruners, asked.budgets)
 
 
 if __name__ == "__main__":

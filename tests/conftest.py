@@ -1,0 +1,13 @@
+"""Every test, and every process that a test starts, computes with one thread: the models are tiny, threads that wait for one
+another only cost time, and the same sums in another order would be other bits.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+
+torch.set_num_threads(1)
