@@ -97,13 +97,15 @@ def cell(subject: Subject, pruner: str, plan: SparsityPlan, draw: int) -> float:
     return subject.evaluate(model)
 
 
-def show(cells: dict[str, float], pruners: Sequence[str], draws: int, headline: str) -> None:
+def show(
+    cells: dict[str, float], pruners: Sequence[str], allocations: Sequence[str], draws: int, headline: str
+) -> None:
     print(f"{headline}: mean ± standard deviation over {draws} draws of calibration data\n")
-    print("| pruner | sparsity | " + " | ".join(ALLOCATIONS) + " |\n| --- | --- |" + " --- |" * len(ALLOCATIONS))
+    print("| pruner | sparsity | " + " | ".join(allocations) + " |\n| --- | --- |" + " --- |" * len(allocations))
     for pruner in pruners:
         for sparsity in SPARSITIES:
             row = []
-            for name in ALLOCATIONS:
+            for name in allocations:
                 values = [cells[f"{pruner}/{sparsity}/{name}/{draw}"] for draw in range(draws)]
                 row.append(f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}")
             print(f"| {pruner} | {sparsity} | " + " | ".join(row) + " |", flush=True)
@@ -114,6 +116,7 @@ def main() -> None:
     parser.add_argument("subject", choices=["smollm2", "blip"])
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--pruners", nargs="+", default=list(PRUNERS), choices=list(PRUNERS))
+    parser.add_argument("--allocations", nargs="+", default=list(ALLOCATIONS), choices=list(ALLOCATIONS))
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--scores", action="store_true", help="compare scores and budgets instead")
     parser.add_argument("--out", type=Path)
@@ -127,14 +130,14 @@ def main() -> None:
     print(f"dense: {studied.evaluate(studied.dense):.2f}\n", flush=True)
     for pruner in asked.pruners:
         for draw in range(asked.draws):
-            for name in ALLOCATIONS:
+            for name in asked.allocations:
                 for sparsity in SPARSITIES:
                     key = f"{pruner}/{sparsity}/{name}/{draw}"
                     if key not in cells:
                         cells[key] = cell(studied, pruner, measured.plan(name, sparsity, draw), draw)
                         if asked.out:
                             write_text(asked.out, json.dumps(cells))
-    show(cells, asked.pruners, asked.draws, studied.headline)
+    show(cells, asked.pruners, asked.allocations, asked.draws, studied.headline)
 
 
 if __name__ == "__main__":
