@@ -44,8 +44,7 @@ class Measured:
     def plan(self, name: str, sparsity: float, draw: int) -> SparsityPlan:
         model, method = self.subject.dense, ALLOCATIONS[name](sparsity)
         chosen = choose(matrices(model))
-        learns = isinstance(method, Scoring)
-        batches = self.subject.learning(draw) if learns else self.subject.calibration(draw)
+        batches = self.subject.learning(draw)
         question = Question(model, chosen, batches, lambda m, b: self.subject.predict(m, b).loss, self.subject.bf16)
         key = (method.method, getattr(method, "score", ""), draw)
         if isinstance(method, Scoring):

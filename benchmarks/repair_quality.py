@@ -28,15 +28,17 @@ from prunus import (
     ECoFLaP,
     LoRA,
     MaskedLoRA,
-    SparsityPlan,
     Training,
+    Uniform,
     WalkOptions,
     Wanda,
     allocate,
     prune,
     repair,
 )  # fmt: skip
+from prunus.allocation.allocator import Allocator
 from prunus.storage import write_bytes, write_text
+from prunus.unstructured import Pruner
 
 BUDGETS: dict[str, dict[str, dict[str, Any]]] = {
     "smollm2": {".5": {"sparsity": 0.5}, ".6": {"sparsity": 0.6}, "2:4": {"pattern": "2:4"}},
@@ -45,6 +47,18 @@ BUDGETS: dict[str, dict[str, dict[str, Any]]] = {
 REPAIRS: dict[str, Any] = {"plain LoRA": LoRA, "masked LoRA": MaskedLoRA, "RESSA": RESSA}
 COMPOSED = {"smollm2": 0.6, "blip": 0.7}
 """Sparsity at which ECoFLaP × DSnoT × RESSA stands against uniform × Wanda × RESSA."""
+
+
+def compositions(name: str) -> dict[str, tuple[Allocator, Pruner]]:
+    """What stands against one another: allocation and pruner, both to be followed by RESSA."""
+    sparsity = COMPOSED[name]
+    found: dict[str, tuple[Allocator, Pruner]] = {
+        "uniform × Wanda": (Uniform(sparsity=sparsity), Wanda()),
+        "ECoFLaP × DSnoT": (ECoFLaP(sparsity=sparsity), DSnoT()),
+    }
+    if name == "blip":  # it has several towers
+        found["ECoFLaP per tower × DSnoT"] = (ECoFLaP(sparsity=sparsity, per_tower=True), DSnoT())
+    return found
 
 
 @dataclass
@@ -90,18 +104,14 @@ class Study:
 
     def composed(self, seed: int) -> None:
         """Allocation, pruner and repair, all from one paper or one from each."""
-        sparsity, work = COMPOSED[self.name], self.subject
-        for name, method in (("uniform × Wanda", Wanda(sparsity=sparsity)), ("ECoFLaP × DSnoT", DSnoT())):
+        work, options = self.subject, WalkOptions(progress=False, bf16=self.subject.bf16)
+        for name, (allocation, method) in compositions(self.name).items():
             if f"{name} × RESSA/{seed}" in self.cells:
                 continue
-            plan: SparsityPlan | None = None
-            if isinstance(method, DSnoT):
-                plan = allocate(
-                    work.dense, ECoFLaP(sparsity=sparsity), work.learning(seed), lambda m, b: work.predict(m, b).loss,
-                    bf16=work.bf16, progress=False,
-                )  # fmt: skip
+            plan = allocate(
+                work.dense, allocation, work.learning(seed), lambda m, b: work.predict(m, b).loss, bf16=work.bf16, progress=False,
+            )  # fmt: skip
             pruned = copy.deepcopy(work.dense)
-            options = WalkOptions(progress=False, bf16=work.bf16)
             prune(pruned, method, work.calibration(seed), plan, options=options)
             self.keep(f"{name}/{seed}", work.evaluate(pruned))
             self.keep(f"{name} × RESSA/{seed}", self.mended(pruned, RESSA(), seed))
@@ -123,7 +133,7 @@ def rows(study: Study, seeds: int) -> list[list[str]]:
         shown = [f"{mean:.2f} ± {spread:.2f}" for mean, spread in means.values()]
         back = study.recovered(means["pruned"][0], means["RESSA"][0])
         table.append([f"Wanda {budget}", *shown, f"{back:.0%}"])
-    for name in ("uniform × Wanda", "ECoFLaP × DSnoT"):
+    for name in compositions(study.name):
         before, after = study.column(name, seeds), study.column(f"{name} × RESSA", seeds)
         shown = [f"{before[0]:.2f} ± {before[1]:.2f}", "", "", f"{after[0]:.2f} ± {after[1]:.2f}"]
         table.append(
