@@ -2,7 +2,7 @@
 
 `python -m benchmarks.allocation_cost`: a BLIP-2 of about 160 M random parameters (a ViT, a Q-Former, a T5).
 - published: one matrix at a time, its weights moved by ±ε·noise, whole forward passes, four batches;
-- zeroth order: the same noise, blocks that it does not reach answer from memory;
+- zeroth order: the same noise, blocks that it does not reach answer from memory, one noise a pass or several;
 - first order: one backward pass per batch;
 with the correlation of the resulting block sparsities with the published procedure's, and with more draws of noise.
 `python -m benchmarks.allocation_cost --memory`: peak memory of first order on a LLaMA of 1.1 B random parameters.
@@ -32,7 +32,7 @@ from prunus.cost import peak_memory
 from prunus.errors import PrunusError
 from prunus.losses import own_loss
 
-BATCHES, DRAWS = 4, 4
+BATCHES, DRAWS, TOGETHER = 4, 4, 8
 IMAGE_TOKEN = 7
 
 
@@ -140,8 +140,9 @@ def cost() -> None:
     model.zero_grad()
     timed("first order", lambda: ECoFLaP().measure(question))
     timed("zeroth order, from memory", lambda: loss_changes(question, 1, 1e-2, seed=0))
+    timed(f"the same, {TOGETHER} noises a pass", lambda: loss_changes(question, 1, 1e-2, seed=0, together=TOGETHER))
     timed("published zeroth order", lambda: published(question, 1e-2, seed=0))
-    timed(f"zeroth order, from memory, {DRAWS} draws", lambda: loss_changes(question, DRAWS, 1e-2, seed=0))
+    timed(f"zeroth order, from memory, {DRAWS} draws", lambda: loss_changes(question, DRAWS, 1e-2, 0, TOGETHER))
     reference = dict(rows)["published zeroth order"]
     print(
         "\n| scores | CPU seconds | published / it | correlation with published, 1 draw | with "

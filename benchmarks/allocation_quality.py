@@ -31,7 +31,7 @@ ALLOCATIONS: dict[str, Callable[[float], Any]] = {
     "uniform": lambda p: Uniform(sparsity=p),
     "owl": lambda p: OWL(sparsity=p),
     "ecoflap": lambda p: ECoFLaP(sparsity=p),
-    "ecoflap, |w||g|, per tower": lambda p: ECoFLaP(sparsity=p, score="weight_gradient", per_tower=True),
+    "ecoflap, weight_gradient, per tower": lambda p: ECoFLaP(sparsity=p, score="weight_gradient", per_tower=True),
 }
 
 

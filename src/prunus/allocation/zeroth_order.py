@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,24 +29,23 @@ from prunus.unstructured.walk import quiet
 
 
 class Disturbance:
-    """Forward hook of a linear layer: adds sign · ε · x zᵀ to its output.
+    """Forward hook of a linear layer: adds size · x zᵀ to its output."""
 
-    ε is `relative` times the size of W, as far as outputs tell it: rms(y) / rms‖x‖ at the first call.
-    """
-
-    def __init__(self, noise: Tensor, relative: float):
-        self.noise, self.relative = noise, relative
-        self.sign: float | Tensor = 1.0
-        self.epsilon: float | None = None
+    def __init__(self, noise: Tensor, size: float | Tensor = 0.0):
+        self.noise, self.size = noise, size
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        x = args[0]
-        if self.epsilon is None:
-            lengths = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
-            gain = float(output.float().square().mean().sqrt() / lengths.square().mean().sqrt().clamp_min(1e-30))
-            self.epsilon = self.relative * gain
-        shift = F.linear(x, self.noise.to(x.device, x.dtype))
-        return output + (self.sign * self.epsilon * shift).to(output.device, output.dtype)
+        shift = F.linear(args[0], self.noise.to(args[0].device, args[0].dtype))
+        return output + (self.size * shift).to(output.device, output.dtype)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """One noise on one matrix: z, and ε."""
+
+    matrix: Matrix
+    z: Tensor
+    size: float
 
 
 def draw_noise(matrix: Matrix, seed: int, place: int, batch: int, draw: int, device: torch.device) -> Tensor:
@@ -61,7 +62,8 @@ def loss_changes(
     Args:
         draws: noises per matrix and batch.
         epsilon: size of the noise relative to the weights.
-        together: noises that share one pass (a `vmap` over z and −z); more memory, fewer passes.
+        together: noises, of layers of one block, that share one pass (a `vmap` over all of them and their negatives); more
+            memory, fewer passes.
         remember: whether blocks that the noise does not reach answer from memory.
 
     Raises:
@@ -69,48 +71,69 @@ def loss_changes(
     """
     model, totals = question.model, {matrix.name: 0.0 for matrix in question.chosen}
     blocks = RememberingBlocks(model, [m.block for m in matrices(model, any_type=True)] if remember else ())
+    by_block: dict[str, list[tuple[int, Matrix]]] = {}
+    for place, matrix in enumerate(question.chosen):
+        by_block.setdefault(matrix.block, []).append((place, matrix))
     device = input_device(model)
     bar = Progress(transient=True, disable=not question.progress)
     with bar, torch.no_grad(), quiet(model), blocks.active():
         task = bar.add_task("noise · matrices", total=len(question.chosen) * len(question.batches))
         for number, batch in enumerate(question.batches):
-            with blocks.recording():
+            with blocks.recording(), _measuring(model, question.chosen) as gains:
                 loss = question.scalar_loss(batch)
             if not torch.isfinite(loss):
                 raise PrunusError("batches", f"batch {number}", "its loss is not finite; look at that batch")
-            for place, matrix in enumerate(question.chosen):
-                with blocks.disturbed(matrix.block):
-                    for first in range(0, draws, together):
+            for block, members in by_block.items():
+                asked = [(place, m, draw) for place, m in members if gains.get(m.name) for draw in range(draws)]
+                with blocks.disturbed(block):
+                    for first in range(0, len(asked), together):
                         noises = [
-                            draw_noise(matrix, seed, place, number, draw, device)
-                            for draw in range(first, min(first + together, draws))
+                            Noise(m, draw_noise(m, seed, place, number, draw, device), epsilon * gains[m.name])
+                            for place, m, draw in asked[first : first + together]
                         ]
-                        changes = _changes(question, batch, matrix, noises, epsilon)
-                        totals[matrix.name] += sum(map(abs, changes)) / draws
-                bar.advance(task)
+                        for noise, change in zip(noises, _changes(question, batch, noises), strict=True):
+                            totals[noise.matrix.name] += abs(change) / (2 * noise.size * draws)
+                bar.advance(task, len(members))
     return totals
 
 
-def _changes(question: Question, batch: Any, matrix: Matrix, noises: list[Tensor], epsilon: float) -> list[float]:
-    """(L(W + εz) − L(W − εz)) / 2ε for every noise."""
-    linears = sharing(question.model, matrix.name)
-    if len(noises) == 1:
-        disturbance = Disturbance(noises[0], epsilon)
-        with _hooked(linears, disturbance):
-            up = question.scalar_loss(batch).double()
-            disturbance.sign = -1.0
-            down = question.scalar_loss(batch).double()
-        return [_quotient(float(up - down), disturbance)]
-    disturbance = Disturbance(noises[0], epsilon)
+@contextmanager
+def _measuring(model: nn.Module, chosen: Sequence[Matrix]) -> Iterator[dict[str, float]]:
+    """While the context is open, the size of every weight that is used, as far as its first call tells: rms(y) / rms‖x‖."""
+    gains: dict[str, float] = {}
 
-    def disturbed_loss(signed_noise: Tensor) -> Tensor:
-        disturbance.noise = signed_noise
+    def measure(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if name not in gains:
+            lengths = torch.linalg.vector_norm(args[0], dim=-1, dtype=torch.float32)
+            gains[name] = float(output.float().square().mean().sqrt() / lengths.square().mean().sqrt().clamp_min(1e-30))
+
+    with ExitStack() as hooks:
+        for matrix in chosen:
+            for linear in sharing(model, matrix.name):
+                hooks.callback(linear.register_forward_hook(partial(measure, matrix.name)).remove)
+        yield gains
+
+
+def _changes(question: Question, batch: Any, noises: list[Noise]) -> list[float]:
+    """L(W + εz) − L(W − εz) for every noise."""
+    disturbances = [Disturbance(noise.z) for noise in noises]
+
+    def disturbed_loss(sizes: Tensor) -> Tensor:
+        for disturbance, size in zip(disturbances, sizes.unbind(), strict=True):
+            disturbance.size = size
         return question.scalar_loss(batch)
 
-    with _hooked(linears, disturbance), sdpa_kernel(SDPBackend.MATH):  # the fused ones take no vmap
-        both = torch.stack([*noises, *(-z for z in noises)])
+    with ExitStack() as hooks:
+        for noise, disturbance in zip(noises, disturbances, strict=True):
+            for linear in sharing(question.model, noise.matrix.name):
+                hooks.callback(linear.register_forward_hook(disturbance).remove)
+        sizes = torch.tensor([noise.size for noise in noises], device=noises[0].z.device)
+        if len(noises) == 1:
+            return [float(disturbed_loss(sizes).double() - disturbed_loss(-sizes).double())]
+        alone = torch.diag(sizes)  # a row disturbs one layer
         try:
-            losses = torch.func.vmap(disturbed_loss, randomness="different")(both).double()
+            with sdpa_kernel(SDPBackend.MATH):  # the fused ones take no vmap
+                losses = torch.func.vmap(disturbed_loss, randomness="different")(torch.cat([alone, -alone])).double()
         except RuntimeError as error:
             if not str(error).startswith("vmap:"):
                 raise
@@ -119,16 +142,4 @@ def _changes(question: Question, batch: Any, matrix: Matrix, noises: list[Tensor
                 "noises cannot share a pass; take together=1",
             ) from error  # fmt: skip
     ups, downs = losses.chunk(2)
-    return [_quotient(float(change), disturbance) for change in ups - downs]
-
-
-def _quotient(change: float, disturbance: Disturbance) -> float:
-    return change / (2 * disturbance.epsilon) if disturbance.epsilon else 0.0
-
-
-@contextmanager
-def _hooked(linears: Sequence[nn.Module], disturbance: Disturbance) -> Iterator[None]:
-    with ExitStack() as hooks:
-        for linear in linears:
-            hooks.callback(linear.register_forward_hook(disturbance).remove)
-        yield
+    return [float(change) for change in ups - downs]
