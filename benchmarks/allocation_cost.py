@@ -224,7 +224,7 @@ def profiles(output: Path) -> None:
     ids = torch.randint(3, 500, (8, 16))
     subjects: dict[str, tuple[nn.Module, list[dict[str, torch.Tensor]], int]] = {
         "clip": (clip, [{"input_ids": ids, "pixel_values": torch.randn(8, 3, 64, 64)}], 16),
-        "t5": (t5, [{"input_ids": ids, "labels": ids[:, :8]}], 16),
+        "t5": (t5, [{"input_ids": ids, "labels": ids[:, :8].contiguous()}], 16),
     }
     try:
         from benchmarks.smollm2 import model_folder

@@ -29,7 +29,6 @@ from prunus import (
     LoRA,
     MaskedLoRA,
     Training,
-    Uniform,
     WalkOptions,
     Wanda,
     allocate,
@@ -46,14 +45,13 @@ BUDGETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 REPAIRS: dict[str, Any] = {"plain LoRA": LoRA, "masked LoRA": MaskedLoRA, "RESSA": RESSA}
 COMPOSED = {"smollm2": 0.6, "blip": 0.7}
-"""Sparsity at which ECoFLaP × DSnoT × RESSA stands against uniform × Wanda × RESSA."""
+"""Sparsity at which ECoFLaP × DSnoT × RESSA stands against uniform × Wanda × RESSA, which is a row of the other table."""
 
 
 def compositions(name: str) -> dict[str, tuple[Allocator, Pruner]]:
-    """What stands against one another: allocation and pruner, both to be followed by RESSA."""
+    """What stands against uniform × Wanda: allocation and pruner, both to be followed by RESSA."""
     sparsity = COMPOSED[name]
     found: dict[str, tuple[Allocator, Pruner]] = {
-        "uniform × Wanda": (Uniform(sparsity=sparsity), Wanda()),
         "ECoFLaP × DSnoT": (ECoFLaP(sparsity=sparsity), DSnoT()),
     }
     if name == "blip":  # it has several towers
@@ -132,7 +130,7 @@ def rows(study: Study, seeds: int) -> list[list[str]]:
         means = {name: study.column(f"{budget}/{name}", seeds) for name in ("pruned", *REPAIRS)}
         shown = [f"{mean:.2f} ± {spread:.2f}" for mean, spread in means.values()]
         back = study.recovered(means["pruned"][0], means["RESSA"][0])
-        table.append([f"Wanda {budget}", *shown, f"{back:.0%}"])
+        table.append([f"uniform × Wanda {budget}", *shown, f"{back:.0%}"])
     for name in compositions(study.name):
         before, after = study.column(name, seeds), study.column(f"{name} × RESSA", seeds)
         shown = [f"{before[0]:.2f} ± {before[1]:.2f}", "", "", f"{after[0]:.2f} ± {after[1]:.2f}"]
