@@ -200,7 +200,7 @@ def main() -> None:
     start = time.perf_counter()
     studied = subject(asked.subject, asked.data)
     training = Training(
-        steps=asked.steps, batch_size=4 if asked.subject == "smollm2" else 16, learning_rate=5e-4, schedule="cosine",
+        steps=asked.steps, batch_size=2 if asked.subject == "smollm2" else 16, learning_rate=5e-4, schedule="cosine",
         warmup_steps=5, weight_decay=0.0, save_every=10**6, bf16=True,
     )  # fmt: skip
     cells = json.loads(asked.out.read_text()) if asked.out and asked.out.exists() else {}
