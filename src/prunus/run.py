@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import transformers
@@ -43,8 +43,6 @@ from prunus.structured import SearchCallback, UPop
 from prunus.tasks import Task
 from prunus.unstructured import sparsity_of
 from prunus.unstructured.pruning import settle
-
-Made = TypeVar("Made", bound=nn.Module)
 
 COURSE_LIMIT = 500
 """Items of the evaluation split that the accuracy along the way is measured on."""
@@ -131,15 +129,12 @@ def _check_methods(recipe: Recipe) -> None:
             raise PrunusError(f"steps.{number}: {error.field}", error.value, error.remedy) from None
 
 
-def _skeleton(source: Source, task: Task) -> Any:
+def _skeleton(source: Source, task: Task) -> PreTrainedModel:
     """The model that a recipe starts from, without weights."""
-    if source.path is not None:
-        return bare_model(source.path)
-    if source.packaged is not None:
-        return bare_model(str(smollm2(cache_folder() / "smollm2-135m")))
-    if source.random is not None:
-        return random_model(source.random)
-    return _warm(source, lambda sizes: task.skeleton(**sizes))
+    folder = _folder_of(source)
+    if folder is not None:
+        return bare_model(str(folder))
+    return random_model(source.random) if source.random is not None else _warm(source, task.skeleton)
 
 
 def _check_search(method: UPop, units: tuple[Unit, ...]) -> None:
@@ -160,10 +155,9 @@ def _check_prune(step: PruneStep, model: nn.Module) -> set[str]:
 def _dense(recipe: Recipe, console: Console) -> Path:
     """Folder of the dense model: the given one, or a freshly trained one, from the cache if it is there."""
     source = recipe.model
-    if source.path is not None and not source.train:
-        return Path(source.path)
-    if source.packaged is not None and not source.train:
-        return smollm2(cache_folder() / "smollm2-135m")
+    given = _folder_of(source)
+    if given is not None and not source.train:
+        return Path(given)
     key = hashlib.sha256(
         json.dumps([source.model_dump(mode="json"), recipe.task.model_dump(mode="json"), recipe.seed]).encode()
     ).hexdigest()[:16]
@@ -190,18 +184,20 @@ def cache_folder() -> Path:
 
 
 def _source_model(source: Source, task: Task) -> PreTrainedModel:
-    if source.path is not None:
-        return load_model(source.path)
-    if source.packaged is not None:
-        return load_model(smollm2(cache_folder() / "smollm2-135m"))
-    if source.random is not None:
-        return random_model(source.random)
-    return _warm(source, lambda sizes: task.warm_start(**sizes))
+    folder = _folder_of(source)
+    if folder is not None:
+        return load_model(folder)
+    return random_model(source.random) if source.random is not None else _warm(source, task.warm_start)
 
 
-def _warm(source: Source, make: Callable[[dict[str, int]], Made]) -> Made:
+def _folder_of(source: Source) -> str | Path | None:
+    """Where the weights of a source lie, if it has any before the run."""
+    return smollm2(cache_folder() / "smollm2-135m") if source.packaged is not None else source.path
+
+
+def _warm(source: Source, make: Callable[..., PreTrainedModel]) -> PreTrainedModel:
     try:
-        return make(source.warm_start or {})
+        return make(**(source.warm_start or {}))
     except TypeError as error:
         raise PrunusError("model.warm_start", source.warm_start, str(error).rpartition(") ")[2]) from None
 

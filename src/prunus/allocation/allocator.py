@@ -12,7 +12,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from prunus.allocation.grouping import Aggregate, Granularity, budgets, kept_by_matrix
-from prunus.anatomy import CONNECTOR, Matrix, choose
+from prunus.anatomy import CONNECTOR, Matrix, choose, weight_of
 from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.losses import Loss, own_loss
@@ -35,6 +35,19 @@ class Question:
         """For running the model; without the cache of cast weights, which would be half a second copy of it."""
         device = input_device(self.model).type
         return torch.autocast(device, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
+
+    def refuse_absent_weights(self) -> None:
+        """For methods that look at weights or their gradients.
+
+        Raises:
+            PrunusError: a weight is offloaded or quantised.
+        """
+        for matrix in self.chosen:
+            weight = weight_of(self.model, matrix.name)
+            if weight.is_meta or not weight.is_floating_point():
+                raise PrunusError(
+                    "weights", matrix.name, "it is offloaded or quantised; take ecoflap with order='zeroth', which only runs the model"
+                )  # fmt: skip
 
     def scalar_loss(self, batch: Any) -> Tensor:
         with self.autocast():

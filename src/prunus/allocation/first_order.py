@@ -65,6 +65,7 @@ def backward_each(question: Question, take: Callable[[str, Tensor], None], title
     Raises:
         PrunusError: weights are not in memory, or the loss depends on nothing.
     """
+    question.refuse_absent_weights()
     with _ready_for_gradients(question.model, question.chosen, take):
         for batch in track(question.batches, title, question.progress):
             loss = question.scalar_loss(batch)
@@ -92,10 +93,6 @@ def _ready_for_gradients(
             parameter.requires_grad_(False)
         for matrix in chosen:
             weight = weight_of(model, matrix.name)
-            if weight.is_meta or not weight.is_floating_point():
-                raise PrunusError(
-                    "weights", matrix.name, "it is offloaded or quantised and takes no gradient; use order='zeroth'"
-                )
             weight.requires_grad_(True)
             hook = weight.register_post_accumulate_grad_hook(partial(take, matrix.name))  # type: ignore[no-untyped-call]
             cleanup.callback(hook.remove)

@@ -1,8 +1,8 @@
 """OWL: outlier-weighed layer-wise sparsity (Yin et al., ICML 2024), for comparison.
 
 A block's outlier share is that part of its Wanda scores |W_ij|·‖x_j‖ which is more than `outlier` times their mean, all
-matrices of the block together, as the published code has it. Shares are stretched to [0, 2λ] over all blocks, and the density of a block is 1 − p plus its distance from their
-mean, the mean being weighed by weights so that the total is exact.
+matrices of the block together, as the published code has it. Shares are stretched to [0, 2λ] over all blocks, and the
+density of a block is 1 − p plus its distance from their mean, the mean being weighed by weights so that the total is exact.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunus.allocation.allocator import Allocator, Answer, Question
 from prunus.allocation.grouping import budgets, group_of, kept_by_matrix
-from prunus.anatomy import Matrix, weight_of
+from prunus.anatomy import Matrix, by_block, weight_of
 from prunus.errors import PrunusError
 from prunus.losses import own_loss
 from prunus.progress import track
@@ -62,20 +62,13 @@ class OWL(Allocator):
         method, model = Wanda(), question.model
         call = None if question.loss is own_loss else question.loss
         found: dict[str, float] = {}
-        for matrix in question.chosen:
-            weight = weight_of(model, matrix.name)
-            if weight.is_meta or not weight.is_floating_point():
-                raise PrunusError(
-                    "weights", matrix.name, "it is offloaded or quantised and cannot be scored; take ecoflap with order='zeroth'"
-                )  # fmt: skip
-        by_block: dict[str, list[Matrix]] = {}
-        for matrix in question.chosen:
-            by_block.setdefault(matrix.block, []).append(matrix)
-        with question.autocast(), Walk(model, question.batches, list(by_block), call, sequential=False) as walk:
-            for stop in track(walk, "outliers · blocks", question.progress, len(by_block)):
-                statistics = gather(model, by_block[stop.block], method.needs, stop)
+        question.refuse_absent_weights()
+        blocks = by_block(question.chosen)
+        with question.autocast(), Walk(model, question.batches, list(blocks), call, sequential=False) as walk:
+            for stop in track(walk, "outliers · blocks", question.progress, len(blocks)):
+                statistics = gather(model, blocks[stop.block], method.needs, stop)
                 groups: dict[str, dict[str, Tensor]] = {}
-                for matrix in by_block[stop.block]:
+                for matrix in blocks[stop.block]:
                     weight = weight_of(model, matrix.name).detach().float()
                     scores = method.scores(weight, statistics[matrix.name])
                     groups.setdefault(group_of(matrix, self.granularity), {})[matrix.name] = scores

@@ -8,7 +8,7 @@ again (`memory.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunus.allocation.allocator import Question
 from prunus.allocation.memory import RememberingBlocks
-from prunus.anatomy import Matrix, matrices, sharing
+from prunus.anatomy import Matrix, by_block, matrices, sharing
 from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.unstructured.walk import quiet
@@ -41,9 +41,10 @@ class Disturbance:
 
 @dataclass(frozen=True)
 class Noise:
-    """One noise on one matrix: z, and ε."""
+    """One noise on one matrix, in all layers that compute with it: z, and ε."""
 
     matrix: Matrix
+    layers: Sequence[nn.Linear]
     z: Tensor
     size: float
 
@@ -71,25 +72,29 @@ def loss_changes(
     """
     model, totals = question.model, {matrix.name: 0.0 for matrix in question.chosen}
     blocks = RememberingBlocks(model, [m.block for m in matrices(model, any_type=True)] if remember else ())
-    by_block: dict[str, list[tuple[int, Matrix]]] = {}
-    for place, matrix in enumerate(question.chosen):
-        by_block.setdefault(matrix.block, []).append((place, matrix))
+    places = {matrix.name: place for place, matrix in enumerate(question.chosen)}
+    layers = {matrix.name: sharing(model, matrix.name) for matrix in question.chosen}
     device = input_device(model)
     bar = Progress(transient=True, disable=not question.progress)
     with bar, torch.no_grad(), quiet(model), blocks.active():
         task = bar.add_task("noise · matrices", total=len(question.chosen) * len(question.batches))
         for number, batch in enumerate(question.batches):
-            with blocks.recording(), _measuring(model, question.chosen) as gains:
+            with blocks.recording(), _measuring(layers) as gains:
                 loss = question.scalar_loss(batch)
             if not torch.isfinite(loss):
                 raise PrunusError("batches", f"batch {number}", "its loss is not finite; look at that batch")
-            for block, members in by_block.items():
-                asked = [(place, m, draw) for place, m in members if gains.get(m.name) for draw in range(draws)]
+            for block, members in by_block(question.chosen).items():
+                asked = [(m, draw) for m in members if gains.get(m.name) for draw in range(draws)]
                 with blocks.disturbed(block):
                     for first in range(0, len(asked), together):
                         noises = [
-                            Noise(m, draw_noise(m, seed, place, number, draw, device), epsilon * gains[m.name])
-                            for place, m, draw in asked[first : first + together]
+                            Noise(
+                                m,
+                                layers[m.name],
+                                draw_noise(m, seed, places[m.name], number, draw, device),
+                                epsilon * gains[m.name],
+                            )
+                            for m, draw in asked[first : first + together]
                         ]
                         for noise, change in zip(noises, _changes(question, batch, noises), strict=True):
                             totals[noise.matrix.name] += abs(change) / (2 * noise.size * draws)
@@ -98,7 +103,7 @@ def loss_changes(
 
 
 @contextmanager
-def _measuring(model: nn.Module, chosen: Sequence[Matrix]) -> Iterator[dict[str, float]]:
+def _measuring(layers: Mapping[str, Sequence[nn.Linear]]) -> Iterator[dict[str, float]]:
     """While the context is open, the size of every weight that is used, as far as its first call tells: rms(y) / rms‖x‖."""
     gains: dict[str, float] = {}
 
@@ -108,9 +113,9 @@ def _measuring(model: nn.Module, chosen: Sequence[Matrix]) -> Iterator[dict[str,
             gains[name] = float(output.float().square().mean().sqrt() / lengths.square().mean().sqrt().clamp_min(1e-30))
 
     with ExitStack() as hooks:
-        for matrix in chosen:
-            for linear in sharing(model, matrix.name):
-                hooks.callback(linear.register_forward_hook(partial(measure, matrix.name)).remove)
+        for name, linears in layers.items():
+            for linear in linears:
+                hooks.callback(linear.register_forward_hook(partial(measure, name)).remove)
         yield gains
 
 
@@ -125,7 +130,7 @@ def _changes(question: Question, batch: Any, noises: list[Noise]) -> list[float]
 
     with ExitStack() as hooks:
         for noise, disturbance in zip(noises, disturbances, strict=True):
-            for linear in sharing(question.model, noise.matrix.name):
+            for linear in noise.layers:
                 hooks.callback(linear.register_forward_hook(disturbance).remove)
         sizes = torch.tensor([noise.size for noise in noises], device=noises[0].z.device)
         if len(noises) == 1:

@@ -63,6 +63,14 @@ def weight_of(model: nn.Module, name: str) -> Tensor:
     return weight
 
 
+def by_block(chosen: Sequence[Matrix]) -> dict[str, list[Matrix]]:
+    """Block → its matrices, both in the order given."""
+    blocks: dict[str, list[Matrix]] = {}
+    for matrix in chosen:
+        blocks.setdefault(matrix.block, []).append(matrix)
+    return blocks
+
+
 def sharing(model: nn.Module, name: str) -> list[nn.Linear]:
     """The linear layers that compute with this weight: the one of that path first, and others whose weight is the same."""
     first = model.get_submodule(name)

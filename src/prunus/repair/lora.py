@@ -43,11 +43,15 @@ class Adapters:
         ranks: of all pruned towers, or per tower (`connector` adds adapters to a connector, whose mask is all ones).
         alpha: the adapters' output is multiplied by alpha / rank.
         masked: whether the adapters' product is masked, too.
-        teacher: the model before it was pruned; its weights are kept in place of the pruned ones.
+        teacher: the model before it was pruned; its weights are kept in place of the pruned ones, unless it differs from the
+            model in anything else.
         seed: of A; B is zero.
 
     Raises:
         PrunusError: a tower that is not there, or a teacher of another shape.
+
+    Attributes:
+        holds_teacher: whether `off` makes the model its teacher.
     """
 
     def __init__(
@@ -56,7 +60,8 @@ class Adapters:
     ):  # fmt: skip
         self.model = model
         chosen = adapted(matrices(model), masks, ranks)
-        dense = {m.name: None if teacher is None else _teacher_weight(teacher, m) for m, _ in chosen}
+        dense = {} if teacher is None else {m.name: _teacher_weight(teacher, m) for m, _ in chosen}
+        self.holds_teacher = teacher is not None and _agree_elsewhere(model, teacher, dense)
         self._required = {parameter: parameter.requires_grad for parameter in model.parameters()}
         model.requires_grad_(False)
         self.layers: dict[str, _Adapted] = {}
@@ -68,7 +73,7 @@ class Adapters:
                 rank,
                 alpha / rank,
                 masked,
-                dense[matrix.name],
+                dense[matrix.name] if self.holds_teacher else None,
                 generator,
             )
 
@@ -121,13 +126,9 @@ def adapted(
     return chosen
 
 
-def is_teacher_elsewhere(model: nn.Module, teacher: nn.Module, chosen: Iterable[Matrix]) -> bool:
-    """Whether, but for the weights of these layers, a model has the parameters of its teacher.
-
-    Raises:
-        PrunusError: the teacher lacks one of the layers, or has it in another shape.
-    """
-    held = {f"{matrix.name}.weight" for matrix in chosen if _teacher_weight(teacher, matrix) is not None}
+def _agree_elsewhere(model: nn.Module, teacher: nn.Module, layers: Iterable[str]) -> bool:
+    """Whether, but for the weights of these layers, a model has the parameters of its teacher."""
+    held = {f"{name}.weight" for name in layers}
     theirs = dict(teacher.named_parameters())
     return all(
         name in theirs and torch.equal(parameter, theirs[name].to(parameter))

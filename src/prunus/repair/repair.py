@@ -20,7 +20,7 @@ from prunus.errors import PrunusError
 from prunus.losses import Predict, own_prediction
 from prunus.repair.distillation import Distillation, Lesson, Teacher
 from prunus.repair.finetune import Training, finetune
-from prunus.repair.lora import Adapters, adapted, is_teacher_elsewhere
+from prunus.repair.lora import Adapters
 from prunus.repair.masks import check_zeros, holding, in_fp32, zeros_of
 from prunus.repair.methods import LoRA, MaskedFinetune, MaskedLoRA, Repair
 from prunus.repair.teacher_cache import TeacherCache
@@ -76,11 +76,12 @@ def repair(
         own_teacher: Teacher | None = None
         if isinstance(method, LoRA):
             dense = _opened(teacher) if method.distillation is not None else None
-            chosen = [matrix for matrix, _ in adapted(matrices(model), masks, method.rank)]
-            if dense is not None and not is_teacher_elsewhere(model, dense, chosen):
-                teacher, dense = dense, None  # something else differs, too: the teacher stays a model of its own
             adapters = Adapters(model, masks, method.rank, method.alpha, isinstance(method, MaskedLoRA), dense, seed)
-            own_teacher = adapters.off if dense is not None else None
+            if adapters.holds_teacher:
+                own_teacher = adapters.off
+            elif dense is not None:
+                teacher = dense
+            del dense
             cleanup.callback(adapters.merge)  # however the training ends, the model is whole and its zeros are kept
         else:
             assert isinstance(method, MaskedFinetune)

@@ -143,7 +143,7 @@ def _checksum(model: nn.Module) -> int:
     """Of a model's parameters, by all of their bytes."""
     total = 0
     for parameter in model.parameters():
-        total = crc32(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data, total)
+        total = crc32(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data, total)
     return total
 
 

@@ -9,7 +9,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from prunus.anatomy import Matrix, choose, matrices, weight_of
+from prunus.anatomy import Matrix, by_block, choose, matrices, weight_of
 from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.plan import MatrixPlan, SparsityPlan, uniform
@@ -118,9 +118,7 @@ def carry_out(
     Args:
         done: blocks that are already pruned, with the pruned counts of their matrices; batches only pass through.
     """
-    by_block: dict[str, list[Matrix]] = {}
-    for matrix in chosen:
-        by_block.setdefault(matrix.block, []).append(matrix)
+    blocks = by_block(chosen)
     weights, done = weights or Weights(), done or {}
     achieved: dict[str, int] = {}
     spill = Spill(model, options.activations)
@@ -129,13 +127,13 @@ def carry_out(
         transient=True, disable=not options.progress,
     )  # fmt: skip
     autocast = torch.autocast(input_device(model).type, torch.bfloat16, enabled=options.bf16, cache_enabled=False)
-    with bar, autocast, Walk(model, batches, list(by_block), call, weights, spill, options.sequential) as walk:
-        task = bar.add_task(f"{method.method} · blocks", total=len(by_block))
+    with bar, autocast, Walk(model, batches, list(blocks), call, weights, spill, options.sequential) as walk:
+        task = bar.add_task(f"{method.method} · blocks", total=len(blocks))
         for stop in walk:
             if stop.block in done:
                 achieved.update(done[stop.block])
             else:
-                counts = prune_block(model, method, plan, by_block[stop.block], stop)
+                counts = prune_block(model, method, plan, blocks[stop.block], stop)
                 weights.changed(stop.block, counts)
                 achieved.update(counts)
             bar.advance(task)
