@@ -1,4 +1,4 @@
-"""Material that lives beside the project in CI, and nowhere else: tests that need it skip without it."""
+"""Fixtures made with the published code: those in `tests/golden`, and larger ones that lie beside the project in CI."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[2] / "shared"
+HERE = Path(__file__).parent / "golden"
+BESIDE = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
 
 def golden(name: str) -> Path:
-    """A fixture made with the published code."""
-    path = FOLDER / "golden" / name
-    if not path.exists():
-        pytest.skip(f"{name} is not here: the fixtures made with the published code lie outside of the project")
-    return path
+    """A fixture made with the published code. A test that needs one which is not here skips, and says so."""
+    for folder in (HERE, BESIDE):
+        if (folder / name).exists():
+            return folder / name
+    pytest.skip(f"{name} is not here: the large fixtures made with the published code lie outside of the project")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.batches import input_device, to_device
+from prunus.batches import for_model
 from prunus.errors import PrunusError
 
 IGNORED = -100
@@ -77,7 +77,7 @@ def next_tokens(loss: Tensor, logits_BTV: Tensor, labels_BT: Tensor) -> Predicti
 def _outputs(model: nn.Module, batch: Any) -> tuple[Any, dict[str, Any]]:
     if not isinstance(batch, Mapping):
         raise PrunusError("batches", type(batch).__name__, "give mappings of tensors, or a loss of your own")
-    inputs = to_device(dict(batch), input_device(model))
+    inputs = for_model(dict(batch), model)
     parameters = inspect.signature(model.forward).parameters
     if "return_loss" in parameters:
         inputs.setdefault("return_loss", True)

@@ -25,6 +25,7 @@ from torchmetrics import MeanMetric
 from transformers import BertTokenizer, BlipForQuestionAnswering
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from prunus.batches import for_model
 from prunus.calibration import Batch, spread
 from prunus.errors import PrunusError
 from prunus.losses import Prediction, next_tokens
@@ -168,6 +169,7 @@ class EasyVQA(Typed):
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
         """The model's own loss and the logits of its answers, with each image encoded once for all of its questions."""
         blip: Any = model
+        batch = for_model(batch, model)
         images = blip.vision_model(pixel_values=batch["pixel_values"]).last_hidden_state[batch["image_of_question"]]
         states = blip.text_encoder(
             input_ids=batch["input_ids"],

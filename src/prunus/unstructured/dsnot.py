@@ -26,13 +26,14 @@ class DSnoT(Pruner):
 
     method: Literal["dsnot"] = "dsnot"
     start: Literal["wanda", "magnitude", "sparsegpt"] = "wanda"
-    """Whose scores make the first mask."""
+    """Whose scores make the first mask; with n:m they also say which weight of a group goes for another."""
     max_cycles: int = Field(default=50, ge=0)
     threshold: float = Field(default=0.1, ge=0)
     """A row is done when the expected change of its output is no larger."""
     variance_power: float = Field(default=1.0, ge=0)
-    same_sign: bool = False
-    """A row also stops before its expected change would change sign. n:m always does."""
+    same_sign: bool = True
+    """A row also stops before its expected change would change sign; n:m always does. Off is the authors' default, which
+    overshoots on small models."""
 
     @property
     def needs(self) -> Need:
@@ -41,13 +42,14 @@ class DSnoT(Pruner):
 
     def prune(self, weight_RC: Tensor, inputs: InputStatistics, quota: Quota) -> tuple[Tensor, Tensor]:
         wanda_RC = weight_RC.abs() * inputs.squares_C.sqrt()
-        pruned_RC = quota.select(self._start_scores(weight_RC, wanda_RC, inputs))
+        start_RC = self._start_scores(weight_RC, wanda_RC, inputs)
+        pruned_RC = quota.select(start_RC)
         change_RC = weight_RC * inputs.sums_C  # D: what a weight adds to the row's expected output
         gain_RC = change_RC / inputs.variances_C.clamp_min(torch.finfo(torch.float32).tiny).pow(self.variance_power)
         if quota.pattern is None:
             self._swap(pruned_RC, change_RC, gain_RC, wanda_RC)
         else:
-            self._swap_in_groups(pruned_RC, change_RC, gain_RC, wanda_RC, quota.pattern)
+            self._swap_in_groups(pruned_RC, change_RC, gain_RC, start_RC, quota.pattern)
         return weight_RC.masked_fill_(pruned_RC, 0), pruned_RC
 
     def _start_scores(self, weight_RC: Tensor, wanda_RC: Tensor, inputs: InputStatistics) -> Tensor:
@@ -82,11 +84,11 @@ class DSnoT(Pruner):
             cut.take(cut_side_R, moved_R)
 
     def _swap_in_groups(
-        self, pruned_RC: Tensor, change_RC: Tensor, gain_RC: Tensor, wanda_RC: Tensor, pattern: NofM
+        self, pruned_RC: Tensor, change_RC: Tensor, gain_RC: Tensor, start_RC: Tensor, pattern: NofM
     ) -> None:
-        """As `_swap`, but the weight that goes is the lowest-scored one kept in the grown weight's group of m."""
+        """As `_swap`, but the weight that goes is the one kept in the grown weight's group of m that the start scores lowest."""
         grow = self._growable(pruned_RC, change_RC, gain_RC)
-        score_RC = wanda_RC.masked_fill(pruned_RC, torch.inf)
+        score_RC = start_RC.masked_fill(pruned_RC, torch.inf)
         members_M = torch.arange(pattern.of, device=score_RC.device)
         rows = _Rows((change_RC * pruned_RC).sum(1))
         for _ in range(self.max_cycles):

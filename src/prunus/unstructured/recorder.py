@@ -68,13 +68,13 @@ class Recorder:
         self._seen.append((x_NTC, name))
         if name not in self._own:
             self._own[name] = InputStatistics(x_NTC.shape[-1], self._needs, x_NTC.device)
-        sequences = x_NTC.shape[0] if x_NTC.ndim > 2 else 1
+        sequences, sequence_T = sequences_of(visit, x_NTC)
         x_TC = x_NTC.reshape(-1, x_NTC.shape[-1])
         counted = counted_positions(visit, x_NTC)
         if counted is not None:
-            x_TC = x_TC[counted]
+            x_TC, sequence_T = x_TC[counted], sequence_T[counted]
         try:
-            self._own[name].add(x_TC, sequences)
+            self._own[name].add(x_TC, sequences, sequence_T)
         except PrunusError as error:
             raise PrunusError(
                 name, error.value, f"an input of this layer is not finite in calibration batch {visit.batch}; "
@@ -95,6 +95,25 @@ def gather(model: nn.Module, targets: Sequence[Matrix], needs: Need, stop: Stop)
                 "batches", matrix.name, "no calibration batch used this layer; give batches that do, or exclude it"
             )
     return recorder.statistics
+
+
+def sequences_of(visit: Visit, x_NTC: Tensor) -> tuple[int, Tensor]:
+    """How many sequences a layer's inputs come from, and which of them each of its rows belongs to, (N·T,).
+
+    Inputs that were flattened to (N·T, C), as OPT's MLPs do it, or were packed, as Qwen's images are, come from the
+    sequences of the visit.
+    """
+    rows = x_NTC.shape[:-1].numel()
+    if x_NTC.ndim > 2:
+        sequences = x_NTC.shape[0]
+    else:
+        bounds = visit.arguments.get("cu_seqlens")
+        if isinstance(bounds, Tensor) and int(bounds[-1]) == rows:
+            lengths = bounds.diff().to(x_NTC.device)
+            return len(lengths), torch.repeat_interleave(lengths)
+        given = (value for value in visit.arguments.values() if isinstance(value, Tensor))
+        sequences = next((x.shape[0] for x in given if x.ndim == 3 and x.shape[:2].numel() == rows), 1)
+    return sequences, torch.arange(rows, device=x_NTC.device) * sequences // max(rows, 1)
 
 
 def counted_positions(visit: Visit, x_NTC: Tensor) -> Tensor | None:

@@ -1,6 +1,6 @@
 """What pruners know about the inputs of a linear layer, gathered over calibration batches in fp32.
 
-Shapes: T tokens, C columns (inputs of the layer).
+Shapes: N sequences, T tokens, C columns (inputs of the layer).
 """
 
 from __future__ import annotations
@@ -35,11 +35,16 @@ class InputStatistics:
         self.tokens = 0
         self._squares_C = _zeros(device, columns) if Need.SQUARES in needs else None
         self._sums_C = _zeros(device, columns) if Need.MOMENTS in needs else None
-        self._variances_C = _zeros(device, columns) if Need.MOMENTS in needs else None
+        self._deviations_C = _zeros(device, columns) if Need.MOMENTS in needs else None
         self._gram_CC = _zeros(device, columns, columns) if Need.GRAM in needs else None
 
-    def add(self, inputs_TC: Tensor, sequences: int) -> None:
-        """Counts the inputs of one call: its tokens, which came from so many sequences.
+    def add(self, inputs_TC: Tensor, sequences: int, sequence_T: Tensor | None = None) -> None:
+        """Counts the inputs of one call.
+
+        Args:
+            sequences: how many sequences the tokens came from.
+            sequence_T: which of them each token belongs to, 0 to `sequences` - 1; None if they are equally long and in
+                order.
 
         Raises:
             PrunusError: an input is not finite.
@@ -55,9 +60,11 @@ class InputStatistics:
         self.tokens += tokens
         if self._squares_C is not None:
             self._squares_C += (x_TC * x_TC).sum(0)
-        if self._sums_C is not None and self._variances_C is not None:
+        if self._sums_C is not None and self._deviations_C is not None:
             self._sums_C += sums_C
-            self._variances_C += (_variances(x_TC, sums_C / tokens) - self._variances_C) * (tokens / self.tokens)
+            if sequence_T is None:
+                sequence_T = torch.arange(tokens, device=x_TC.device) * sequences // tokens
+            self._deviations_C += _squared_deviations(x_TC, sequence_T, sequences)
         if self._gram_CC is not None:
             self._gram_CC.addmm_(x_TC.T, x_TC)
 
@@ -77,9 +84,10 @@ class InputStatistics:
 
     @property
     def variances_C(self) -> Tensor:
-        """Token-weighted mean of the variances within single calls (DSnoT)."""
-        assert self._variances_C is not None
-        return self._variances_C
+        """Token-weighted mean of the variances within single sequences (DSnoT, whose authors feed one sequence at a time)."""
+        assert self._deviations_C is not None
+        mean_C: Tensor = self._deviations_C / max(self.tokens, 1)
+        return mean_C
 
     @property
     def gram_CC(self) -> Tensor:
@@ -89,13 +97,15 @@ class InputStatistics:
         return H_CC
 
 
-def _variances(x_TC: Tensor, mean_C: Tensor) -> Tensor:
-    """Of every column around its mean, a strip of rows at a time, which stays in a core's cache."""
-    total_C = torch.zeros_like(mean_C)
+def _squared_deviations(x_TC: Tensor, sequence_T: Tensor, sequences: int) -> Tensor:
+    """Σ (x − mean of its sequence)² of every column, a strip of rows at a time, which stays in a core's cache."""
+    counts_N = torch.bincount(sequence_T, minlength=sequences).clamp_min(1)
+    means_NC = x_TC.new_zeros(sequences, x_TC.shape[1]).index_add_(0, sequence_T, x_TC) / counts_N[:, None]
+    total_C = torch.zeros_like(x_TC[0])
     rows = len(x_TC) if x_TC.is_cuda else max(1, STRIP // x_TC.shape[1])
-    for part in torch.split(x_TC, rows):
-        total_C += (part - mean_C).square_().sum(0)
-    return total_C / len(x_TC)
+    for part_TC, place_T in zip(torch.split(x_TC, rows), torch.split(sequence_T, rows), strict=True):
+        total_C += (part_TC - means_NC[place_T]).square_().sum(0)
+    return total_C
 
 
 def _zeros(device: torch.device | str, *shape: int) -> Tensor:

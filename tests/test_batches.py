@@ -1,0 +1,63 @@
+"""Batches reach a model on its device, in its type; what is no batch is refused before anything changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers as tf
+from torch import nn
+
+from prunus import ECoFLaP, WalkOptions, Wanda, allocate, prune
+from prunus.batches import call_with_batch, for_model, input_dtype
+from prunus.losses import own_loss
+
+QUIET = WalkOptions(progress=False)
+SIZES = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 24}
+
+
+def vit(dtype: torch.dtype = torch.float32) -> tf.PreTrainedModel:
+    torch.manual_seed(0)
+    return tf.ViTForImageClassification(tf.ViTConfig(**SIZES, image_size=16, patch_size=8)).to(dtype).eval()
+
+
+class Everything(nn.Module):
+    """Says what it was given."""
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.table = nn.Embedding(3, 2, dtype=torch.float64)
+        self.patches = nn.Conv2d(3, 2, 2, dtype=dtype)
+
+    def forward(self, **inputs: object) -> dict[str, object]:
+        return inputs
+
+
+def test_floating_inputs_get_the_type_of_what_reads_them_and_integers_keep_theirs() -> None:
+    model = Everything(torch.float16)
+    ids = torch.tensor([[1, 2]])
+    given = call_with_batch(
+        model, {"ids": ids, "mask": ids > 1, "pixels": [torch.ones(1, dtype=torch.float64)], "name": "x", "n": 3}
+    )
+    assert given["ids"].dtype == torch.int64  # type: ignore[index]
+    assert given["mask"].dtype == torch.bool  # type: ignore[index]
+    assert given["pixels"][0].dtype == torch.float16  # type: ignore[index]
+    assert (given["name"], given["n"]) == ("x", 3)  # type: ignore[index]
+    assert input_dtype(model) == torch.float16
+    assert input_dtype(nn.Embedding(3, 2, dtype=torch.bfloat16)) == torch.bfloat16
+    assert input_dtype(nn.ReLU()) is None
+    assert for_model(torch.ones(1), model, torch.device("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("given", [torch.float32, torch.float64, torch.float16])
+def test_every_verb_takes_pixels_of_any_type(dtype: torch.dtype, given: torch.dtype) -> None:
+    pixels = torch.randn(2, 3, 16, 16).to(torch.float16)  # every type holds these numbers, or rounds them the same way
+    batch = {"pixel_values": pixels.to(given), "labels": torch.tensor([0, 1])}
+    same = {**batch, "pixel_values": pixels.to(dtype)}
+    one, other = vit(dtype), vit(dtype)
+    assert torch.equal(own_loss(one, batch), own_loss(one, same))
+    plans = [allocate(one, ECoFLaP(sparsity=0.5), [b], progress=False) for b in (batch, same)]
+    assert plans[0].matrices == plans[1].matrices
+    prune(one, Wanda(), [batch], options=QUIET)
+    prune(other, Wanda(), [same], options=QUIET)
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
