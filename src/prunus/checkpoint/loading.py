@@ -3,31 +3,63 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from huggingface_hub import snapshot_download
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
+from prunus.checkpoint.checksums import verify, weight_files
+from prunus.checkpoint.plausible import bounded, check_config, memory, read_config, understood
 from prunus.errors import PrunusError
 
 
 def load_model(path: str | Path) -> PreTrainedModel:
-    """A model from a hub id or folder, by the class its config names.
+    """A model from a hub id or folder, by the class its config names, from safetensors, with every weight from its files.
 
     Raises:
-        PrunusError: there is no such model, or its class is none of transformers'.
+        PrunusError: there is no such model, its class is none of transformers', a weight is missing, or a file is damaged or
+            differs from its checksum.
     """
-    if Path(path).is_dir() and not (Path(path) / "config.json").exists():
-        raise PrunusError("model", str(path), "the folder has no config.json; give a folder made by save_pretrained")
     config, cls = _config_and_class(path)
     if cls is None:
         name = config.architectures
         raise PrunusError("model", str(path), f"its config names the class {name}, which transformers does not have")
-    model: PreTrainedModel = cls.from_pretrained(path)
-    return model
+    limit = math.inf
+    if Path(path).is_dir():
+        limit = _check_files(Path(path), getattr(config, "quantization_config", None) is not None)
+    too_large = "its config asks for many more weights than its files hold; one of them is damaged"
+    with understood(str(path), config.to_dict(), "load the model"), bounded(limit, too_large, "model", str(path)):
+        model, said = cls.from_pretrained(
+            path, config=config, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+        )
+    missing = sorted(said["missing_keys"])
+    if missing:
+        raise PrunusError(
+            "weights", missing[0], f"no file in {path} holds it, nor {len(missing) - 1} more that the config asks for; "
+            "load with its stock class to start them at random, or take a copy that is whole",
+        )  # fmt: skip
+    ready: PreTrainedModel = model
+    return ready
+
+
+def _check_files(folder: Path, packed: bool) -> float:
+    """Compares a folder with its checksums; how many elements a model may have that is loaded from it.
+
+    An element takes a byte in files, or less where it is packed; tied weights are built twice.
+    """
+    files = weight_files(folder)
+    if not files:
+        raise PrunusError(
+            "model", str(folder), "the folder has no *.safetensors files, and no others are opened; save it with save_pretrained"
+        )  # fmt: skip
+    verify(folder)
+    return (16 if packed else 4) * sum(file.stat().st_size for file in files if file.is_file()) + 1_000_000
 
 
 def local_folder(path: str | Path) -> Path:
@@ -51,37 +83,62 @@ def bare_model(path: str) -> PreTrainedModel:
     """A model built from its config alone, without weights; call it under `torch.device("meta")`.
 
     Raises:
-        PrunusError: there is no such config, or its class is none of transformers'.
+        PrunusError: there is no such config, its class is none of transformers', or it cannot be built.
     """
-    config, cls = _config_and_class(path)
-    if cls is not None:
-        model: PreTrainedModel = cls(config)
-        return model
-    auto: PreTrainedModel = transformers.AutoModel.from_config(config)
-    return auto
+    return _built(*_config_and_class(path), str(path))
 
 
 def random_model(config: dict[str, Any]) -> PreTrainedModel:
     """A model with random weights from a config as data, with `model_type` and `architectures`.
 
     Raises:
-        PrunusError: the config is none that transformers knows.
+        PrunusError: the config is none that transformers knows or can build, or the model is larger than this machine's memory.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    field = "model.random"
+    if not isinstance(config.get("model_type"), str):
+        raise PrunusError(f"{field}.model_type", config.get("model_type"), "name the type of the model, such as blip")
+    check_config(config, field)
+    with tempfile.TemporaryDirectory() as folder, understood(field, config):
         (Path(folder) / "config.json").write_text(json.dumps(config))
-        try:
-            return bare_model(folder)
-        except PrunusError as error:
-            raise PrunusError("model.random", config.get("model_type"), error.remedy) from None
+        read = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        cls = _class_of(read)
+        if cls is None and read.architectures:
+            raise PrunusError(f"{field}.architectures", read.architectures, "transformers has no such model class")
+        too_large = f"its weights do not fit into the {memory() >> 30} GB of this machine"
+        with torch.device("meta"), bounded(memory() / 4, too_large, field, config["model_type"]):
+            _built(read, cls, field)
+        return _built(AutoConfig.from_pretrained(folder, trust_remote_code=False), cls, field)
+
+
+def _built(config: Any, cls: Any, source: str) -> PreTrainedModel:
+    with understood(source, config.to_dict()), bounded(math.inf, "", source):
+        model: PreTrainedModel = transformers.AutoModel.from_config(config) if cls is None else cls(config)
+        return model
 
 
 def _config_and_class(path: str | Path) -> tuple[Any, Any]:
     """The config at a path, and the transformers class it names; None if it names none that exists."""
+    path = Path(path) if os.path.exists(path) else path
+    entries: dict[str, Any] = {}
+    if isinstance(path, Path):
+        if path.is_dir() and not (path / "config.json").exists():
+            raise PrunusError(
+                "model", str(path), "the folder has no config.json; give a folder made by save_pretrained"
+            )
+        entries = read_config(path / "config.json" if path.is_dir() else path)
     try:
-        config = transformers.AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        remedy = f"it is no local folder, config file or hub id that can be reached: {reason}"
-        raise PrunusError("model", str(path), remedy) from None
+        with understood(str(path), entries, "read the config"):
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except PrunusError as error:
+        if isinstance(path, Path):
+            raise
+        remedy = f"it is no local folder, config file or hub id that can be reached: {error.remedy}"
+        raise PrunusError("model", path, remedy) from None
+    return config, _class_of(config)
+
+
+def _class_of(config: Any) -> Any:
+    """The class of transformers that a config names; None if there is none of that name."""
     name = (config.architectures or [None])[0]
-    return config, getattr(transformers, name, None) if name else None
+    cls = getattr(transformers, name, None) if isinstance(name, str) else None
+    return cls if isinstance(cls, type) and issubclass(cls, PreTrainedModel) else None
