@@ -12,8 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from prunus import PrunusError, load_model
+from prunus import PrunusError, Wanda, load_model, prune_folder
 from prunus.checkpoint import bare_model, random_model
+from prunus.checkpoint.checksums import verify
+from prunus.cli import inspect
+from prunus.run import evaluate_here
+from prunus.tasks import Noise
 from tests.families import build
 
 LLAMA = {
@@ -145,3 +149,28 @@ def test_no_pickle_is_opened(folder: Path, tmp_path: Path) -> None:
 def test_values_too_long_to_print_are_cut() -> None:
     assert len(str(PrunusError("field", "x" * 10**6, "remedy"))) < 500
     assert "too long" in str(PrunusError("field", 10**5000, "remedy"))
+
+
+def changed(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    damaged = bytearray(file.read_bytes())
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+
+
+def test_our_verbs_compare_checksums(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    batches = [build("vit", 0).inputs]
+    prune_folder(folder, tmp_path / "pruned", Wanda(sparsity=0.5), batches)
+    assert verify(tmp_path / "pruned"), "what is pruned on disk has checksums of its own"
+    inspect(str(tmp_path / "pruned"), verified=True)
+    assert "as they were saved" in capsys.readouterr().out
+    changed(tmp_path / "pruned")
+    for verb in (
+        lambda: load_model(tmp_path / "pruned"),
+        lambda: prune_folder(tmp_path / "pruned", tmp_path / "again", Wanda(sparsity=0.6), batches),
+        lambda: inspect(str(tmp_path / "pruned"), verified=True),
+        lambda: evaluate_here(tmp_path / "pruned", Noise(), 1),
+    ):
+        with pytest.raises(PrunusError, match="since it was saved"):
+            verb()
+    assert not (tmp_path / "again.partial").exists()

@@ -175,7 +175,7 @@ def _blamed(config: Mapping[str, Any], error: Exception) -> tuple[str, Any] | No
         if value == 0 and usual != 0 and SIZE.search(path):
             return path, value
     named = next(
-        (path for word in words for path in entries if path.rpartition(".")[2] == word and len(word) > 4), None
+        (p for word in words for p, v in entries.items() if word in (p.rpartition(".")[2], v) and len(word) > 4), None
     )
     return None if named is None else (named, entries[named])
 

@@ -23,9 +23,11 @@ from transformers import PreTrainedModel
 
 from prunus.anatomy import anatomy, place_of
 from prunus.batches import call_with_batch
+from prunus.checkpoint.checksums import CHECKSUMS, verify, write_checksums
 from prunus.checkpoint.loading import bare_model
 from prunus.checkpoint.naming import keys_in_files
 from prunus.checkpoint.narrowed import plan_of
+from prunus.checkpoint.plausible import read_config
 from prunus.checkpoint.shards import Shards
 from prunus.errors import PrunusError
 from prunus.plan import SparsityPlan
@@ -67,7 +69,9 @@ def prune_folder(
     source, output, options = Path(source), Path(output), options or WalkOptions()
     if output.exists():
         raise PrunusError("output", str(output), "it exists; choose another folder, or delete it")
+    read_config(source / "config.json")
     shards = Shards(source)
+    verify(source)
     model = _skeleton(source)
     chosen, plan = settle(model, method, plan, include, exclude)
     request = {
@@ -90,6 +94,7 @@ def prune_folder(
     config = json.loads((work.folder / "config.json").read_text())
     record = achieved.after(sparsity_of(model)).model_dump(mode="json")
     write_text(work.folder / "config.json", json.dumps({**config, RECORD: record}, indent=2) + "\n")
+    write_checksums(work.folder)
     (work.folder / JOURNAL).unlink()
     work.folder.rename(output)
     return achieved
@@ -128,7 +133,9 @@ class _Work:
             return
         shutil.rmtree(self.folder, ignore_errors=True)
         try:
-            shutil.copytree(source, self.folder, copy_function=shutil.copyfile)
+            shutil.copytree(
+                source, self.folder, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns(CHECKSUMS)
+            )
         except (OSError, shutil.Error) as error:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise PrunusError("output", str(self.folder), f"the checkpoint cannot be copied there ({error})") from None
