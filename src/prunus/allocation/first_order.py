@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from prunus.allocation.allocator import Question
-from prunus.anatomy import Matrix, weight_of
+from prunus.anatomy import Matrix, by_parameter
 from prunus.errors import PrunusError
 from prunus.progress import track
 from prunus.unstructured.walk import quiet, replaced
@@ -28,6 +28,8 @@ STRIP = 1 << 12
 Score = Literal["gradient_norm", "weight_gradient", "squared"]
 Reduce = Callable[[Tensor, Tensor], Tensor]
 """(weight, gradient of one batch) → what it adds to the score."""
+Take = Callable[[Matrix, Tensor, Tensor], None]
+"""Is given a matrix, its weight and its gradient, both (rows, columns)."""
 
 REDUCTIONS: dict[Score, Reduce] = {
     "gradient_norm": lambda weight, gradient: _norm(gradient),
@@ -49,10 +51,8 @@ def gradient_scores(question: Question, reduce: Reduce) -> dict[str, float]:
     """
     totals = {matrix.name: 0.0 for matrix in question.chosen}
 
-    def take(name: str, weight: Tensor) -> None:
-        assert weight.grad is not None
-        totals[name] += float(reduce(weight.detach(), weight.grad))
-        weight.grad = None
+    def take(matrix: Matrix, weight: Tensor, gradient: Tensor) -> None:
+        totals[matrix.name] += float(reduce(weight, gradient))
 
     backward_each(question, take, "gradients · batches")
     for name, total in totals.items():
@@ -63,8 +63,8 @@ def gradient_scores(question: Question, reduce: Reduce) -> dict[str, float]:
     return totals
 
 
-def backward_each(question: Question, take: Callable[[str, Tensor], None], title: str) -> None:
-    """One backward pass per batch; each matrix gradient is given to `take`, by the matrix's path, which frees it.
+def backward_each(question: Question, take: Take, title: str) -> None:
+    """One backward pass per batch; each matrix gradient is given to `take`, and then freed.
 
     Raises:
         PrunusError: weights are not in memory, or the loss depends on nothing.
@@ -83,9 +83,7 @@ def backward_each(question: Question, take: Callable[[str, Tensor], None], title
 
 
 @contextmanager
-def _ready_for_gradients(
-    model: nn.Module, chosen: Sequence[Matrix], take: Callable[[str, Tensor], None]
-) -> Iterator[None]:
+def _ready_for_gradients(model: nn.Module, chosen: Sequence[Matrix], take: Take) -> Iterator[None]:
     """While the context is open, only these matrices get gradients, blocks are checkpointed, and each gradient is given
     to `take` when it is whole; the model is in eval mode. Gradients that were there before are set aside and given back."""
     before = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
@@ -96,15 +94,22 @@ def _ready_for_gradients(
         for parameter in before:
             parameter.requires_grad_(False)
             parameter.grad = None
-        for matrix in chosen:
-            weight = weight_of(model, matrix.name)
-            weight.requires_grad_(True)
-            hook = weight.register_post_accumulate_grad_hook(partial(take, matrix.name))  # type: ignore[no-untyped-call]
+        for name, held in by_parameter(chosen).items():
+            parameter = model.get_parameter(name)
+            parameter.requires_grad_(True)
+            hook = parameter.register_post_accumulate_grad_hook(partial(_give, held, take))  # type: ignore[no-untyped-call]
             cleanup.callback(hook.remove)
         for path in dict.fromkeys(matrix.block for matrix in chosen):
             block = model.get_submodule(path)
             cleanup.enter_context(replaced(block, _checkpointed(block.forward)))
         yield
+
+
+def _give(held: Sequence[Matrix], take: Take, parameter: Tensor) -> None:
+    assert parameter.grad is not None
+    for matrix in held:
+        take(matrix, matrix.part(parameter.detach()), matrix.part(parameter.grad))
+    parameter.grad = None
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
