@@ -27,7 +27,7 @@ from torch import nn
 from prunus import ECoFLaP, allocate, draw_plans, load_model, matrices
 from prunus.allocation.allocator import Question
 from prunus.allocation.zeroth_order import draw_noise, loss_changes
-from prunus.anatomy import Matrix, choose, weight_of
+from prunus.anatomy import Matrix, choose
 from prunus.cost import peak_memory
 from prunus.errors import PrunusError
 from prunus.losses import own_loss
@@ -93,7 +93,7 @@ def published(question: Question, epsilon: float, seed: int) -> dict[str, float]
     """The published procedure, but for restoring weights from a copy, so that the comparison is not spoilt by drift."""
     totals: dict[str, float] = {}
     for place, matrix in enumerate(question.chosen):
-        weight = weight_of(question.model, matrix.name)
+        weight = matrix.view(question.model)
         before = weight.clone()
         size = epsilon * float(before.square().mean().sqrt())
         totals[matrix.name] = 0.0

@@ -12,7 +12,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from prunus.allocation.grouping import Aggregate, Granularity, budgets, kept_by_matrix
-from prunus.anatomy import CONNECTOR, Matrix, choose, weight_of
+from prunus.anatomy import CONNECTOR, Matrix, choose
 from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.losses import Loss, own_loss
@@ -43,7 +43,7 @@ class Question:
             PrunusError: a weight is offloaded or quantised.
         """
         for matrix in self.chosen:
-            weight = weight_of(self.model, matrix.name)
+            weight = matrix.view(self.model)
             if weight.is_meta or not weight.is_floating_point():
                 raise PrunusError(
                     "weights", matrix.name, "it is offloaded or quantised; take ecoflap with order='zeroth', which only runs the model"

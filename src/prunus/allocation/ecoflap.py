@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from prunus.allocation.allocator import Question, Scoring
 from prunus.allocation.first_order import REDUCTIONS, Score, gradient_scores
 from prunus.allocation.zeroth_order import loss_changes
-from prunus.anatomy import weight_of
+from prunus.anatomy import Matrix
 from prunus.errors import PrunusError
 
 
@@ -59,15 +59,15 @@ class ECoFLaP(Scoring):
         changes = loss_changes(question, self.draws, self.epsilon, self.seed, self.together)
         if self.score == "gradient_norm":
             return changes
-        return {name: self._weighted(question, name, change) for name, change in changes.items()}
+        return {m.name: self._weighted(question, m, changes[m.name]) for m in question.chosen}
 
-    def _weighted(self, question: Question, name: str, change: float) -> float:
-        weight = weight_of(question.model, name).detach()
+    def _weighted(self, question: Question, matrix: Matrix, change: float) -> float:
+        weight = matrix.view(question.model)
         if weight.is_meta or not weight.is_floating_point():
             raise PrunusError(
                 "score",
                 self.score,
-                f"it needs the weight of {name}, which is offloaded or quantised; take gradient_norm",
+                f"it needs the weight of {matrix.name}, which is offloaded or quantised; take gradient_norm",
             )
         if self.score == "weight_gradient":
             return change * float(weight.abs().sum(dtype=torch.float32))

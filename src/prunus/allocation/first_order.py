@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from prunus.allocation.allocator import Question
-from prunus.anatomy import Matrix, weight_of
+from prunus.anatomy import Matrix, by_parameter
 from prunus.errors import PrunusError
 from prunus.progress import track
 from prunus.unstructured.walk import quiet, replaced
@@ -25,6 +25,8 @@ from prunus.unstructured.walk import quiet, replaced
 Score = Literal["gradient_norm", "weight_gradient", "squared"]
 Reduce = Callable[[Tensor, Tensor], Tensor]
 """(weight, gradient of one batch) → what it adds to the score."""
+Take = Callable[[Matrix, Tensor, Tensor], None]
+"""Is given a matrix, its weight and its gradient, both (rows, columns)."""
 
 REDUCTIONS: dict[Score, Reduce] = {
     "gradient_norm": lambda weight, gradient: torch.linalg.vector_norm(gradient, dtype=torch.float32),
@@ -45,10 +47,8 @@ def gradient_scores(question: Question, reduce: Reduce) -> dict[str, float]:
     """
     totals = {matrix.name: 0.0 for matrix in question.chosen}
 
-    def take(name: str, weight: Tensor) -> None:
-        assert weight.grad is not None
-        totals[name] += float(reduce(weight.detach(), weight.grad))
-        weight.grad = None
+    def take(matrix: Matrix, weight: Tensor, gradient: Tensor) -> None:
+        totals[matrix.name] += float(reduce(weight, gradient))
 
     backward_each(question, take, "gradients · batches")
     for name, total in totals.items():
@@ -59,8 +59,8 @@ def gradient_scores(question: Question, reduce: Reduce) -> dict[str, float]:
     return totals
 
 
-def backward_each(question: Question, take: Callable[[str, Tensor], None], title: str) -> None:
-    """One backward pass per batch; each matrix gradient is given to `take`, by the matrix's path, which frees it.
+def backward_each(question: Question, take: Take, title: str) -> None:
+    """One backward pass per batch; each matrix gradient is given to `take`, and then freed.
 
     Raises:
         PrunusError: weights are not in memory, or the loss depends on nothing.
@@ -79,9 +79,7 @@ def backward_each(question: Question, take: Callable[[str, Tensor], None], title
 
 
 @contextmanager
-def _ready_for_gradients(
-    model: nn.Module, chosen: Sequence[Matrix], take: Callable[[str, Tensor], None]
-) -> Iterator[None]:
+def _ready_for_gradients(model: nn.Module, chosen: Sequence[Matrix], take: Take) -> Iterator[None]:
     """While the context is open, only these matrices get gradients, blocks are checkpointed, and each gradient is given
     to `take` when it is whole; the model is in eval mode."""
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
@@ -91,15 +89,22 @@ def _ready_for_gradients(
         cleanup.enter_context(torch.enable_grad())
         for parameter in required:
             parameter.requires_grad_(False)
-        for matrix in chosen:
-            weight = weight_of(model, matrix.name)
-            weight.requires_grad_(True)
-            hook = weight.register_post_accumulate_grad_hook(partial(take, matrix.name))  # type: ignore[no-untyped-call]
+        for name, held in by_parameter(chosen).items():
+            parameter = model.get_parameter(name)
+            parameter.requires_grad_(True)
+            hook = parameter.register_post_accumulate_grad_hook(partial(_give, held, take))  # type: ignore[no-untyped-call]
             cleanup.callback(hook.remove)
         for path in dict.fromkeys(matrix.block for matrix in chosen):
             block = model.get_submodule(path)
             cleanup.enter_context(replaced(block, _checkpointed(block.forward)))
         yield
+
+
+def _give(held: Sequence[Matrix], take: Take, parameter: Tensor) -> None:
+    assert parameter.grad is not None
+    for matrix in held:
+        take(matrix, matrix.part(parameter.detach()), matrix.part(parameter.grad))
+    parameter.grad = None
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from prunus.allocation.allocator import Allocator, Answer, Question
 from prunus.allocation.first_order import backward_each
 from prunus.allocation.grouping import budgets, kept_weights
-from prunus.anatomy import weight_of
+from prunus.anatomy import Matrix
 from prunus.errors import PrunusError
 
 
@@ -34,7 +34,7 @@ class IterativeGlobal(Allocator):
 
     def answer(self, question: Question) -> Answer:
         question = replace(question, model=copy.deepcopy(question.model))
-        weights = {m.name: weight_of(question.model, m.name) for m in question.chosen}
+        weights = {m.name: m.view(question.model) for m in question.chosen}
         kept = {m.name: m.weights for m in question.chosen}
         for number in range(1, self.rounds + 1):
             scores = _weight_scores(question, f"global pruning {number}/{self.rounds}")
@@ -43,25 +43,23 @@ class IterativeGlobal(Allocator):
                 total = sum(matrix.weights for matrix in pool)
                 gone = total - kept_weights(total, sparsity ** (self.rounds / number))
                 for name, mask in zip(names, _lowest_of_all([scores[n] for n in names], gone), strict=True):
-                    weights[name].data.masked_fill_(mask, 0)
+                    weights[name].masked_fill_(mask, 0)
                     kept[name] = int((~mask).sum())
         return Answer(kept)
 
 
 def _weight_scores(question: Question, title: str) -> dict[str, Tensor]:
     """|w|·Σ_b|g_b| of every weight, fp32."""
-    scores = {m.name: torch.zeros_like(weight_of(question.model, m.name), dtype=torch.float32) for m in question.chosen}
+    scores = {m.name: torch.zeros_like(m.view(question.model), dtype=torch.float32) for m in question.chosen}
 
-    def take(name: str, weight: Tensor) -> None:
-        assert weight.grad is not None
-        scores[name] += weight.grad.abs()
-        weight.grad = None
+    def take(matrix: Matrix, weight: Tensor, gradient: Tensor) -> None:
+        scores[matrix.name] += gradient.abs()
 
     backward_each(question, take, title)
-    for name, score in scores.items():
-        score.mul_(weight_of(question.model, name).detach().abs())
+    for matrix in question.chosen:
+        score = scores[matrix.name].mul_(matrix.view(question.model).abs())
         if not torch.isfinite(score).all():
-            raise PrunusError("scores", name, "a gradient is not finite; look at the batches, or use fp32")
+            raise PrunusError("scores", matrix.name, "a gradient is not finite; look at the batches, or use fp32")
     return scores
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunus.allocation.allocator import Allocator, Answer, Question
 from prunus.allocation.grouping import budgets, group_of, kept_by_matrix
-from prunus.anatomy import Matrix, by_block, weight_of
+from prunus.anatomy import Matrix, by_block
 from prunus.errors import PrunusError
 from prunus.losses import own_loss
 from prunus.progress import track
@@ -69,8 +69,7 @@ class OWL(Allocator):
                 statistics = gather(model, blocks[stop.block], method.needs, stop)
                 groups: dict[str, dict[str, Tensor]] = {}
                 for matrix in blocks[stop.block]:
-                    weight = weight_of(model, matrix.name).detach().float()
-                    scores = method.scores(weight, statistics[matrix.name])
+                    scores = method.scores(matrix.view(model).float(), statistics[matrix.name])
                     groups.setdefault(group_of(matrix, self.granularity), {})[matrix.name] = scores
                 for group in groups.values():
                     mean = sum(float(s.sum()) for s in group.values()) / sum(s.numel() for s in group.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -16,12 +16,33 @@ CONNECTOR = "connector"
 """The tower that is left alone unless it is asked for."""
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """The weight of one linear layer inside a transformer block, (rows, columns) = (outputs, inputs)."""
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a matrix lies: in a parameter, which may hold several, as it is or transposed."""
+
+    parameter: str
+    """Qualified name of the parameter."""
+    index: int | None = None
+    """Which slice of a fused parameter, (experts, rows, columns); None is all of it."""
+    transposed: bool = False
+    """Whether it is stored as (columns, rows)."""
+
+    def part(self, tensor: Tensor) -> Tensor:
+        """The matrix, (rows, columns), within a tensor of the parameter's shape, such as its gradient: a view."""
+        part = tensor if self.index is None else tensor[self.index]
+        return part.T if self.transposed else part
+
+    def view(self, model: nn.Module) -> Tensor:
+        """The weight, (rows, columns), without its history; what is written into it is written into the model."""
+        return self.part(model.get_parameter(self.parameter).detach())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix(Place):
+    """One weight that maps inputs to outputs inside a transformer block, (rows, columns) = (outputs, inputs)."""
 
     name: str
-    """Path of the linear layer."""
+    """Path of the linear layer, or name of the parameter, with its index: `layers.0.mlp.experts.down_proj[3]`."""
     block: str
     tower: str
     rows: int
@@ -52,15 +73,30 @@ def matrices(model: nn.Module, mirrors: Mapping[str, str] | None = None, any_typ
         if id(module.weight) in seen:
             continue
         seen.add(id(module.weight))
-        found.append(Matrix(path, block, tower_of(model, path), module.out_features, module.in_features))
+        tower, (rows, columns) = tower_of(model, path), (module.out_features, module.in_features)
+        found.append(
+            Matrix(name=path, parameter=f"{path}.weight", block=block, tower=tower, rows=rows, columns=columns)
+        )
     return tuple(found)
 
 
+def place_of(model: nn.Module, name: str) -> Place:
+    """Where the matrix of that name lies.
+
+    Raises:
+        AttributeError: the model has no such layer.
+    """
+    model.get_parameter(f"{name}.weight")
+    return Place(parameter=f"{name}.weight")
+
+
 def weight_of(model: nn.Module, name: str) -> Tensor:
-    """The weight of a linear layer, by the layer's path."""
-    weight = model.get_submodule(name).weight
-    assert isinstance(weight, Tensor)
-    return weight
+    """The weight of a matrix by its name, (rows, columns); what is written into it is written into the model.
+
+    Raises:
+        AttributeError: the model has no such layer.
+    """
+    return place_of(model, name).view(model)
 
 
 def by_block(chosen: Sequence[Matrix]) -> dict[str, list[Matrix]]:
@@ -69,6 +105,14 @@ def by_block(chosen: Sequence[Matrix]) -> dict[str, list[Matrix]]:
     for matrix in chosen:
         blocks.setdefault(matrix.block, []).append(matrix)
     return blocks
+
+
+def by_parameter(chosen: Iterable[Matrix]) -> dict[str, list[Matrix]]:
+    """Parameter → the matrices that it holds."""
+    parameters: dict[str, list[Matrix]] = {}
+    for matrix in chosen:
+        parameters.setdefault(matrix.parameter, []).append(matrix)
+    return parameters
 
 
 def sharing(model: nn.Module, name: str) -> list[nn.Linear]:

@@ -21,7 +21,7 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import PreTrainedModel
 
-from prunus.anatomy import anatomy
+from prunus.anatomy import anatomy, place_of
 from prunus.batches import call_with_batch
 from prunus.checkpoint.loading import bare_model
 from prunus.checkpoint.naming import keys_in_files
@@ -209,8 +209,8 @@ class _FolderWeights(Weights):
                 slot.put(slot.meta)
 
     def changed(self, path: str, pruned: Mapping[str, int]) -> None:
-        weights = {f"{name}.weight": self._model.get_parameter(f"{name}.weight") for name in pruned}
-        self._target.write({self._keys[name]: weight for name, weight in weights.items()})
+        names = dict.fromkeys(place_of(self._model, name).parameter for name in pruned)
+        self._target.write({self._keys[name]: self._model.get_parameter(name) for name in names})
         self._work.finish(path, pruned, self._fingerprint.digest)
 
     @contextmanager

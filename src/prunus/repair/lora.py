@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunus.anatomy import CONNECTOR, Matrix, matrices, sharing, weight_of
+from prunus.anatomy import CONNECTOR, Matrix, matrices, sharing
 from prunus.errors import PrunusError
 from prunus.plan.sparsity import LANGUAGE, per_tower
 from prunus.repair.masks import BitMask, keep_nonzero, unpack
@@ -61,7 +61,8 @@ class Adapters:
         self.model = model
         chosen = adapted(matrices(model), masks, ranks)
         dense = {} if teacher is None else {m.name: _teacher_weight(teacher, m) for m, _ in chosen}
-        self.holds_teacher = teacher is not None and _agree_elsewhere(model, teacher, dense)
+        adapted_parameters = {m.parameter for m, _ in chosen}
+        self.holds_teacher = teacher is not None and _agree_elsewhere(model, teacher, adapted_parameters)
         self._required = {parameter: parameter.requires_grad for parameter in model.parameters()}
         model.requires_grad_(False)
         self.layers: dict[str, _Adapted] = {}
@@ -126,20 +127,19 @@ def adapted(
     return chosen
 
 
-def _agree_elsewhere(model: nn.Module, teacher: nn.Module, layers: Iterable[str]) -> bool:
-    """Whether, but for the weights of these layers, a model has the parameters of its teacher."""
-    held = {f"{name}.weight" for name in layers}
+def _agree_elsewhere(model: nn.Module, teacher: nn.Module, but: Collection[str]) -> bool:
+    """Whether, but for some by their names, a model has the parameters of its teacher."""
     theirs = dict(teacher.named_parameters())
     return all(
         name in theirs and torch.equal(parameter, theirs[name].to(parameter))
         for name, parameter in model.named_parameters()
-        if name not in held
+        if name not in but
     )
 
 
 def _teacher_weight(teacher: nn.Module, matrix: Matrix) -> Tensor:
     try:
-        weight = weight_of(teacher, matrix.name).detach()
+        weight = matrix.view(teacher)
     except AttributeError:
         raise PrunusError("teacher", matrix.name, "it has no such layer; give the model before it was pruned") from None
     if tuple(weight.shape) != (matrix.rows, matrix.columns):

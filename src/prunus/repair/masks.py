@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from prunus.anatomy import matrices, weight_of
+from prunus.anatomy import Place, matrices, place_of, weight_of
 from prunus.errors import PrunusError
 from prunus.unstructured import sparsity_of
 
@@ -64,18 +64,19 @@ def holding(model: nn.Module, masks: dict[str, BitMask]) -> Iterator[None]:
     """
     with ExitStack() as hooks:
         for name, mask in masks.items():
-            hook = weight_of(model, name).register_post_accumulate_grad_hook(_Masking(mask))  # type: ignore[no-untyped-call]
+            place = place_of(model, name)
+            hook = model.get_parameter(place.parameter).register_post_accumulate_grad_hook(_Masking(place, mask))  # type: ignore[no-untyped-call]
             hooks.callback(hook.remove)
         yield
 
 
 class _Masking:
-    def __init__(self, mask: BitMask):
-        self._mask = mask
+    def __init__(self, place: Place, mask: BitMask):
+        self._place, self._mask = place, mask
 
-    def __call__(self, weight: Tensor) -> None:
-        if weight.grad is not None:
-            weight.grad.mul_(self._mask.unpack(weight.grad.device))
+    def __call__(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self._place.part(parameter.grad).mul_(self._mask.unpack(parameter.grad.device))
 
 
 def check_zeros(model: nn.Module, masks: dict[str, BitMask]) -> None:
@@ -85,7 +86,7 @@ def check_zeros(model: nn.Module, masks: dict[str, BitMask]) -> None:
         PrunusError: a weight that was pruned is not zero, or one that stays is; the error names the matrix and the count.
     """
     for name, mask in masks.items():
-        kept, nonzero = mask.unpack(weight_of(model, name).device), weight_of(model, name).detach().ne(0)
+        kept, nonzero = mask.unpack(weight_of(model, name).device), weight_of(model, name).ne(0)
         for wrong, what in (
             (nonzero & ~kept, "were pruned and are not zero any more"),
             (kept & ~nonzero, "stay and are zero"),
@@ -113,4 +114,4 @@ def in_fp32(model: nn.Module, masks: dict[str, BitMask]) -> Iterator[None]:
             parameter.data = parameter.data.to(dtype)
         for name, mask in masks.items() if halves else ():
             weight = weight_of(model, name)
-            keep_nonzero(weight.data, mask.unpack(weight.device))
+            keep_nonzero(weight, mask.unpack(weight.device))

@@ -9,7 +9,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from prunus.anatomy import Matrix, by_block, choose, matrices, weight_of
+from prunus.anatomy import Matrix, by_block, choose, matrices
 from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.plan import MatrixPlan, SparsityPlan, uniform
@@ -161,18 +161,18 @@ def prune_block(
     known = gather(model, targets, method.needs, stop) if method.needs or stop.keeps_outputs else {}
     counts: dict[str, int] = {}
     for matrix in targets:
-        weight = weight_of(model, matrix.name)
+        weight = matrix.view(model)
         statistics = known.get(matrix.name) or InputStatistics(matrix.columns, method.needs)
         with torch.autocast(weight.device.type, enabled=False):
             try:
                 new_RC, pruned_RC = method.prune(
-                    weight.detach().to(torch.float32, copy=True),
+                    weight.to(torch.float32, copy=True),
                     statistics,
                     method.quota(plan.matrices[matrix.name].pruned),
                 )
             except PrunusError as error:
                 raise PrunusError(f"{matrix.name}: {error.field}", error.value, error.remedy) from None
-        weight.data.copy_(new_RC)
+        weight.copy_(new_RC)
         counts[matrix.name] = int(pruned_RC.sum())
     return counts
 
@@ -197,7 +197,8 @@ def prune_matrix(weight: Tensor, inputs: Tensor, method: Pruner) -> tuple[Tensor
         )
     if isinstance(method.target, Mapping):
         raise PrunusError("sparsity", method.target, "one weight belongs to no tower; give one number")
-    matrix = Matrix("weight", "", "", *weight.shape)
+    rows, columns = weight.shape
+    matrix = Matrix(name="weight", parameter="weight", block="", tower="", rows=rows, columns=columns)
     _check_fit(matrix, method.nofm)
     plan = uniform("", [matrix], method.target, method.pattern, method.rounds_by_row)
     statistics = InputStatistics(matrix.columns, method.needs, weight.device)
@@ -236,7 +237,7 @@ def _check_fit(matrix: Matrix, pattern: NofM | None) -> None:
 
 def _refuse_absent_weights(model: nn.Module, chosen: Sequence[Matrix]) -> None:
     for matrix in chosen:
-        if model.get_submodule(matrix.name).weight.device.type == "meta":
+        if matrix.view(model).is_meta:
             raise PrunusError(
                 "model", matrix.name, "its weight is not in memory (offloaded or built without weights); "
                 "prune the saved folder with prune_folder, which reads and writes one block at a time",

@@ -48,8 +48,7 @@ def accelerate_2to4(model: nn.Module, tokens: int = 1024) -> Accelerated:
     left: dict[str, str] = {}
     for matrix in matrices(model):
         linear = model.get_submodule(matrix.name)
-        weight = linear.weight
-        assert isinstance(weight, Tensor)
+        weight = matrix.view(model)
         if not has_2to4(weight):
             left[matrix.name] = "its weights have no 2:4 pattern"
             continue
@@ -57,7 +56,7 @@ def accelerate_2to4(model: nn.Module, tokens: int = 1024) -> Accelerated:
             left[matrix.name] = f"{weight.dtype} has no fast 2:4 kernel; use fp16 or bf16"
             continue
         try:
-            sparse = to_sparse_semi_structured(weight.detach())
+            sparse = to_sparse_semi_structured(weight)
             inputs = torch.randn(tokens, matrix.columns, dtype=weight.dtype, device=device)
             speed = _seconds(inputs, weight) / _seconds(inputs, sparse)
         except (RuntimeError, ValueError, NotImplementedError) as error:
