@@ -59,9 +59,14 @@ def without_weights(folder: Path) -> tuple[PreTrainedModel, Shards]:
         on_meta = dataclasses.replace(load_config, device_map={"": "meta"})
         return cls._load_pretrained_model(model, empty, None, on_meta, *more)
 
-    members = {"_load_pretrained_model": staticmethod(load), "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    members = {
+        "_load_pretrained_model": staticmethod(load),
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+    }
+    reader: Any = type(cls.__name__, (cls,), members)
     with _clear_errors(folder):
-        model, info = type(cls.__name__, (cls,), members).from_pretrained(folder, output_loading_info=True)
+        model, info = reader.from_pretrained(folder, output_loading_info=True)
     model.__class__ = cls
     _refuse_missing(folder, info)
     return model, shards[0]
@@ -151,9 +156,7 @@ def _clear_errors(path: str | Path) -> Iterator[None]:
     except PrunusError:
         raise
     except SafetensorError as error:
-        raise PrunusError(
-            "weights", str(path), f"a file is damaged ({_reason(error)}); save the model again"
-        ) from None
+        raise PrunusError("weights", str(path), f"a file is damaged ({_reason(error)}); save the model again") from None
     except Exception as error:
         reason = f"{type(error).__name__}: {_reason(error)}"
         raise PrunusError("model", str(path), f"transformers cannot make the model of it ({reason})") from error

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 Fill = Callable[[nn.Parameter], None]
 
 
-class OnUse(TorchDispatchMode):
+class OnUse(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While the context is open, a parameter is filled before the first operation that is given it, or a view of it,
     whoever's parameter it is.
 
@@ -24,7 +24,7 @@ class OnUse(TorchDispatchMode):
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], fill: Fill):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._fill = fill
         self._empty = {parameter.untyped_storage()._cdata: parameter for parameter in parameters}
         self._full: dict[int, nn.Parameter] = {}

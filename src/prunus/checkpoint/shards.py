@@ -7,10 +7,12 @@ of every tensor, the bytes.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,8 +70,9 @@ class Shards:
         path = self.folder / place.file
         with _opened(path, "rb") as file:
             file.seek(place.start)
-            if file.readinto(_bytes(tensor)) != place.stop - place.start:
-                raise PrunusError("weights", str(path), f"the file ends within {name}; save the model again")
+            with _memory(tensor) as memory:
+                if file.readinto(memory) != place.stop - place.start:
+                    raise PrunusError("weights", str(path), f"the file ends within {name}; save the model again")
         return tensor
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
@@ -83,7 +86,8 @@ class Shards:
                 for name in names:
                     place = self.places[name]
                     file.seek(place.start)
-                    file.write(_bytes(tensors[name].detach().to("cpu", place.dtype).contiguous()))
+                    with _memory(tensors[name].detach().to("cpu", place.dtype).contiguous()) as memory:
+                        file.write(memory)
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -111,14 +115,17 @@ class Shards:
         with open(path, "wb") as out:
             out.write(len(text).to_bytes(8, "little") + text)
             for _, name in own:
-                out.write(_bytes(self.read(name).to(dtypes.get(name, self.places[name].dtype))))
+                with _memory(self.read(name).to(dtypes.get(name, self.places[name].dtype))) as memory:
+                    out.write(memory)
             out.flush()
             os.fsync(out.fileno())
 
 
-def _bytes(tensor: Tensor) -> Any:
-    """The memory of a contiguous tensor."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+@contextmanager
+def _memory(tensor: Tensor) -> Iterator[Any]:
+    """The bytes of a contiguous tensor in main memory. (A view by numpy would make its storage keep its size for ever.)"""
+    size = tensor.numel() * tensor.itemsize
+    yield (ctypes.c_ubyte * size).from_address(tensor.data_ptr()) if size else bytearray()
 
 
 def _opened(path: Path, mode: str) -> Any:
