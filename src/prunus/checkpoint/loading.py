@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -15,7 +16,8 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, PreTrainedModel
 
 from prunus.checkpoint.checksums import verify, weight_files
-from prunus.checkpoint.plausible import bounded, check_config, memory, read_config, understood
+from prunus.checkpoint.plausible import bounded, check_config, memory, read_config, reason, understood
+from prunus.checkpoint.shards import Shards
 from prunus.errors import PrunusError
 
 
@@ -26,40 +28,73 @@ def load_model(path: str | Path) -> PreTrainedModel:
         PrunusError: there is no such model, its class is none of transformers', a weight is missing, or a file is damaged or
             differs from its checksum.
     """
-    config, cls = _config_and_class(path)
-    if cls is None:
-        name = config.architectures
-        raise PrunusError("model", str(path), f"its config names the class {name}, which transformers does not have")
-    limit = math.inf
+    config, cls = _config_and_named_class(path)
     if Path(path).is_dir():
-        limit = _check_files(Path(path), getattr(config, "quantization_config", None) is not None)
+        _refuse_without_weights(Path(path))
+        verify(path)
+    loaded: PreTrainedModel = _read(path, config, cls)
+    return loaded
+
+
+def without_weights(folder: Path) -> tuple[PreTrainedModel, Shards]:
+    """What `load_model` gives, but for the weights that are in files: they are on the meta device, in the type in which
+    the model wants them. With the files that transformers would read.
+
+    It is transformers' own loading, given the shapes and types of the files' tensors instead of their bytes.
+
+    Raises:
+        PrunusError: as `load_model`; the weights are no safetensors files.
+    """
+    config, cls = _config_and_named_class(folder)
+    _refuse_without_weights(folder)
+    shards: list[Shards] = []
+
+    def load(model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any, *more: Any) -> Any:
+        files = [Path(file) for file in checkpoint_files]
+        shards.append(Shards(folder, [str(file.relative_to(folder)) for file in files]))
+        places = shards[0].places
+        empty = {name: torch.empty(place.shape, dtype=place.dtype, device="meta") for name, place in places.items()}
+        on_meta = dataclasses.replace(load_config, device_map={"": "meta"})
+        return cls._load_pretrained_model(model, empty, None, on_meta, *more)
+
+    members = {
+        "_load_pretrained_model": staticmethod(load),
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+    }
+    reader: Any = type(cls.__name__, (cls,), members)
+    model = _read(folder, config, reader)
+    model.__class__ = cls
+    return model, shards[0]
+
+
+def _read(path: str | Path, config: Any, cls: Any) -> Any:
+    """transformers' loading, from safetensors and nothing else, and of nothing but what is there."""
     too_large = "its config asks for many more weights than its files hold; one of them is damaged"
+    limit = _elements_in(Path(path), config) if Path(path).is_dir() else math.inf
     with understood(str(path), config.to_dict(), "load the model"), bounded(limit, too_large, "model", str(path)):
-        model, said = cls.from_pretrained(
-            path, config=config, output_loading_info=True, use_safetensors=True, trust_remote_code=False
-        )
+        model, said = cls.from_pretrained(path, output_loading_info=True, use_safetensors=True, trust_remote_code=False)
     missing = sorted(said["missing_keys"])
     if missing:
+        more = f" and {len(missing) - 1} others" if missing[1:] else ""
+        raise PrunusError("weights", missing[0], f"no file in {path} holds it{more}; save the model again")
+    return model
+
+
+def _refuse_without_weights(folder: Path) -> None:
+    if not weight_files(folder):
         raise PrunusError(
-            "weights", missing[0], f"no file in {path} holds it, nor {len(missing) - 1} more that the config asks for; "
-            "load with its stock class to start them at random, or take a copy that is whole",
+            "model", str(folder), "the folder has no *.safetensors files, and no others are opened; save the model with save_pretrained"
         )  # fmt: skip
-    ready: PreTrainedModel = model
-    return ready
 
 
-def _check_files(folder: Path, packed: bool) -> float:
-    """Compares a folder with its checksums; how many elements a model may have that is loaded from it.
-
-    An element takes a byte in files, or less where it is packed; tied weights are built twice.
-    """
-    files = weight_files(folder)
-    if not files:
-        raise PrunusError(
-            "model", str(folder), "the folder has no *.safetensors files, and no others are opened; save it with save_pretrained"
-        )  # fmt: skip
-    verify(folder)
-    return (16 if packed else 4) * sum(file.stat().st_size for file in files if file.is_file()) + 1_000_000
+def _elements_in(folder: Path, config: Any) -> float:
+    """How many elements a model may have that is loaded from a folder: one takes a byte in files, or less where it is packed,
+    and tied weights are built twice."""
+    packed = getattr(config, "quantization_config", None) is not None
+    return (16 if packed else 4) * sum(
+        file.stat().st_size for file in weight_files(folder) if file.is_file()
+    ) + 1_000_000
 
 
 def local_folder(path: str | Path) -> Path:
@@ -73,9 +108,8 @@ def local_folder(path: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(path), ignore_patterns=["*.bin", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]))
     except (OSError, ValueError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
         raise PrunusError(
-            "model", str(path), f"it is no local folder or hub id that can be reached: {reason}"
+            "model", str(path), f"it is no local folder or hub id that can be reached: {reason(error)}"
         ) from None
 
 
@@ -114,6 +148,19 @@ def _built(config: Any, cls: Any, source: str) -> PreTrainedModel:
     with understood(source, config.to_dict()), bounded(math.inf, "", source):
         model: PreTrainedModel = transformers.AutoModel.from_config(config) if cls is None else cls(config)
         return model
+
+
+def _config_and_named_class(path: str | Path) -> tuple[Any, Any]:
+    """The config at a path, and the class that it names.
+
+    Raises:
+        PrunusError: there is none, or it is none of transformers'.
+    """
+    config, cls = _config_and_class(path)
+    if cls is None:
+        name = config.architectures
+        raise PrunusError("model", str(path), f"its config names the class {name}, which transformers does not have")
+    return config, cls
 
 
 def _config_and_class(path: str | Path) -> tuple[Any, Any]:

@@ -46,7 +46,7 @@ def read_config(path: Path) -> dict[str, Any]:
             raise PrunusError("model", str(path), "no config is that large")
         config = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise PrunusError("model", str(path), f"it is no JSON ({_reason(error)}); save the model again") from None
+        raise PrunusError("model", str(path), f"it is no JSON ({reason(error)}); save the model again") from None
     check_config(config, str(path))
     return dict(config)
 
@@ -148,10 +148,10 @@ def understood(source: str, config: Mapping[str, Any] | None = None, doing: str 
     except Exception as error:
         entry = _blamed(config or {}, error)
         field, value = (source, None) if entry is None else (f"{source}: {entry[0]}", entry[1])
-        raise PrunusError(field, value, f"transformers cannot {doing} ({_reason(error)})") from error
+        raise PrunusError(field, value, f"transformers cannot {doing} ({reason(error)})") from error
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The first line that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = " ".join(lines[:2])[:300]
