@@ -169,7 +169,7 @@ def test_damaged_and_absent_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(PrunusError, match=r"model\.safetensors"):
         prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), batches)
     weights.unlink()
-    with pytest.raises(PrunusError, match=r"no file named model\.safetensors"):
+    with pytest.raises(PrunusError, match=r"no \*\.safetensors"):
         prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), batches)
     assert not list(tmp_path.glob("out*"))
 

@@ -140,8 +140,8 @@ def _changes(question: Question, batch: Any, noises: list[Noise]) -> list[float]
         try:
             with sdpa_kernel(SDPBackend.MATH):  # the fused ones take no vmap
                 losses = torch.func.vmap(disturbed_loss, randomness="different")(torch.cat([alone, -alone])).double()
-        except RuntimeError as error:
-            if not str(error).startswith("vmap:"):
+        except (RuntimeError, PrunusError) as error:
+            if not str(error.__cause__ or error).startswith("vmap:"):
                 raise
             raise PrunusError(
                 "together", len(noises), f"{type(question.model).__name__} takes decisions by the values of tensors, so "
