@@ -31,7 +31,7 @@ from prunus.anatomy import Unit, anatomy, matrices
 from prunus.checkpoint import bare_model, extract, load_model, local_folder, plan_of, prune_folder, random_model
 from prunus.checkpoint.checksums import write_checksums
 from prunus.cost import latencies, multiply_accumulates, peak_memory, size
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, refusing
 from prunus.losses import Loss
 from prunus.models import smollm2
 from prunus.plan import Plan, SparsityPlan
@@ -333,13 +333,19 @@ class Evaluation:
 
 
 def evaluate_here(path: str | Path, task: Task, batch_size: int, limit: int | None = None) -> Evaluation:
-    """Loads a saved model with its stock class and evaluates it, in this process."""
+    """Loads a saved model with its stock class and evaluates it, in this process.
+
+    Raises:
+        PrunusError: the task has no data, or is not one for this model.
+    """
+    task.check()
     model, task = load_model(path).eval(), task.for_model(Path(path))
-    task.example(model, batch_size)()
-    peak = peak_memory()
-    model.to(_device())
-    start = time.perf_counter()
-    metrics = task.evaluate(model, limit)
+    with refusing("task", task.name, f"a {type(model).__name__} cannot be evaluated on it, so name another task"):
+        task.example(model, batch_size)()
+        peak = peak_memory()
+        model.to(_device())
+        start = time.perf_counter()
+        metrics = task.evaluate(model, limit)
     return Evaluation(metrics, peak, time.perf_counter() - start)
 
 
