@@ -68,7 +68,8 @@ def prune_folder(
     source, output, options = Path(source), Path(output), options or WalkOptions()
     if output.exists():
         raise PrunusError("output", str(output), "it exists; choose another folder, or delete it")
-    _refuse_folder(source)
+    if (source / "adapter_config.json").exists():
+        raise PrunusError("source", str(source), "the folder holds an adapter; merge it into its model, and save that")
     verify(source)
     model, shards = without_weights(source)
     chosen, plan = settle(model, method, plan, include, exclude)
@@ -101,11 +102,6 @@ def prune_folder(
         work.folder.rename(output)
         (output / JOURNAL).unlink()
     return achieved
-
-
-def _refuse_folder(source: Path) -> None:
-    if (source / "adapter_config.json").exists():
-        raise PrunusError("model", str(source), "the folder holds an adapter; merge it into its model, and save that")
 
 
 class _Work:
