@@ -21,16 +21,14 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import PreTrainedModel
 
-from prunus.anatomy import anatomy, place_of
+from prunus.anatomy import place_of
 from prunus.batches import call_with_batch
 from prunus.checkpoint.loading import bare_model
 from prunus.checkpoint.naming import keys_in_files
-from prunus.checkpoint.narrowed import plan_of
 from prunus.checkpoint.shards import Shards
 from prunus.errors import PrunusError
 from prunus.plan import SparsityPlan
 from prunus.storage import write_text
-from prunus.structured.surgery import narrow
 from prunus.unstructured import Pruner, WalkOptions, sparsity_of
 from prunus.unstructured.fingerprint import Fingerprint
 from prunus.unstructured.pruning import RECORD, carry_out, settle
@@ -96,13 +94,10 @@ def prune_folder(
 
 
 def _skeleton(source: Path) -> PreTrainedModel:
-    """The model on the meta device, narrowed if the checkpoint is; buffers are real."""
+    """The model on the meta device, narrow if the checkpoint is; buffers are real."""
     with init_empty_weights(include_buffers=False):
         model = bare_model(str(source))
     model.tie_weights()
-    narrowing = plan_of(model)
-    if narrowing is not None:
-        narrow(model, anatomy(model, narrowing.mirrors), narrowing)
     return model.eval()
 
 
