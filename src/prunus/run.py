@@ -29,6 +29,7 @@ from prunus.allocation import allocate
 from prunus.allocation.allocator import Question
 from prunus.anatomy import Unit, anatomy, matrices
 from prunus.checkpoint import bare_model, extract, load_model, local_folder, plan_of, prune_folder, random_model
+from prunus.checkpoint.checksums import write_checksums
 from prunus.cost import latencies, multiply_accumulates, peak_memory, size
 from prunus.errors import PrunusError
 from prunus.losses import Loss
@@ -309,6 +310,7 @@ def _save(model: PreTrainedModel, task: Task, folder: Path) -> None:
     with new_folder(folder) as partial:
         model.save_pretrained(partial)
         task.save_processor(partial)
+        write_checksums(partial)
 
 
 @dataclass(frozen=True)

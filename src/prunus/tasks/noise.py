@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from prunus.calibration import Batch
 from prunus.errors import PrunusError
-from prunus.losses import Prediction, own_loss, own_prediction
+from prunus.losses import Prediction, own_loss, own_prediction, text_targets
 from prunus.typed import Typed
 
 
@@ -79,7 +79,7 @@ class Noise(Typed):
         if getattr(text, "is_encoder_decoder", False):
             inputs["labels"] = torch.randint(3, text.vocab_size, (self.items, self.length // 2), generator=generator)
         elif "pixel_values" not in inputs or image_token is not None:
-            inputs["labels"] = inputs["input_ids"]
+            inputs["labels"] = text_targets(config, inputs["input_ids"])
         return inputs
 
     def train_data(self) -> Dataset[Any]:
