@@ -89,7 +89,7 @@ def inspect(
         total = sum(unit.channels for unit in plan.units.values())
         typer.echo(
             f"\nnarrowed by prunus: {plan.ratio:.2%} of the searched units' cost removed, {kept:,} of {total:,} channels kept; "
-            "the table shows the dense model"
+            "the table shows what is left"
         )
 
 
@@ -100,8 +100,8 @@ def evaluate(
     tasks: Annotated[
         str | None, typer.Option(help="Tasks of lm-evaluation-harness instead, such as mmlu,arc_easy (extra `eval`).")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Evaluate this many items only.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Batch for the memory measurement, and of the harness.")] = 16,
+    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate this many items only.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch for the memory measurement, and of the harness.")] = 16,
     json_path: Annotated[
         str | None, typer.Option("--json", help="Write the figures here; - is standard output.")
     ] = None,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 LONGEST = 200
 """Characters of a value that are shown."""
 
@@ -21,6 +24,21 @@ class PrunusError(ValueError):
 
     def __reduce__(self) -> tuple[type[PrunusError], tuple[str, object, str]]:
         return type(self), (self.field, self.value, self.remedy)
+
+
+@contextmanager
+def refusing(field: str, value: object, what: str) -> Iterator[None]:
+    """While the context is open, whatever other libraries raise becomes a refusal that says what could not be done; memory that
+    ran out, and what is a refusal already, go through."""
+    try:
+        yield
+    except (PrunusError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        lines = str(error).strip().splitlines() or ["no reason given"]
+        raise PrunusError(field, value, f"{what}: {type(error).__name__}: {lines[0][:300]}") from error
 
 
 def shown(value: object) -> str:

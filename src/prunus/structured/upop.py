@@ -23,7 +23,7 @@ from prunus.errors import PrunusError
 from prunus.structured.schedules import SCHEDULES, ScheduleName
 from prunus.structured.scores import standardise
 from prunus.structured.selection import select, select_as_published
-from prunus.typed import Typed
+from prunus.typed import Count, Steps, Typed
 
 REFERENCE_COST, REFERENCE_COST_OF_VISION = 36.0, 12.0
 """What the published code charges for an attention channel where an MLP channel costs 1: 36 (12 heads × q, k, v) in BLIP and
@@ -42,7 +42,7 @@ class UPop(Typed):
     """Share of the prunable cost to remove, p."""
     schedule: ScheduleName = "cosine"
     """How p_t grows to p."""
-    interval: int | None = Field(default=None, ge=1)
+    interval: Steps | None = None
     """Steps between updates. None: the steps that one percent of compression takes."""
     normalize: Literal["sum", "step"] = "sum"
     """z-score the accumulated gradient (the published code), or every step's before adding it (the paper)."""
@@ -51,7 +51,7 @@ class UPop(Typed):
     attention and 1 for MLPs, 12 and 1 where nothing but vision is searched."""
     align: Literal[1, 8, 16, 32] = 1
     """Kept widths are multiples of this, inside the same budget. Units narrower than it stay whole."""
-    min_channels: int = Field(default=1, ge=1)
+    min_channels: Count = 1
     """Channels that every unit keeps."""
     hold: float = Field(default=0.0, ge=0, lt=1)
     """Share of the steps, at the end, that train at the final gates."""

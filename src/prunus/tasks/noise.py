@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from prunus.calibration import Batch
 from prunus.errors import PrunusError
 from prunus.losses import Prediction, own_loss, own_prediction, text_targets
-from prunus.typed import Typed
+from prunus.typed import Seed, Typed
 
 
 class Noise(Typed):
@@ -29,10 +29,10 @@ class Noise(Typed):
     name: Literal["noise"] = "noise"
     config: str | None = None
     """Folder of the model; None is the evaluated one."""
-    items: int = Field(default=64, ge=2)
-    length: int = Field(default=16, ge=4)
+    items: int = Field(default=64, ge=2, le=1_000_000)
+    length: int = Field(default=16, ge=4, le=1_000_000)
     """Tokens per text."""
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def headline(self) -> str:
