@@ -24,14 +24,12 @@ from prunus.batches import call_with_batch, calls_the_model, checked
 from prunus.checkpoint.checksums import CHECKSUMS, verify, write_checksums
 from prunus.checkpoint.loading import without_weights
 from prunus.checkpoint.naming import Group, groups
-from prunus.checkpoint.narrowed import plan_of
 from prunus.checkpoint.on_use import OnUse, hollow
 from prunus.checkpoint.shards import Shards
 from prunus.errors import PrunusError
 from prunus.plan import SparsityPlan
 from prunus.refusals import refuse_weight
 from prunus.storage import write_text
-from prunus.structured.surgery import restore_rotations
 from prunus.unstructured import Pruner, WalkOptions, sparsity_of
 from prunus.unstructured.fingerprint import Fingerprint
 from prunus.unstructured.pruning import RECORD, carry_out, settle
@@ -89,10 +87,7 @@ def prune_folder(
     work = _Work(output.with_name(output.name + ".partial"), hashlib.sha256(json.dumps(request).encode()).hexdigest())
     work.begin(shards, dtypes)
     weights = _FolderWeights(model, parts, work, fingerprint, torch.device(device), options.sequential)
-    narrowing = plan_of(model)
     with work.unless_refused(), weights.on_use:
-        if narrowing is not None:
-            restore_rotations(model, narrowing)
         achieved = carry_out(
             model, method, plan, chosen, fingerprint, call or partial(call_with_batch, device=torch.device(device)),
             options, weights, work.done,
