@@ -73,6 +73,10 @@ class UnitPlan(BaseModel):
             raise ValueError(f"kept must lie in 0..{self.channels - 1}")
         return self
 
+    def after(self, earlier: UnitPlan) -> UnitPlan:
+        """One plan for the unit as it was before `earlier` that does what both do."""
+        return UnitPlan(channels=earlier.channels, kept=tuple(earlier.kept[channel] for channel in self.kept))
+
 
 class Plan(PlanFile):
     """Kept channels per unit: the outcome of a structured search and the input of surgery.
@@ -140,11 +144,8 @@ class Plan(PlanFile):
         units = dict(earlier.units)
         for name, later in self.units.items():
             before = earlier.units.get(name)
-            if before is None:
-                units[name] = later
-            else:
-                kept = tuple(before.kept[channel] for channel in later.kept)
-                units[name] = UnitPlan(channels=before.channels, kept=kept)
+            units[name] = later if before is None else later.after(before)
         ratio = 1 - (1 - earlier.ratio) * (1 - self.ratio)
         method = {"steps": [*earlier.method.get("steps", [earlier.method]), self.method]}
-        return self.model_copy(update={"units": units, "ratio": ratio, "method": method})
+        mirrors = {**earlier.mirrors, **self.mirrors}
+        return self.model_copy(update={"units": units, "ratio": ratio, "method": method, "mirrors": mirrors})
