@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import random
@@ -70,6 +71,7 @@ def work(place: Path) -> None:
         suite, seed = json.loads(line)
         if suite not in loaded:
             loaded[suite] = cases(suite, place)
+            gc.freeze()  # the Trainer collects garbage, among all that has been imported
             answers.write("ready\n")
             answers.flush()
         answers.write(json.dumps(attempt(loaded[suite], seed)) + "\n")

@@ -32,6 +32,7 @@ from prunus.cli import inspect
 from prunus.recipe import demo_recipe, dump_recipe, parse_recipe
 from prunus.report import Report
 from prunus.run import evaluate_here, run
+from prunus.storage import write_text
 from prunus.tasks import Noise
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -88,6 +89,10 @@ LONG = frozenset({"draws", "rounds", "repeats", "steps", "matching_steps"})
 """Fields whose value is how long a run takes: what a person may want is not asked for here, what nobody wants is."""
 
 
+SIZES = frozenset({*LLAMA, *VIT})
+"""Of models: neither so large that they take long, nor small enough to be built in no time."""
+
+
 def prepare(place: Path) -> None:
     """Writes what the cases damage copies of: checkpoints with checksums, pruned and narrowed ones, plans, a finished run."""
     torch.manual_seed(0)
@@ -126,19 +131,20 @@ def carry_out(data: Any) -> Report:
 
 @contextmanager
 def here(folder: Path, cache: Path) -> Iterator[None]:
-    """Runs happen in a folder, in this process: a process for every evaluation would take most of the time."""
+    """Runs happen in a folder, in this process and without pictures, which would take most of the time."""
     before, kept = os.getcwd(), os.environ.get("PRUNUS_CACHE")
-    elsewhere = prunus.run.evaluate_elsewhere
+    elsewhere, drawn = prunus.run.evaluate_elsewhere, prunus.run.write_report
     os.environ["PRUNUS_CACHE"] = str(cache)
     prunus.run.evaluate_elsewhere = lambda path, recipe: evaluate_here(
         path, recipe.task, recipe.measure.batch_size, recipe.evaluate_limit
     )
+    prunus.run.write_report = lambda report, place: write_text(place / "report.json", report.model_dump_json())
     os.chdir(folder)
     try:
         yield
     finally:
         os.chdir(before)
-        prunus.run.evaluate_elsewhere = elsewhere
+        prunus.run.evaluate_elsewhere, prunus.run.write_report = elsewhere, drawn
         os.environ.pop("PRUNUS_CACHE")
         if kept is not None:
             os.environ["PRUNUS_CACHE"] = kept
@@ -251,7 +257,9 @@ def extreme(key: Any, value: Any, rng: random.Random) -> Any:
         return rng.choice((not value, *NASTY)) if rng.random() < 0.3 else value
     if isinstance(value, int):
         usual = (0, -1, 1, 2, 3, 10**9, 10**12, 2**31, 2**63, 10**40)
-        return rng.choice(usual if key in LONG else (*usual, 5, 17, 100, 4096, 10**6))
+        return rng.choice(
+            usual if key in LONG else (*usual, 5, 17, 100) if key in SIZES else (*usual, 5, 17, 100, 4096, 10**6)
+        )
     return rng.choice(
         (0.0, -0.5, 1e-300, 1e-30, 1e-9, 0.1, 0.5, 0.999, 1.0, 9.9, 100.0, 1e30, 1e300, float("inf"), float("nan"))
     )
@@ -260,7 +268,7 @@ def extreme(key: Any, value: Any, rng: random.Random) -> Any:
 # Damage: files of checkpoints, runs and plans.
 
 
-def damage(place: Path) -> Case:
+def damage(place: Path) -> Case:  # noqa: PLR0915
     names = [f"{name}{kind}" for name in ("llama", "vit") for kind in ("", "-pruned", "-narrowed")] + ["sharded"]
     whole = {name: load_model(place / name).state_dict() for name in names}
     figures = {name: evaluate_here(place / name, Noise(items=4, length=8), 2).metrics for name in names}
