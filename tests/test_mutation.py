@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from benchmarks.mutation import LISTED, ROOMS, ROOT, SOURCE, equivalent, files, generated, listed, tests_of
+from benchmarks.mutation import LISTED, ROOMS, ROOT, SOURCE, equivalent, files, generated, listed
+from benchmarks.mutation import tests_of as chosen_tests
 
 
 def test_listed_changes_still_fit_the_code() -> None:
@@ -22,7 +23,7 @@ def test_listed_changes_still_fit_the_code() -> None:
 def test_every_room_has_files_and_tests() -> None:
     for room in ROOMS:
         assert files([room])
-        assert tests_of(room), room
+        assert chosen_tests(room), room
 
 
 def test_generated_changes_change_one_thing_each() -> None:
@@ -38,7 +39,9 @@ def test_generated_changes_change_one_thing_each() -> None:
 
 def test_reasons_are_about_changes_that_exist() -> None:
     for (file, change), reason in equivalent().items():
-        assert change in {mutant.change for mutant in generated(file)}, f"{file}: {change}: take it out of {LISTED.name}"
+        assert change in {mutant.change for mutant in generated(file)}, (
+            f"{file}: {change}: take it out of {LISTED.name}"
+        )
         assert len(reason) > 10
 
 
