@@ -89,7 +89,7 @@ def inspect(
         total = sum(unit.channels for unit in plan.units.values())
         typer.echo(
             f"\nnarrowed by prunus: {plan.ratio:.2%} of the searched units' cost removed, {kept:,} of {total:,} channels kept; "
-            "the table shows the dense model"
+            "the table shows what is left"
         )
 
 

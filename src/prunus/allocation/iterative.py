@@ -24,7 +24,7 @@ class IterativeGlobal(Allocator):
     """
 
     method: Literal["iterative_global"] = "iterative_global"
-    rounds: int = Field(default=3, ge=1)
+    rounds: int = Field(default=3, ge=1, le=10_000)
     """T."""
     per_tower: bool = False
     """Every tower has the given sparsity and is ranked by itself; off, the whole model is."""

@@ -43,14 +43,26 @@ def without_weights(folder: Path) -> tuple[PreTrainedModel, Shards]:
     It is transformers' own loading, given the shapes and types of the files' tensors instead of their bytes.
 
     Raises:
-        PrunusError: as `load_model`; the weights are no safetensors files.
+        PrunusError: as `load_model`; the weights are quantised.
     """
+    if not folder.is_dir():
+        raise PrunusError("source", str(folder), "there is no such folder; fetch the model, and give its folder")
     config, cls = _config_and_named_class(folder)
+    method = dict(getattr(config, "quantization_config", None) or {}).get("quant_method", "prunus")
+    if method != "prunus":
+        raise PrunusError(
+            "model", str(folder), f"its weights are quantised ({method}); prune the dense model, then quantise"
+        )
     _refuse_without_weights(folder)
     shards: list[Shards] = []
 
     def load(model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any, *more: Any) -> Any:
         files = [Path(file) for file in checkpoint_files]
+        for file in files:
+            if not file.is_relative_to(folder) or ".." in file.relative_to(folder).parts:
+                raise PrunusError(
+                    "weights", str(file), "the index names a file outside the folder; save the model again"
+                )
         shards.append(Shards(folder, [str(file.relative_to(folder)) for file in files]))
         places = shards[0].places
         empty = {name: torch.empty(place.shape, dtype=place.dtype, device="meta") for name, place in places.items()}

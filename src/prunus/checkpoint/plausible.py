@@ -82,6 +82,8 @@ def _check_entries(config: Mapping[Any, Any], source: str, depth: int) -> None:
             raise PrunusError(where, name, "names are strings")
         if isinstance(value, Mapping):
             _check_entries(value, where, depth + 1)
+        elif not isinstance(value, str | int | float | list | tuple | None):
+            raise PrunusError(where, value, "it is nothing that JSON can hold; write text or a number")
         for number in value if isinstance(value, list | tuple) else [value]:
             _check_number(name, number, where, within=number is not value)
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.losses import Predict, Prediction
-from prunus.typed import Share, Typed
+from prunus.typed import Count, Factor, Share, Typed
 from prunus.unstructured.walk import quiet
 
 Teacher = Callable[[], AbstractContextManager[nn.Module]]
@@ -33,13 +33,13 @@ class Distillation(Typed):
 
     weight: Share = 0.1
     """λ."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
     reduction: Literal["mean", "published"] = "mean"
     """`mean` over positions with a target. `published`: the sum over every position, padding included, divided by the
     sequences of the batch and without T², as the published code has it; it grows with the length of the sequences."""
-    features: float = Field(default=0.0, ge=0)
+    features: Factor = 0.0
     """Weight of the mean squared difference of what blocks return, relative to the teacher's mean square."""
-    top_k: int | None = Field(default=None, ge=1)
+    top_k: Count | None = None
     """Keep this many of the teacher's largest logits per position on disk, computed once before the training. Only for
     data that are the same whenever they are read."""
 

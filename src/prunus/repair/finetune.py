@@ -6,40 +6,52 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 
 from prunus.errors import PrunusError
 from prunus.storage import write_text
-from prunus.typed import Typed
+from prunus.typed import Count, Steps, Typed
 from prunus.unstructured.walk import caches_kept
 
 
 class Training(Typed):
     """How to train: AdamW, in steps."""
 
-    steps: int = Field(ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    gradient_accumulation: int = Field(default=1, ge=1)
-    learning_rate: float = Field(gt=0)
-    tower_learning_rates: dict[str, float] = Field(default_factory=dict)
-    """Learning rates of single towers, instead of `learning_rate`."""
+    steps: Steps
+    batch_size: Count = 32
+    gradient_accumulation: Count = 1
+    learning_rate: float = Field(gt=0, le=10)
+    """AdamW moves every weight by about this much a step."""
+    tower_learning_rates: dict[str, Annotated[float, Field(ge=0, le=10)]] = Field(default_factory=dict)
+    """Learning rates of single towers, instead of `learning_rate`; 0 lets a tower stand still."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0)
-    weight_decay: float = Field(default=0.05, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, le=100_000_000)
+    weight_decay: float = Field(default=0.05, ge=0, le=1000)
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are clipped to this norm; 0 does not clip."""
     bf16: bool = True
     """Train under bf16 autocast; weights stay as they are."""
-    save_every: int = Field(default=100, ge=1)
+    save_every: Steps = 100
     """Steps between checkpoints."""
-    evaluate_every: int | None = Field(default=None, ge=1)
+    evaluate_every: Steps | None = None
     """Steps between evaluations on a part of the evaluation split; None does none."""
+
+    @model_validator(mode="after")
+    def _decay_shrinks(self) -> Training:
+        rate = max(self.learning_rate, *self.tower_learning_rates.values(), 0.0)
+        if rate * self.weight_decay > 1:
+            raise PrunusError(
+                "weight_decay",
+                self.weight_decay,
+                f"times the learning rate {rate} it is more than all of a weight; take less",
+            )
+        return self
 
 
 def finetune(
@@ -69,12 +81,13 @@ def finetune(
         What was logged: rows with `step` and any of `loss`, `learning_rate`, `grad_norm`, `eval_…`.
 
     Raises:
-        PrunusError: the folder holds another training, or a tower with its own learning rate is not there.
+        PrunusError: the folder holds another training, or a damaged one; a tower with its own learning rate is not there; a
+            loss or a weight is no number, which ends the training at once.
     """
     from transformers import ProgressCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
-    from prunus.repair.trainer import Complete, Progress, TaskTrainer, last_complete
+    from prunus.repair.trainer import Complete, Progress, TaskTrainer, check_finite, last_complete
 
     _claim(folder, model, training, seed, identity or {})
     last = last_complete(folder)
@@ -122,7 +135,17 @@ def finetune(
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Progress(title))
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        except PrunusError:
+            raise
+        except Exception as error:
+            if last is None or trainer.begun:
+                raise
+            raise PrunusError(
+                "folder", str(last), f"the checkpoint is damaged ({type(error).__name__}); delete it, and the training goes on from the one before"
+            ) from error  # fmt: skip
+        check_finite(model, training.steps)
     return list(trainer.state.log_history)
 
 
@@ -135,7 +158,12 @@ def _claim(folder: Path, model: nn.Module, training: Training, seed: int, identi
     }
     record = folder / IDENTITY
     if record.exists():
-        theirs = json.loads(record.read_text())
+        try:
+            theirs = dict(json.loads(record.read_bytes()))
+        except (OSError, ValueError, TypeError, RecursionError):
+            raise PrunusError(
+                "folder", str(record), "the file is damaged; delete the folder, and begin again"
+            ) from None
         other = next((name for name in ours if ours[name] != theirs.get(name)), None)
         if other is not None:
             raise PrunusError(
