@@ -65,7 +65,10 @@ def holding(model: nn.Module, masks: dict[str, BitMask]) -> Iterator[None]:
     with ExitStack() as hooks:
         for name, mask in masks.items():
             place = place_of(model, name)
-            hook = model.get_parameter(place.parameter).register_post_accumulate_grad_hook(_Masking(place, mask))  # type: ignore[no-untyped-call]
+            parameter = model.get_parameter(place.parameter)
+            if not parameter.requires_grad:
+                continue
+            hook = parameter.register_post_accumulate_grad_hook(_Masking(place, mask))  # type: ignore[no-untyped-call]
             hooks.callback(hook.remove)
         yield
 
