@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-
 from benchmarks.mutation import LISTED, ROOMS, ROOT, SOURCE, equivalent, files, generated, listed
 from benchmarks.mutation import tests_of as chosen_tests
 
