@@ -3,19 +3,22 @@
 from prunus.anatomy.discover import anatomy, tower_of
 from prunus.anatomy.matrices import (
     CONNECTOR,
+    LeftDense,
     Matrix,
     Place,
+    Survey,
     by_block,
     by_parameter,
     choose,
     matrices,
     place_of,
     sharing,
+    survey,
     weight_of,
 )
 from prunus.anatomy.units import Anatomy, Site, Unit, Unmapped, linears
 
 __all__ = [
-    "CONNECTOR", "Anatomy", "Matrix", "Place", "Site", "Unit", "Unmapped", "anatomy", "by_block", "by_parameter", "choose", "linears", "matrices",
-    "place_of", "sharing", "tower_of", "weight_of",
+    "CONNECTOR", "Anatomy", "LeftDense", "Matrix", "Place", "Site", "Survey", "Unit", "Unmapped", "anatomy", "by_block",
+    "by_parameter", "choose", "linears", "matrices", "place_of", "sharing", "survey", "tower_of", "weight_of",
 ]  # fmt: skip

@@ -33,7 +33,8 @@ from prunus.storage import write_text
 from prunus.structured.surgery import narrow
 from prunus.unstructured import Pruner, WalkOptions, sparsity_of
 from prunus.unstructured.fingerprint import Fingerprint
-from prunus.unstructured.pruning import RECORD, carry_out, settle
+from prunus.unstructured.pruning import carry_out, settle
+from prunus.unstructured.record import RECORD
 from prunus.unstructured.walk import Call, Weights
 
 JOURNAL = "prunus-journal.json"
@@ -50,6 +51,7 @@ def prune_folder(
     call: Call | None = None,
     options: WalkOptions | None = None,
     device: str | torch.device = "cpu",
+    keep_zeros: bool | None = None,
 ) -> SparsityPlan:
     """As `prune`, from a checkpoint folder into another, with one block's weights in memory at a time.
 
@@ -70,7 +72,10 @@ def prune_folder(
     shards = Shards(source)
     model = _skeleton(source)
     chosen, plan = settle(model, method, plan, include, exclude)
+    if keep_zeros is None:
+        keep_zeros = sparsity_of(model) is not None
     request = {
+        "keep_zeros": keep_zeros,
         "source": [[file, (source / file).stat().st_size, (source / file).stat().st_mtime_ns] for file in shards.files],
         "plan": plan.model_dump(mode="json"),
         "method": method.model_dump(mode="json"),
@@ -85,7 +90,7 @@ def prune_folder(
     with weights.elsewhere({matrix.block for matrix in chosen}):
         achieved = carry_out(
             model, method, plan, chosen, fingerprint, call or partial(call_with_batch, device=torch.device(device)),
-            options, weights, work.done,
+            options, weights, work.done, keep_zeros,
         )  # fmt: skip
     config = json.loads((work.folder / "config.json").read_text())
     record = achieved.after(sparsity_of(model)).model_dump(mode="json")
