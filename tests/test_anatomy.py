@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import copy
+import time
+from types import MethodType
 from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import nn
 from torch.nn import functional as F
-from transformers import BlipConfig, BlipForQuestionAnswering, CLIPVisionConfig, CLIPVisionModel
+from torch.nn.utils import parametrizations, prune
+from transformers import (
+    BlipConfig,
+    BlipForQuestionAnswering,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from prunus import Plan, PrunusError, Search, UPop, anatomy, extract
 from prunus.plan import UnitPlan
@@ -136,6 +147,104 @@ def test_unknown_modules_are_proved_or_named_and_left_dense() -> None:
     assert set(named) == {"layers.1", "layers.2", "layers.3"}
     assert "does not map 0 to 0" in named["layers.2"]
     assert "layers.3" in str(parts)
+
+
+def widths(model: nn.Module) -> dict[str, int]:
+    return {unit.name: unit.channels for unit in anatomy(model)}
+
+
+def test_a_trial_meets_neither_gates_nor_other_hooks_nor_the_callers_settings() -> None:
+    model = build("qwen3", 0).model
+    found = widths(model)
+    search = Search(model, UPop(ratio=0.5), total_steps=1)
+    search.gates.set({unit.name: torch.zeros(unit.channels) for unit in search.units})
+
+    def heard(*_: Any) -> None:
+        raise AssertionError("a trial ran through a hook of the model")
+
+    for module in model.modules():
+        module.register_forward_pre_hook(heard)
+        module.register_forward_hook(heard)
+    modes = {name: module.training for name, module in model.train().named_modules()}
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"), torch.autocast("cpu", torch.bfloat16):
+            assert widths(model) == found
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert modes == {name: module.training for name, module in model.named_modules()}
+
+
+def test_forwards_that_were_replaced_are_tried_as_they_are() -> None:
+    model = build("qwen3", 0).model
+    found = widths(model)
+    first, *_ = (module for module in model.modules() if type(module).__name__ == "Qwen3MLP")
+    for module in first.modules():
+        add_hook_to_module(module, AlignDevicesHook(execution_device="cpu", offload=True, weights_map={}))
+    assert widths(model) == found
+
+    patched = build("qwen3", 0).model
+    for module in patched.modules():
+        if type(module).__name__ == "Qwen3MLP":
+            plain = type(module).forward
+            module.forward = MethodType(lambda self, x, plain=plain: plain(self, x), module)
+    assert widths(patched) == found
+    for module in patched.modules():
+        if type(module).__name__ == "Qwen3MLP":
+            module.forward = MethodType(lambda self, x: 2 * type(self).forward(self, x), module)
+    assert not widths(patched)
+    assert all("trial run" in part.reason for part in anatomy(patched).unmapped if part.type == "Qwen3MLP")
+
+
+class Written(OddMlp):
+    """Its hidden width stands in the forward, so it cannot be narrowed."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(x)).view(*x.shape[:-1], 16))
+
+
+def test_what_cannot_be_narrowed_says_why() -> None:
+    model = nn.Module()
+    model.layers = nn.ModuleList([Written(F.gelu, norm=False), *(OddMlp(F.gelu, norm=False) for _ in range(4))])
+    parametrizations.weight_norm(model.layers[1].fc1)
+    prune.l1_unstructured(model.layers[2].fc2, "weight", 0.5)
+    weight = model.layers[3].fc1.weight
+    model.layers[3].fc1.weight = nn.Parameter(weight.detach().to(torch.int8), requires_grad=False)
+    model.layers[4].fc2.register_parameter("scale", nn.Parameter(torch.ones(1)))
+    parts = anatomy(model)
+    assert not parts.units
+    reasons = {part.path: part.reason for part in parts.unmapped}
+    expected = (
+        "trial run of it failed",
+        "remove_parametrizations",
+        "prune.remove",
+        "quantised",
+        "besides those of an MLP",
+    )
+    for (path, reason), words in zip(sorted(reasons.items()), expected, strict=True):
+        assert words in reason, path
+
+
+def test_adapted_layers_are_called_by_their_name() -> None:
+    peft = pytest.importorskip("peft")
+    for name, kind in (("llama", "LlamaAttention"), ("qwen3", "Qwen3MLP")):
+        config = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"])
+        parts = anatomy(peft.get_peft_model(build(name, 0).model, config))
+        reasons = {part.reason for part in parts.unmapped if part.type == kind}
+        assert len(reasons) == 1
+        assert "lora.layer.Linear" in reasons.pop()
+
+
+def test_a_large_model_is_read_in_seconds() -> None:
+    """An 8 B model of a type that the catalog does not name: sizes must not matter, and only once per layer."""
+    config = Qwen3Config(
+        hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8
+    )
+    with torch.device("meta"):
+        model = Qwen3ForCausalLM(config)
+    start = time.process_time()
+    assert len(anatomy(model)) == 36
+    assert time.process_time() - start < 3
 
 
 def test_the_table_names_every_component() -> None:

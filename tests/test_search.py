@@ -15,7 +15,7 @@ from prunus.structured.gates import Gates
 from prunus.structured.schedules import SCHEDULES
 from prunus.structured.scores import gate_gradient, standardise
 from tests.families import FAMILIES, IMAGE, PATCH, Case, build
-from tests.test_equivalence import outputs
+from tests.test_equivalence import TOLERANCE, deviation, outputs
 
 
 def loss_of(case: Any) -> torch.Tensor:
@@ -50,6 +50,27 @@ def test_weight_gradients_give_the_gate_gradient(name: str) -> None:
             assert ours[unit.name] is None
             continue
         torch.testing.assert_close(ours[unit.name], expected, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_search_plan_and_extract_as_in_the_readme(name: str) -> None:
+    case = build(name, 6)
+    search = Search(case.model, UPop(ratio=0.3, interval=1), total_steps=2)
+    optimizer = torch.optim.AdamW(case.model.parameters(), lr=1e-3)
+    for _ in range(2):
+        loss_of(case).backward()
+        search.step()
+        optimizer.step()
+        optimizer.zero_grad()
+    plan = search.plan()
+    assert sum(unit.channels for unit in search.units) > sum(len(unit.kept) for unit in plan.units.values())
+    with torch.no_grad():
+        wide = outputs(case.model(**case.inputs))
+        narrow = outputs(extract(case.model, plan)(**case.inputs))
+        search.close()
+        whole = outputs(case.model(**case.inputs))
+    assert deviation(wide, narrow) <= TOLERANCE
+    assert deviation(whole, narrow) > 10 * TOLERANCE
 
 
 def test_a_search_adds_nothing_to_the_model() -> None:

@@ -216,8 +216,11 @@ def test_errors_name_the_module_and_the_batch() -> None:
     with pytest.raises(PrunusError, match="at least one calibration batch"):
         prune(case.model, Wanda(), [])
     broken = {"pixel_values": case.inputs["pixel_values"] * torch.nan}
-    with pytest.raises(PrunusError, match=r"q_proj.*\n?.*calibration batch 1"):
+    with pytest.raises(PrunusError, match=r"batch 1: pixel_values.*not finite"):
         prune(case.model, Wanda(), [case.inputs, broken], options=WalkOptions(progress=False))
+    huge = {"pixel_values": torch.full_like(case.inputs["pixel_values"], 3e38)}
+    with pytest.raises(PrunusError, match=r"q_proj.*\n?.*calibration batch 1"):
+        prune(case.model, Wanda(), [case.inputs, huge], options=WalkOptions(progress=False))
     with pytest.raises(PrunusError, match="matches no matrix"):
         prune(case.model, Wanda(), [case.inputs], include=["decoder.*"])
     llava = build("llava", 7)

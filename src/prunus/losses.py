@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.batches import for_model
+from prunus.batches import check_batch, for_model, naming_batch
 from prunus.errors import PrunusError
 
 IGNORED = -100
@@ -75,6 +75,7 @@ def next_tokens(loss: Tensor, logits_BTV: Tensor, labels_BT: Tensor) -> Predicti
 
 
 def _outputs(model: nn.Module, batch: Any) -> tuple[Any, dict[str, Any]]:
+    check_batch(batch)
     if not isinstance(batch, Mapping):
         raise PrunusError("batches", type(batch).__name__, "give mappings of tensors, or a loss of your own")
     inputs = for_model(dict(batch), model)
@@ -84,7 +85,8 @@ def _outputs(model: nn.Module, batch: Any) -> tuple[Any, dict[str, Any]]:
     elif "labels" in parameters and "labels" not in inputs and _is_causal(model) and "input_ids" in inputs:
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         inputs["labels"] = ids if mask is None else ids.masked_fill(mask == 0, IGNORED)
-    outputs = model(**inputs)
+    with naming_batch():
+        outputs = model(**inputs)
     if getattr(outputs, "loss", None) is None:
         raise PrunusError(
             "loss", type(model).__name__, "the model returned none for these batches; add `labels` to them, or pass a loss of your own"

@@ -9,9 +9,11 @@ from torch import nn
 
 from prunus.allocation.allocator import Allocator, Question
 from prunus.anatomy import matrices
+from prunus.batches import checked
 from prunus.errors import PrunusError
 from prunus.losses import Loss, own_loss
 from prunus.plan import MatrixPlan, SparsityPlan
+from prunus.refusals import refuse_wrapped
 from prunus.unstructured.fingerprint import Fingerprint
 
 
@@ -42,9 +44,10 @@ def allocate(
     Raises:
         PrunusError: no batches, a tower that is not there, no loss, a score that is not finite, or an unreachable budget.
     """
+    refuse_wrapped(model)
     candidates = matrices(model, any_type=True)
     chosen = method.choose(candidates, include, exclude)
-    seen = Fingerprint(batches)
+    seen = Fingerprint(checked(batches, loss is own_loss))
     held = list(seen)
     if method.needs_batches and not held:
         raise PrunusError("batches", "none", f"{type(method).__name__} looks at data; give calibration batches")

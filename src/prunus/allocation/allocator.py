@@ -17,6 +17,7 @@ from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.losses import Loss, own_loss
 from prunus.plan.sparsity import per_tower
+from prunus.refusals import is_plain, refuse_weights
 from prunus.typed import Share, Typed
 
 
@@ -40,14 +41,15 @@ class Question:
         """For methods that look at weights or their gradients.
 
         Raises:
-            PrunusError: a weight is offloaded or quantised.
+            PrunusError: a weight is offloaded, quantised or not finite.
         """
         for matrix in self.chosen:
             weight = matrix.view(self.model)
-            if weight.is_meta or not weight.is_floating_point():
+            if not is_plain(weight):
                 raise PrunusError(
                     "weights", matrix.name, "it is offloaded or quantised; take ecoflap with order='zeroth', which only runs the model"
                 )  # fmt: skip
+        refuse_weights(self.model, self.chosen)
 
     def scalar_loss(self, batch: Any) -> Tensor:
         with self.autocast():

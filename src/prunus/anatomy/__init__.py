@@ -2,6 +2,7 @@
 
 from prunus.anatomy.discover import anatomy, tower_of
 from prunus.anatomy.matrices import (
+    ADAPTER,
     CONNECTOR,
     LeftDense,
     Matrix,
@@ -19,6 +20,6 @@ from prunus.anatomy.matrices import (
 from prunus.anatomy.units import Anatomy, Site, Unit, Unmapped, linears
 
 __all__ = [
-    "CONNECTOR", "Anatomy", "LeftDense", "Matrix", "Place", "Site", "Survey", "Unit", "Unmapped", "anatomy", "by_block",
+    "ADAPTER", "CONNECTOR", "Anatomy", "LeftDense", "Matrix", "Place", "Site", "Survey", "Unit", "Unmapped", "anatomy", "by_block",
     "by_parameter", "choose", "linears", "matrices", "place_of", "sharing", "survey", "tower_of", "weight_of",
 ]  # fmt: skip

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from prunus.anatomy.catalog import (
     CATALOG,
@@ -20,6 +19,7 @@ from prunus.anatomy.catalog import (
     Layout,
     Mlp,
 )
+from prunus.anatomy.trial import MisfitError, keeps_zero, linear_at, prove_mlp
 from prunus.anatomy.units import Anatomy, Site, Unit, Unmapped, linears
 from prunus.errors import PrunusError
 
@@ -41,23 +41,25 @@ def anatomy(model: nn.Module, mirrors: Mapping[str, str] | None = None) -> Anato
 
 def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
     _check_mirrors(model, mirrors)
-    units: list[Unit] = []
+    found: dict[str, Unit] = {}
     refused: dict[str, str] = {}
     for path, module in model.named_modules():
         if is_inside(path, mirrors):
             continue
-        for layout in _layouts(module):
+        layouts, is_known = _layouts(module)
+        for layout in layouts:
             try:
+                if not is_known and isinstance(layout, Mlp):
+                    prove_mlp(module, layout)
                 unit = _read(model, path, module, layout)
-            except _MisfitError as misfit:
+            except MisfitError as misfit:
                 refused[path] = str(misfit)
                 continue
-            if unit.name not in {known.name for known in units}:
-                units.append(unit)
+            found.setdefault(unit.name, unit)
             refused.pop(path, None)
             if not isinstance(layout, Mlp) or not layout.name:
                 break
-    units = _merge_twins(model, units)
+    units = _merge_twins(model, list(found.values()))
     units = [_with_mirrors(unit, mirrors) for unit in units]
     unmapped, dense, tower_parameters = _account(model, units, refused, mirrors)
     return Anatomy(
@@ -72,17 +74,19 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
     )
 
 
-class _MisfitError(Exception):
-    """A layout does not describe this module."""
-
-
-def _layouts(module: nn.Module) -> tuple[Layout, ...]:
+def _layouts(module: nn.Module) -> tuple[tuple[Layout, ...], bool]:
+    """The layouts to try on a module, and whether the catalog names its type: if not, each has to be proved."""
     for cls in type(module).__mro__:
         if cls.__name__ in CATALOG:
-            return CATALOG[cls.__name__]
+            return CATALOG[cls.__name__], True
     if type(module).__module__.startswith("torch."):
-        return ()
-    return tuple(layout for layout in CONVENTIONS if _proves(module, layout))
+        return (), False
+    return tuple(layout for layout in CONVENTIONS if _has_parts(module, layout)), False
+
+
+def _has_parts(module: nn.Module, layout: Mlp) -> bool:
+    names = {layout.up, layout.down, layout.gate or layout.up}
+    return names <= module._modules.keys() and hasattr(module, layout.activation or "act_fn")
 
 
 def _read(model: nn.Module, path: str, module: nn.Module, layout: Layout) -> Unit:
@@ -91,11 +95,11 @@ def _read(model: nn.Module, path: str, module: nn.Module, layout: Layout) -> Uni
         names = [layout.up] if layout.gate is None else [layout.gate, layout.up]
         producers = tuple(_site(module, name, 0, 1) for name in names)
         consumer = _site(module, layout.down, 1, 1)
-        channels = _linear(module, layout.down).in_features
-        if any(_linear(module, name).out_features != channels for name in names):
-            raise _MisfitError("the layers of its MLP disagree on the hidden width")
-        if layout.gate is None and layout.activation and not _keeps_zero(module, layout.activation):
-            raise _MisfitError(
+        channels = linear_at(module, layout.down).in_features
+        if any(linear_at(module, name).out_features != channels for name in names):
+            raise MisfitError("the layers of its MLP disagree on the hidden width")
+        if layout.gate is None and layout.activation and not keeps_zero(module, layout.activation):
+            raise MisfitError(
                 f"its activation {layout.activation} does not map 0 to 0, so a pruned neuron would still speak"
             )
     else:
@@ -105,21 +109,21 @@ def _read(model: nn.Module, path: str, module: nn.Module, layout: Layout) -> Uni
         width = _head_width(module, layout)
         if isinstance(layout, FusedAttention):
             names = [layout.qkv]
-            if _linear(module, layout.qkv).out_features != 3 * _linear(module, layout.out).in_features:
-                raise _MisfitError("the rows of its fused qkv are not three times the inputs of its output layer")
+            if linear_at(module, layout.qkv).out_features != 3 * linear_at(module, layout.out).in_features:
+                raise MisfitError("the rows of its fused qkv are not three times the inputs of its output layer")
         else:
             names = [layout.query, layout.key, layout.value]
-            if _linear(module, layout.query).out_features != _linear(module, layout.out).in_features:
-                raise _MisfitError("its queries and its output layer disagree on heads × width")
+            if linear_at(module, layout.query).out_features != linear_at(module, layout.out).in_features:
+                raise MisfitError("its queries and its output layer disagree on heads × width")
         for name in names:
-            if _linear(module, name).out_features % width:
-                raise _MisfitError(
-                    f"{name} has {_linear(module, name).out_features} rows, no multiple of head width {width}"
+            if linear_at(module, name).out_features % width:
+                raise MisfitError(
+                    f"{name} has {linear_at(module, name).out_features} rows, no multiple of head width {width}"
                 )
         if layout.rotary and width % 2:
-            raise _MisfitError(f"its rotary head width {width} is odd")
-        producers = tuple(_site(module, name, 0, _linear(module, name).out_features // width) for name in names)
-        consumer = _site(module, layout.out, 1, _linear(module, layout.out).in_features // width)
+            raise MisfitError(f"its rotary head width {width} is odd")
+        producers = tuple(_site(module, name, 0, linear_at(module, name).out_features // width) for name in names)
+        consumer = _site(module, layout.out, 1, linear_at(module, layout.out).in_features // width)
         channels = width // span
     suffix = f".{layout.name}" if isinstance(layout, Mlp) and layout.name else ""
     return Unit(
@@ -128,19 +132,9 @@ def _read(model: nn.Module, path: str, module: nn.Module, layout: Layout) -> Uni
     )  # fmt: skip
 
 
-def _linear(module: nn.Module, path: str) -> nn.Linear:
-    try:
-        found = module.get_submodule(path)
-    except AttributeError:
-        raise _MisfitError(f"it has no {path}") from None
-    if not isinstance(found, nn.Linear) or found.weight.ndim != 2 or not found.weight.is_floating_point():
-        raise _MisfitError(f"its {path} is a {type(found).__name__}, not a plain linear layer")
-    return found
-
-
 def _site(module: nn.Module, path: str, side: int, repeats: int) -> Site:
     """A producer (side 0: rows and their bias leave) or a consumer (side 1: columns leave)."""
-    linear = _linear(module, path)
+    linear = linear_at(module, path)
     features = linear.in_features + (linear.bias is not None) if side == 0 else linear.out_features
     return Site(path, repeats, features)
 
@@ -149,47 +143,8 @@ def _head_width(module: nn.Module, layout: Attention | FusedAttention) -> int:
     core = module.get_submodule(layout.core) if isinstance(layout, Attention) else module
     width = getattr(core, layout.width, None)
     if not isinstance(width, int) or width < 1:
-        raise _MisfitError(f"it has no head width {layout.width}")
+        raise MisfitError(f"it has no head width {layout.width}")
     return width
-
-
-def _keeps_zero(module: nn.Module, path: str) -> bool:
-    head, _, name = path.rpartition(".")
-    activation: Callable[[torch.Tensor], torch.Tensor] | None = getattr(module.get_submodule(head), name, None)
-    if activation is None:
-        raise _MisfitError(f"it has no {path}")
-    return bool(activation(torch.zeros(1)).abs().max() == 0)
-
-
-def _proves(module: nn.Module, layout: Mlp) -> bool:
-    """Whether the module computes exactly the MLP that `layout` describes, tried on random weights and inputs."""
-    try:
-        names = [name for name in (layout.up, layout.gate, layout.down) if name is not None]
-        shapes = {name: _linear(module, name) for name in names}
-        activation = getattr(module, layout.activation or "act_fn", None)
-        if activation is None:
-            return False
-        generator = torch.Generator().manual_seed(0)
-        weights = {
-            f"{name}.{key}": torch.randn(value.shape, generator=generator) / value.shape[-1] ** 0.5
-            for name in names
-            for key, value in shapes[name].named_parameters()
-        }
-        x = torch.randn(2, 3, shapes[layout.up].in_features, generator=generator)
-
-        def apply(name: str, value: torch.Tensor) -> torch.Tensor:
-            return F.linear(value, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
-
-        hidden = apply(layout.up, x)
-        hidden = activation(hidden) if layout.gate is None else activation(apply(layout.gate, x)) * hidden
-        was_training = module.training
-        module.eval()
-        with torch.no_grad():
-            output = torch.func.functional_call(module, weights, (x,), strict=True)
-        module.train(was_training)
-        return isinstance(output, torch.Tensor) and torch.allclose(output, apply(layout.down, hidden), atol=1e-5)
-    except (_MisfitError, RuntimeError, TypeError, ValueError, AttributeError, IndexError):
-        return False
 
 
 def tower_of(model: nn.Module, path: str) -> str:
@@ -295,14 +250,16 @@ def _account(
             towers[tower] = towers.get(tower, 0) + parameter.numel()
             if id(parameter) in claimed:
                 continue
-            owner = path.rsplit(".", 1)[0] if isinstance(module, nn.Linear) and "." in path else path
+            owner = next((above for above in _upwards(path) if above in refused), None)
+            if owner is None:
+                owner = path.rsplit(".", 1)[0] if isinstance(module, nn.Linear) and "." in path else path
             opaque = next((reason for name, reason in OPAQUE.items() if _has_type(model, path, name)), None)
             in_block = block_of(model, path) != path
             is_matrix = parameter.ndim >= 2 and not isinstance(module, nn.Embedding | nn.Conv2d | nn.Conv3d)
             if is_inside(path, mirrors):
                 reason = "momentum copies: they follow their originals"
             elif opaque or (is_matrix and in_block):
-                why = opaque or refused.get(owner) or refused.get(path) or "no layout in the catalog names this type"
+                why = opaque or refused.get(owner) or "no layout in the catalog names this type"
                 reason, before = "left dense: no layout fits", unmapped.get(owner)
                 count = parameter.numel() + (before.parameters if before else 0)
                 unmapped[owner] = Unmapped(owner, type(model.get_submodule(owner)).__name__, count, why)
@@ -310,6 +267,13 @@ def _account(
                 reason = _why_dense(module, parameter, in_block)
             dense[reason] = dense.get(reason, 0) + parameter.numel()
     return list(unmapped.values()), dense, towers
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """A path and those of the modules it lies in, the nearest first."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
 
 
 def _has_type(model: nn.Module, path: str, name: str) -> bool:

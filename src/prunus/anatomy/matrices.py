@@ -183,7 +183,7 @@ def _why_dense(
 def _why_part_is_dense(module: nn.Module, parents: Sequence[tuple[nn.Module, str]]) -> str | None:
     around = [module, *(parent for parent, _ in reversed(parents))]
     if any(hasattr(parent, "adapter_layer_names") and below != "base_layer" for parent, below in parents):
-        return "adapter: merge it into the weights first (merge_and_unload)"
+        return ADAPTER
     if any(isinstance(one, ParametrizationList) for one in around):
         return REPARAMETRISED
     opaque = next((OPAQUE[type(one).__name__] for one in around[:2] if type(one).__name__ in OPAQUE), None)
@@ -203,6 +203,7 @@ def _special_type(parameter: Tensor) -> str | None:
     return None
 
 
+ADAPTER = "adapter: merge it into the weights first (merge_and_unload)"
 REPARAMETRISED = "reparametrised (torch.nn.utils): make the weight permanent first"
 ROUTERS = re.compile(r"Router|Gating|MoEGate|MoeGate")
 """Types of modules that send tokens to experts."""

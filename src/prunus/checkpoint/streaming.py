@@ -10,31 +10,31 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunus.anatomy import anatomy, place_of
+from prunus.anatomy import Matrix, place_of
 from prunus.batches import call_with_batch
-from prunus.checkpoint.loading import bare_model
-from prunus.checkpoint.naming import keys_in_files
+from prunus.checkpoint.checksums import CHECKSUMS, verify, write_checksums
+from prunus.checkpoint.loading import without_weights
+from prunus.checkpoint.naming import Group, groups
 from prunus.checkpoint.narrowed import plan_of
+from prunus.checkpoint.on_use import OnUse, hollow
 from prunus.checkpoint.shards import Shards
 from prunus.errors import PrunusError
 from prunus.plan import SparsityPlan
 from prunus.storage import write_text
-from prunus.structured.surgery import narrow
-from prunus.unstructured import Pruner, WalkOptions, sparsity_of
+from prunus.structured.surgery import restore_rotations
+from prunus.unstructured import Pruner, WalkOptions
 from prunus.unstructured.fingerprint import Fingerprint
 from prunus.unstructured.pruning import carry_out, settle
-from prunus.unstructured.record import RECORD
+from prunus.unstructured.record import RECORD, recorded_sparsity
 from prunus.unstructured.walk import Call, Weights
 
 JOURNAL = "prunus-journal.json"
@@ -64,51 +64,53 @@ def prune_folder(
     The other arguments, the result and the errors are those of `prune`.
 
     Raises:
-        PrunusError: `output` exists; its partial folder belongs to other work; weights are missing or damaged.
+        PrunusError: `output` exists, or cannot be written; its partial folder belongs to other work; weights are missing,
+            damaged, changed since they were saved, or not readable.
     """
     source, output, options = Path(source), Path(output), options or WalkOptions()
     if output.exists():
         raise PrunusError("output", str(output), "it exists; choose another folder, or delete it")
-    shards = Shards(source)
-    model = _skeleton(source)
+    _refuse_folder(source)
+    verify(source)
+    model, shards = without_weights(source)
     chosen, plan = settle(model, method, plan, include, exclude)
     if keep_zeros is None:
-        keep_zeros = sparsity_of(model) is not None
+        keep_zeros = recorded_sparsity(model) is not None
+    parts = _Parts(model, shards)
+    dtypes = parts.dtypes_to_write(chosen)
+    files = [source / file for file in ("config.json", *shards.files)]
     request = {
         "keep_zeros": keep_zeros,
-        "source": [[file, (source / file).stat().st_size, (source / file).stat().st_mtime_ns] for file in shards.files],
+        "source": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
         "plan": plan.model_dump(mode="json"),
         "method": method.model_dump(mode="json"),
         "options": options.model_dump(mode="json", exclude={"progress", "activations"}),
     }
     work = _Work(output.with_name(output.name + ".partial"), hashlib.sha256(json.dumps(request).encode()).hexdigest())
-    work.begin(source)
+    work.begin(shards, dtypes)
     fingerprint = Fingerprint(batches)
-    # off sequential, later blocks see what the dense ones compute, also after an interruption
-    finished = Shards(work.folder) if options.sequential else shards
-    weights = _FolderWeights(model, shards, finished, Shards(work.folder), work, fingerprint, torch.device(device))
-    with weights.elsewhere({matrix.block for matrix in chosen}):
+    weights = _FolderWeights(model, parts, work, fingerprint, torch.device(device), options.sequential)
+    narrowing = plan_of(model)
+    with weights.on_use:
+        if narrowing is not None:
+            restore_rotations(model, narrowing)
         achieved = carry_out(
             model, method, plan, chosen, fingerprint, call or partial(call_with_batch, device=torch.device(device)),
             options, weights, work.done, keep_zeros,
         )  # fmt: skip
-    config = json.loads((work.folder / "config.json").read_text())
-    record = achieved.after(sparsity_of(model)).model_dump(mode="json")
-    write_text(work.folder / "config.json", json.dumps({**config, RECORD: record}, indent=2) + "\n")
-    (work.folder / JOURNAL).unlink()
-    work.folder.rename(output)
+    with work.writing():
+        config = json.loads((work.folder / "config.json").read_text())
+        record = achieved.after(recorded_sparsity(model)).model_dump(mode="json")
+        write_text(work.folder / "config.json", json.dumps({**config, RECORD: record}, indent=2) + "\n")
+        write_checksums(work.folder)
+        work.folder.rename(output)
+        (output / JOURNAL).unlink()
     return achieved
 
 
-def _skeleton(source: Path) -> PreTrainedModel:
-    """The model on the meta device, narrowed if the checkpoint is; buffers are real."""
-    with init_empty_weights(include_buffers=False):
-        model = bare_model(str(source))
-    model.tie_weights()
-    narrowing = plan_of(model)
-    if narrowing is not None:
-        narrow(model, anatomy(model, narrowing.mirrors), narrowing)
-    return model.eval()
+def _refuse_folder(source: Path) -> None:
+    if (source / "adapter_config.json").exists():
+        raise PrunusError("model", str(source), "the folder holds an adapter; merge it into its model, and save that")
 
 
 class _Work:
@@ -119,8 +121,8 @@ class _Work:
         self.done: dict[str, dict[str, int]] = {}
         self.calibration: str | None = None
 
-    def begin(self, source: Path) -> None:
-        """Takes up earlier work, or copies the source."""
+    def begin(self, shards: Shards, dtypes: Mapping[str, torch.dtype]) -> None:
+        """Takes up earlier work, or copies the source, with other types for some tensors."""
         if (self.folder / JOURNAL).exists():
             journal = json.loads((self.folder / JOURNAL).read_text())
             if journal["request"] != self._request:
@@ -132,67 +134,159 @@ class _Work:
             self.done, self.calibration = journal["done"], journal["calibration"]
             return
         shutil.rmtree(self.folder, ignore_errors=True)
-        try:
-            shutil.copytree(source, self.folder, copy_function=shutil.copyfile)
-        except (OSError, shutil.Error) as error:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            raise PrunusError("output", str(self.folder), f"the checkpoint cannot be copied there ({error})") from None
-        for path in self.folder.rglob("*"):
-            path.chmod(path.stat().st_mode | 0o200)
-        self._write()
+        with self.writing():
+            try:
+                shutil.copytree(
+                    shards.folder, self.folder, copy_function=shutil.copyfile, ignore=partial(_left_behind, shards)
+                )
+                for path in (self.folder, *self.folder.rglob("*")):
+                    path.chmod(path.stat().st_mode | (0o700 if path.is_dir() else 0o600))
+                shards.copy(self.folder, dtypes)
+                self._write()
+            except BaseException:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                raise
 
     def finish(self, block: str, counts: Mapping[str, int], calibration: str) -> None:
         """Notes a block whose weights are on disk."""
         self.done[block], self.calibration = dict(counts), calibration
         self._write()
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Errors of the disk become one that says what to do."""
+        try:
+            yield
+        except (OSError, shutil.Error) as error:
+            reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error.strerror or error
+            raise PrunusError(
+                "output",
+                str(self.folder),
+                f"it cannot be written ({reason}); mend that and call again: finished blocks stay",
+            ) from None
+
     def _write(self) -> None:
         journal = {"request": self._request, "calibration": self.calibration, "done": self.done}
         write_text(self.folder / JOURNAL, json.dumps(journal) + "\n")
 
 
-@dataclass
-class _Slot:
-    """A parameter without its weights, and everywhere it belongs (tied parameters belong to several modules)."""
+OTHER_WEIGHTS = frozenset(
+    {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".tflite", ".npz"}
+)
 
-    meta: nn.Parameter
-    owners: list[tuple[nn.Module, str]]
-    names: list[str]
 
-    def put(self, parameter: nn.Parameter) -> None:
-        for owner, name in self.owners:
-            owner._parameters[name] = parameter
+def _left_behind(shards: Shards, folder: str, names: list[str]) -> list[str]:
+    """What is not copied to the output: weights, which are copied apart from this, and copies of them that would stay
+    dense; what version control and downloads keep; what would no longer be true."""
+    if Path(folder) != shards.folder:
+        return [name for name in names if str((Path(folder) / name).relative_to(shards.folder)) in shards.files]
+    kept = {f"{file.partition('-')[0]}.safetensors.index.json" for file in shards.files}
+    return [
+        name
+        for name in names
+        if Path(name).suffix in OTHER_WEIGHTS
+        or (name.endswith(".index.json") and name not in kept)
+        or name in (".git", ".cache", CHECKSUMS)
+    ]
+
+
+class _Parts:
+    """Which tensors of the files make which parameters and buffers of a model.
+
+    Attributes:
+        groups: by the name of the parameter or buffer.
+    """
+
+    def __init__(self, model: PreTrainedModel, shards: Shards):
+        self.model, self.shards = model, shards
+        self.groups: dict[str, Group] = {}
+        for group in groups(model, shards.places):
+            names = [group.first] if group.converter is None else group.load(model, self._without_bytes)
+            self.groups |= dict.fromkeys(names, group)
+        self._names: dict[int, list[str]] = {}
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            self._names.setdefault(id(tensor), []).append(name)
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether the files hold a parameter or buffer."""
+        return any(name in self.groups for name in self._names.get(id(tensor), ()))
+
+    def of(self, tensor: Tensor) -> tuple[str, Group]:
+        """Where a parameter comes from, and the one of its names that the group knows: tied parameters have several."""
+        for name in self._names[id(tensor)]:
+            if name in self.groups:
+                return name, self.groups[name]
+        name = self._names[id(tensor)][0]
+        raise PrunusError("weights", name, f"no file in {self.shards.folder} holds it; load the model and use prune")
+
+    def dtypes_to_write(self, chosen: Sequence[Matrix]) -> dict[str, torch.dtype]:
+        """Tensors in the files that cannot hold what pruning makes of them, and the type that does.
+
+        Raises:
+            PrunusError: what transformers makes of the files cannot be turned round.
+        """
+        dtypes: dict[str, torch.dtype] = {}
+        for name in dict.fromkeys(matrix.parameter for matrix in chosen):
+            parameter = self.model.get_parameter(name)
+            _, group = self.of(parameter)
+            places = {key: self.shards.places[key] for key in group.keys}
+            if group.converter is not None:
+                try:
+                    back = group.save(self.model, group.load(self.model, self._without_bytes))
+                except Exception:
+                    back = {}
+                if {key: tuple(t.shape) for key, t in back.items()} != {key: p.shape for key, p in places.items()}:
+                    raise PrunusError(
+                        "model", name, "transformers computes it from what the files hold, which cannot be turned round; "
+                        "load the model and use prune",
+                    )  # fmt: skip
+            dtypes |= {key: parameter.dtype for key, p in places.items() if not _holds(p.dtype, parameter.dtype)}
+        return dtypes
+
+    def _without_bytes(self, key: str) -> Tensor:
+        place = self.shards.places[key]
+        return torch.empty(place.shape, dtype=place.dtype, device="meta")
+
+
+def _holds(stored: torch.dtype, dtype: torch.dtype) -> bool:
+    """Whether every number of a type is one of the stored type, too."""
+    wider = {torch.float16: (torch.float32, torch.float64), torch.bfloat16: (torch.float32, torch.float64)}
+    return stored in (dtype, *wider.get(dtype, (torch.float64,)))
 
 
 class _FolderWeights(Weights):
-    """Weights that live in files: those of blocks for as long as they run, others from one stop to the next at most.
+    """Weights that live in files: those of a block for as long as it runs, others from their first use to the next stop.
 
     Between two stops all batches pass the same modules, so an embedding is read once and gone when the first block runs.
     """
 
     def __init__(
-        self, model: PreTrainedModel, source: Shards, finished: Shards, target: Shards, work: _Work,
-        fingerprint: Fingerprint, device: torch.device,
+        self, model: PreTrainedModel, parts: _Parts, work: _Work, fingerprint: Fingerprint, device: torch.device,
+        sequential: bool,
     ):  # fmt: skip
-        self._model, self._source, self._finished, self._target = model, source, finished, target
-        self._work, self._fingerprint, self._device = work, fingerprint, device
-        self._keys = keys_in_files(model, source.names())
-        self._passed: list[_Slot] = []
-        """Loaded since the last stop, by modules that have finished."""
-        self._around: set[int] = set()
-        """Modules with blocks inside: their forward is still running when a batch stops, so their weights stay."""
-        self._slots: dict[int, _Slot] = {}
-        for path, module in model.named_modules():
-            prefix = f"{path}." if path else ""
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    slot = self._slots.setdefault(id(parameter), _Slot(parameter, [], []))
-                    slot.owners.append((module, name))
-                    slot.names.append(prefix + name)
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    key = self._keys.get(prefix + name)
-                    module._buffers[name] = (source.read(key) if key else buffer).to(device)
+        self._model, self._parts, self._work = model, parts, work
+        self._fingerprint, self._sequential = fingerprint, sequential
+        self._target = Shards(work.folder, parts.shards.files)
+        self._pruned: set[Group] = set()
+        """Those whose pruned values count from now on."""
+        self._sources: dict[nn.Parameter, tuple[str, Group]] = {}
+        made: dict[int, nn.Parameter] = {}
+        for module in model.modules():
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None and parameter.is_meta:
+                    if id(parameter) not in made:
+                        made[id(parameter)] = hollow(parameter, device)
+                        self._sources[made[id(parameter)]] = parts.of(parameter)
+                    setattr(module, name, made[id(parameter)])  # not past it: recurrent layers keep lists of their own
+                elif parameter is not None:
+                    parameter.data = parameter.data.to(device)
+            for name, buffer in list(module._buffers.items()):
+                if buffer is not None and buffer.is_meta and parts.knows(buffer):
+                    module._buffers[name] = self._read(buffer, *parts.of(buffer)).to(device)
+                elif buffer is not None and not buffer.is_meta:
+                    module._buffers[name] = buffer.to(device)
+        self.on_use = OnUse(self._sources, self._fill)
+        """While it is entered, parameters are read when somebody computes with them."""
 
     @contextmanager
     def block(self, path: str) -> Iterator[None]:
@@ -201,57 +295,44 @@ class _FolderWeights(Weights):
                 "batches", self._fingerprint.digest[:12], "these are not the batches that the unfinished work began with; "
                 f"give the same, or delete {self._work.folder}",
             )  # fmt: skip
-        for slot in self._passed:
-            slot.put(slot.meta)
-        self._passed.clear()
-        absent = self._absent(self._model.get_submodule(path))
-        for slot in absent:
-            self._load(slot, self._finished if path in self._work.done else self._source)
+        finished = {self._group(name) for name in self._work.done.get(path, {})}
+        if self._sequential:  # otherwise later blocks see what the dense one computes, also after an interruption
+            self._pruned |= finished
+        self.on_use.release()
+        for parameter in self._model.get_submodule(path).parameters():
+            if parameter in self._sources:
+                self.on_use.fill(parameter)
         try:
             yield
         finally:
-            for slot in absent:
-                slot.put(slot.meta)
+            self._pruned |= finished
+            self.on_use.release()
 
     def changed(self, path: str, pruned: Mapping[str, int]) -> None:
-        names = dict.fromkeys(place_of(self._model, name).parameter for name in pruned)
-        self._target.write({self._keys[name]: self._model.get_parameter(name) for name in names})
-        self._work.finish(path, pruned, self._fingerprint.digest)
+        for group in dict.fromkeys(self._group(name) for name in pruned):
+            names = [name for name, other in self._parts.groups.items() if other is group]
+            tensors = group.save(self._model, {name: self._model.get_parameter(name).detach() for name in names})
+            with self._work.writing():
+                self._target.write(tensors)
+            self._pruned.add(group)
+        with self._work.writing():
+            self._work.finish(path, pruned, self._fingerprint.digest)
 
-    @contextmanager
-    def elsewhere(self, blocks: set[str]) -> Iterator[None]:
-        """While the context is open, modules outside of these blocks read their weights when they are first called."""
-        inside = {id(module) for path in blocks for module in self._model.get_submodule(path).modules()}
-        for path in blocks:
-            parts = path.split(".")
-            self._around |= {id(self._model.get_submodule(".".join(parts[:depth]))) for depth in range(len(parts))}
-        with ExitStack() as hooks:
-            for module in self._model.modules():
-                if id(module) not in inside and module._parameters:
-                    hooks.enter_context(module.register_forward_pre_hook(self._load_own))
-            yield
+    def _group(self, matrix: str) -> Group:
+        return self._sources[self._model.get_parameter(place_of(self._model, matrix).parameter)][1]
 
-    def _load_own(self, module: nn.Module, args: Any) -> None:
-        # torch's own attention reads its output layer's weight without calling the layer
-        for slot in self._absent(module, recurse=isinstance(module, nn.MultiheadAttention)):
-            self._load(slot, self._source)
-            if id(module) not in self._around:
-                self._passed.append(slot)
+    def _fill(self, parameter: nn.Parameter) -> None:
+        name, group = self._sources[parameter]
+        key = next(iter(group.keys))
+        shards = self._shards(group)
+        if group.converter is None and (shards.places[key].dtype, "cpu") == (parameter.dtype, parameter.device.type):
+            shards.read(key, into=parameter)
+        else:
+            parameter.copy_(self._read(parameter, name, group))
 
-    def _absent(self, module: nn.Module, recurse: bool = True) -> list[_Slot]:
-        return [self._slots[id(p)] for p in module.parameters(recurse) if p.device.type == "meta"]
+    def _read(self, like: Tensor, name: str, group: Group) -> Tensor:
+        shards = self._shards(group)
+        return group.load(self._model, lambda key: shards.read(key).to(like.dtype))[name]
 
-    def _load(self, slot: _Slot, shards: Shards) -> None:
-        key = next((self._keys[name] for name in slot.names if name in self._keys), None)
-        if key is None:
-            raise PrunusError(
-                "weights", slot.names[0], f"no file in {shards.folder} holds it; load the model and use prune"
-            )
-        tensor = shards.read(key).to(self._device)
-        if tensor.shape != slot.meta.shape:
-            raise PrunusError(
-                "weights",
-                slot.names[0],
-                f"the files hold {tuple(tensor.shape)}, the config asks for {tuple(slot.meta.shape)}",
-            )
-        slot.put(nn.Parameter(tensor, requires_grad=False))
+    def _shards(self, group: Group) -> Shards:
+        return self._target if group in self._pruned else self._parts.shards

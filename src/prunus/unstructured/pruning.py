@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,20 +12,21 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from prunus.anatomy import Matrix, by_block, choose, survey
-from prunus.batches import input_device
+from prunus.anatomy import ADAPTER, Matrix, by_block, choose, survey
+from prunus.batches import calls_the_model, checked, input_device
 from prunus.errors import PrunusError
 from prunus.plan import DensePart, MatrixPlan, SparsityPlan, uniform
-from prunus.unstructured.record import note, sparsity_of
+from prunus.refusals import refuse_weights, refuse_wrapped
 from prunus.typed import Typed
+from prunus.undo import Undo
 from prunus.unstructured.fingerprint import Fingerprint
 from prunus.unstructured.patterns import NofM
 from prunus.unstructured.pruner import Pruner
+from prunus.unstructured.record import note, sparsity_of
 from prunus.unstructured.recorder import gather
 from prunus.unstructured.spill import Place, Spill
 from prunus.unstructured.statistics import InputStatistics
 from prunus.unstructured.walk import Call, Stop, Walk, Weights
-
 
 logger = logging.getLogger(__name__)
 WORTH_A_WARNING = 0.01
@@ -73,29 +75,52 @@ def prune(
     Returns:
         What was achieved: zeros counted in the weights as stored, what stays dense and why, and a record of the
         calibration data. It is also put into the model's config, which
-        `save_pretrained` keeps. If the walk is interrupted, the model holds some pruned blocks and is otherwise whole.
+        `save_pretrained` keeps. Whatever exception leaves this function, the model is as it was before.
 
     Raises:
-        PrunusError: nothing to prune, an n:m pattern that does not divide a matrix, a plan for another model, a block
-            that no batch reached, or an input that is not finite; the error names the module.
+        PrunusError: nothing to prune, an n:m pattern that does not divide a matrix, a plan for another model, batches that
+            the model cannot take, a compiled, quantised or absent weight, a block that no batch reached, or an input that is
+            not finite; the error names the batch or the module.
     """
+    refuse_wrapped(model)
     options = options or WalkOptions()
     chosen, plan = settle(model, method, plan, include, exclude)
-    _refuse_absent_weights(model, chosen)
-    fingerprint = Fingerprint(batches)
+    refuse_weights(model, chosen)
+    earlier = sparsity_of(model)  # a damaged record is found now and not when the new one is put beside it
     if keep_zeros is None:
-        keep_zeros = sparsity_of(model) is not None
-    achieved = carry_out(model, method, plan, chosen, fingerprint, call, options, keep_zeros=keep_zeros)
-    note(model, achieved)
+        keep_zeros = earlier is not None
+    fingerprint = Fingerprint(checked(batches, calls_the_model(call)))
+    with Undo() as undo:
+        kept = _Kept(model, chosen, undo)
+        achieved = carry_out(model, method, plan, chosen, fingerprint, call, options, kept, keep_zeros=keep_zeros)
+        note(model, achieved)
     return achieved
+
+
+class _Kept(Weights):
+    """Weights in memory; what they are is noted before their block is pruned."""
+
+    def __init__(self, model: nn.Module, chosen: Sequence[Matrix], undo: Undo):
+        self._model, self._undo = model, undo
+        self._blocks = by_block(chosen)
+
+    @contextmanager
+    def block(self, path: str) -> Iterator[None]:
+        for matrix in self._blocks.pop(path, ()):
+            self._undo.keep(matrix.view(self._model))
+        yield
 
 
 def settle(
     model: nn.Module, method: Pruner, plan: SparsityPlan | None, include: Sequence[str], exclude: Sequence[str]
 ) -> tuple[tuple[Matrix, ...], SparsityPlan]:
     """Which matrices are pruned and by how much, checked before anything is touched."""
-    name, found = type(model).__name__, survey(model)
-    candidates = found.matrices
+    name, found = type(model).__name__, survey(model, any_type=True)
+    candidates = found.matrices  # what is quantised, too: it is refused by that name, and not passed over
+    if any(part.reason == ADAPTER for part in found.left_dense):
+        raise PrunusError(
+            "model", name, "it carries adapters, which would fill zeros when they are merged; merge them first (merge_and_unload)"
+        )  # fmt: skip
     if plan is not None:
         plan.check(name, candidates)
         pattern = method.nofm
@@ -260,12 +285,3 @@ def _check_fit(matrix: Matrix, pattern: NofM | None) -> None:
             f"{pattern.kept}:{pattern.of}",
             f"{matrix.name} has {matrix.columns} inputs, no multiple of {pattern.of}; exclude it",
         )
-
-
-def _refuse_absent_weights(model: nn.Module, chosen: Sequence[Matrix]) -> None:
-    for matrix in chosen:
-        if matrix.view(model).is_meta:
-            raise PrunusError(
-                "model", matrix.name, "its weight is not in memory (offloaded or built without weights); "
-                "prune the saved folder with prune_folder, which reads and writes one block at a time",
-            )  # fmt: skip

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 
-import torch
 from torch import Tensor, nn
 
-from prunus.anatomy import place_of
-from prunus.plan import SparsityPlan
+from prunus.anatomy import weight_of
+from prunus.plan import MatrixPlan, SparsityPlan
 
 logger = logging.getLogger(__name__)
 RECORD = "prunus_sparsity"
@@ -19,7 +18,9 @@ def note(model: nn.Module, achieved: SparsityPlan) -> None:
     """Puts the record into the config of a transformers model, beside what an earlier pruning did to other matrices."""
     config = getattr(model, "config", None)
     if config is not None:
-        setattr(config, RECORD, achieved.after(sparsity_of(model)).model_dump(mode="json"))
+        before = recorded_sparsity(model)
+        earlier = None if before is None else _counted(model, _named_here(model, before))
+        setattr(config, RECORD, achieved.after(earlier).model_dump(mode="json"))
 
 
 def recorded_sparsity(model: nn.Module) -> SparsityPlan | None:
@@ -41,21 +42,21 @@ def sparsity_of(model: nn.Module) -> SparsityPlan | None:
     record = recorded_sparsity(model)
     if record is None:
         return None
-    names = _names_here(model, record)
-    record = record.model_copy(update={"matrices": {names[n]: m for n, m in record.matrices.items() if n in names}})
-    zeros = {
-        name: zeros_in(place_of(model, name).view(model), matrix.pruned) for name, matrix in record.matrices.items()
-    }
-    wrong = [name for name, matrix in record.matrices.items() if zeros[name] != matrix.pruned]
-    if not wrong:
-        return record if record.matrices else None
-    first = record.matrices[wrong[0]]
-    logger.warning(
-        "the config of this %s records zeros that its weights do not have, or have more of: %d of %d matrices differ, such as %s "
-        "(recorded %d, there %d); what is there counts",
-        type(model).__name__, len(wrong), len(zeros), wrong[0], first.pruned, zeros[wrong[0]],
-    )  # fmt: skip
-    return record.with_zeros(zeros) if any(zeros.values()) else None
+    record = _named_here(model, record)
+    counted = _counted(model, record)
+    wrong = [name for name, matrix in counted.matrices.items() if record.matrices[name].pruned != matrix.pruned]
+    if wrong:
+        logger.warning(
+            "the record in the config of this %s is not what its weights say: %d of %d matrices differ, such as %s (recorded %d "
+            "zeros, there %d); what is there counts",
+            type(model).__name__, len(wrong), len(record.matrices), wrong[0],
+            record.matrices[wrong[0]].pruned, counted.matrices[wrong[0]].pruned,
+        )  # fmt: skip
+    return counted if any(matrix.pruned for matrix in counted.matrices.values()) else None
+
+
+def _counted(model: nn.Module, record: SparsityPlan) -> SparsityPlan:
+    return record.with_zeros({n: zeros_in(weight_of(model, n), m.pruned) for n, m in record.matrices.items()})
 
 
 def zeros_in(weight: Tensor, recorded: int) -> int:
@@ -64,16 +65,16 @@ def zeros_in(weight: Tensor, recorded: int) -> int:
     return int((weight == 0).sum()) if plain else recorded
 
 
-def _names_here(model: nn.Module, record: SparsityPlan) -> dict[str, str]:
-    """Name in the record → name in this model, for every matrix that it has: without the path of a part that holds it there,
-    or below the path of one that holds it here."""
+def _named_here(model: nn.Module, record: SparsityPlan) -> SparsityPlan:
+    """The record with the names that its matrices have in this model: without the path of a part that holds them there, or
+    below the path of one that holds them here. Matrices that this model lacks are dropped."""
     paths = dict(model.named_modules(remove_duplicate=False))
     ends: dict[str, list[str]] = {}
     for path in paths:
         parts = path.split(".")
         for start in range(1, len(parts)):
             ends.setdefault(".".join(parts[start:]), []).append(path)
-    found: dict[str, str] = {}
+    found: dict[str, MatrixPlan] = {}
     for name, matrix in record.matrices.items():
         owner = name.rpartition(".")[0] if name.endswith("]") else name
         parts = owner.split(".")
@@ -84,12 +85,12 @@ def _names_here(model: nn.Module, record: SparsityPlan) -> dict[str, str]:
         if len(here) == 1:
             candidate = here[0] + name.removeprefix(owner)
             if _shape(model, candidate) == (matrix.rows, matrix.columns):
-                found[name] = candidate
-    return found
+                found[candidate] = matrix
+    return record.model_copy(update={"matrices": found})
 
 
 def _shape(model: nn.Module, name: str) -> tuple[int, ...] | None:
     try:
-        return tuple(place_of(model, name).view(model).shape)
+        return tuple(weight_of(model, name).shape)
     except (AttributeError, IndexError):
         return None

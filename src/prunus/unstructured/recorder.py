@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -54,12 +55,14 @@ class Recorder:
 
     @contextmanager
     def listening(self, visit: Visit) -> Iterator[None]:
-        """While the context is open, inputs count as those of this visit."""
+        """While the context is open, the stop of this visit runs it heard, and inputs count as the visit's."""
         with ExitStack() as cleanup:
             for experts in self._experts:
                 cleanup.enter_context(replaced(experts, partial(self._run_experts, visit, experts, experts.forward)))
             cleanup.callback(self._seen.clear)
-            cleanup.enter_context(Products(self._model, self._targets, partial(self._hear, visit)))
+            cleanup.callback(setattr, visit, "modes", visit.modes)
+            products = Products(self._model, self._targets, partial(self._hear, visit))
+            visit.modes = replace(visit.modes, functions=(*visit.modes.functions, products))
             yield
 
     def _run_experts(

@@ -10,6 +10,7 @@ still holds.
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -20,12 +21,23 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import nn
 
-from prunus.batches import call_with_batch
+from prunus.batches import call_with_batch, calls_the_model, naming_batch
 from prunus.errors import PrunusError
+from prunus.unstructured.modes import Modes
+from prunus.unstructured.order import Order
 from prunus.unstructured.spill import Spill
 
 Call = Callable[[nn.Module, Any], object]
 """Runs a batch through the model; the default is `model(**batch)`, or `model(batch)` if it is no mapping."""
+
+
+Naming = Callable[[str], AbstractContextManager[object]]
+"""A context in which what the model raises is said to be about a batch."""
+
+
+def _as_it_is(which: str) -> AbstractContextManager[object]:
+    """For what a function of the caller's own raises."""
+    return nullcontext()
 
 
 class Weights:
@@ -49,6 +61,8 @@ class Visit:
     """The arguments by the names of the block's forward."""
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    modes: Modes = field(default_factory=Modes.now)
+    """Autocast and the like, as the model or the caller has set them for this batch."""
 
 
 class Walk:
@@ -83,10 +97,12 @@ class Walk:
     ):
         self.model, self.batches, self.sequential = model, batches, sequential
         self.call = call or call_with_batch
+        self._naming: Naming = naming_batch if calls_the_model(call) else _as_it_is
         self.weights = weights or Weights()
         self.spill = spill or Spill(model, "keep")
         self.pending = dict.fromkeys(blocks)
-        """Blocks that no batch has been through yet, in the model's order."""
+        """Blocks that no batch has been through yet, in the order of their declaration."""
+        self._order = Order()
         self._forwards: dict[str, Callable[..., Any]] = {}
         self._journeys: dict[int, greenlet] = {}
         self._waiting: dict[int, Visit] = {}
@@ -96,6 +112,7 @@ class Walk:
         try:
             self._cleanup.enter_context(torch.no_grad())
             self._cleanup.enter_context(quiet(self.model))
+            self._cleanup.enter_context(Modes.unchanged())
             for path in self.pending:
                 block = self.model.get_submodule(path)
                 self._forwards[path] = block.forward
@@ -106,45 +123,73 @@ class Walk:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for journey in self._journeys.values():
-            if journey:
-                journey.throw(GreenletExit)
-        self._journeys.clear()
-        self._waiting.clear()
-        self.spill.close()
-        self._cleanup.close()
+        try:
+            for visit in sorted(self._waiting.values(), key=lambda v: -v.batch):  # what was entered last is left first
+                with visit.modes.active():
+                    self._journeys[visit.batch].throw(GreenletExit)
+        finally:
+            self._journeys.clear()
+            self._waiting.clear()
+            self.spill.close()
+            self._cleanup.close()
 
     def __iter__(self) -> Iterator[Stop]:
         """The stops, in execution order; leaving the loop's body moves the batches on."""
         waiting = self._waiting
         for number, batch in enumerate(self.batches):
             journey = greenlet(self._travel)
+            journey.gr_context = contextvars.copy_context()
             self._journeys[number] = journey
-            self._go_on(number, (number, batch))
+            self._order.note(number, batch)
+            self._go_on(number, (number, batch), Modes.now())
         if not self._journeys:
-            raise PrunusError("batches", "none", "pruning needs at least one calibration batch")
+            raise PrunusError(
+                "batches", "none", "at least one calibration batch is needed (an iterator that was used up gives none)"
+            )
         while waiting:
-            first = next(path for path in self.pending if any(visit.block == path for visit in waiting.values()))
+            first = self._next()
             visits = [visit for visit in waiting.values() if visit.block == first]
             del self.pending[first]
             with self.weights.block(first):
-                stop = Stop(first, visits, self._forwards[first], self.spill, keep_outputs=not self.sequential)
+                stop = Stop(first, visits, self._forwards[first], self.spill, not self.sequential, self._naming)
                 yield stop
                 if not self.pending:
                     return  # nothing after the last block is wanted
                 for visit in visits:
                     del waiting[visit.batch]
-                    self._go_on(visit.batch, (stop.last_output(visit),))
+                    self._go_on(visit.batch, (stop.last_output(visit),), visit.modes)
 
     def _travel(self, number: int, batch: Any) -> None:
-        self.call(self.model, batch)
+        with self._naming(f"batch {number}"):
+            self.call(self.model, batch)
 
-    def _go_on(self, number: int, message: tuple[Any, ...]) -> None:
+    def _next(self) -> str:
+        """The block to stop at next: one that no batch that waits elsewhere will still come to.
+
+        Where all wait at one block there is nothing to ask. Where they do not, such as texts alone beside texts with images,
+        a batch of each kind goes through the model once more to see in which order it passes the blocks.
+        """
+        places = dict.fromkeys(visit.block for visit in self._waiting.values())
+        if len(places) == 1:
+            return next(iter(places))
+        for number in self._waiting:
+            if not self._order.knows(number):
+                with self._order.watching(number), self._naming(f"batch {number}"):
+                    self.call(self.model, self._order.example(number))
+        declared = [path for path in self.pending if path in places]
+        for path in declared:
+            if not any(self._order.comes_to(v.batch, v.block, path) for v in self._waiting.values() if v.block != path):
+                return path
+        return declared[0]
+
+    def _go_on(self, number: int, message: tuple[Any, ...], modes: Modes) -> None:
         """Lets a batch travel to its next stop, or to its end."""
-        reached = self._journeys[number].switch(*message)
+        with modes.active():
+            reached = self._journeys[number].switch(*message)
+            modes = Modes.now()
         if isinstance(reached, tuple):
             path, args, kwargs = reached
-            visit = Visit(number, path, _named(self._forwards[path], args, kwargs), args, kwargs)
+            visit = Visit(number, path, _named(self._forwards[path], args, kwargs), args, kwargs, modes)
             self._put_away(visit)
             self._waiting[number] = visit
 
@@ -160,7 +205,7 @@ class Walk:
     def _stopping(self, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def stop_here(*args: Any, **kwargs: Any) -> Any:
             scheduler = getcurrent().parent
-            if path in self.pending and scheduler is not None:
+            if not self._order.watches(path) and path in self.pending and scheduler is not None:
                 return scheduler.switch((path, args, kwargs))
             with self.weights.block(path):
                 return forward(*args, **kwargs)
@@ -172,17 +217,24 @@ class Stop:
     """All batches that have reached a block."""
 
     def __init__(
-        self, block: str, visits: list[Visit], forward: Callable[..., Any], spill: Spill, keep_outputs: bool = False
+        self,
+        block: str,
+        visits: list[Visit],
+        forward: Callable[..., Any],
+        spill: Spill,
+        keep_outputs: bool = False,
+        naming: Naming = naming_batch,
     ):
         self.block, self.visits = block, visits
         self.keeps_outputs = keep_outputs
-        self._forward, self._spill = forward, spill
+        self._forward, self._spill, self._naming = forward, spill, naming
         self._kept: dict[int, Any] = {}
 
     def run(self, visit: Visit) -> Any:
         """What the block computes, as it is now, for one batch."""
         self._spill.bring_back(visit.args, visit.kwargs)
-        output = self._forward(*visit.args, **visit.kwargs)
+        with visit.modes.active(), self._naming(f"batch {visit.batch} in {self.block}"):
+            output = self._forward(*visit.args, **visit.kwargs)
         if self.keeps_outputs:
             self._kept.setdefault(visit.batch, output)
         return output
@@ -197,7 +249,8 @@ class Stop:
         self._spill.bring_back(visit.args, visit.kwargs)
         output = self._kept.pop(visit.batch, None) if self.keeps_outputs else None
         if output is None:
-            output = self._forward(*visit.args, **visit.kwargs)
+            with visit.modes.active():
+                output = self._forward(*visit.args, **visit.kwargs)
         visit.args, visit.kwargs, visit.arguments = (), {}, {}
         return output
 

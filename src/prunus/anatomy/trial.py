@@ -1,0 +1,150 @@
+"""Trial runs: whether a module computes what a layout says, tried on a small copy of it that carries no hooks.
+
+The copy keeps the module's outer widths and has a handful of hidden neurons with random weights. It costs next to
+nothing whatever the size of the model, and it also proves that the module reads its hidden width off its layers,
+which is what narrowing relies on.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunus.anatomy.catalog import Mlp
+
+NEURONS = 5
+"""Hidden neurons of the copy: none of the sizes that models have, so that a width written down somewhere shows."""
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class MisfitError(Exception):
+    """A layout does not describe a module; the message says why."""
+
+
+def linear_at(module: nn.Module, path: str) -> nn.Linear:
+    """The linear layer of a module at a path.
+
+    Raises:
+        MisfitError: there is none, or one whose weight cannot be cut: wrapped by an adapter, quantised, reparametrised.
+    """
+    try:
+        found = module.get_submodule(path)
+    except AttributeError:
+        raise MisfitError(f"it has no {path}") from None
+    if hasattr(found, "base_layer"):
+        raise MisfitError(
+            f"its {path} is {_qualified(found)}, which wraps the layer in an adapter; merge the adapter first "
+            "(merge_and_unload)"
+        )
+    if not isinstance(found, nn.Linear):
+        raise MisfitError(f"its {path} is {_qualified(found)}, not a linear layer")
+    if not isinstance(found._parameters.get("weight"), Tensor):
+        raise MisfitError(
+            f"its {path} computes its weight from other parameters; make it an ordinary one first "
+            "(prune.remove, remove_parametrizations)"
+        )
+    if not found.weight.is_floating_point():
+        raise MisfitError(f"its {path} is quantised: its weight is {str(found.weight.dtype).removeprefix('torch.')}")
+    if found.weight.ndim != 2:
+        raise MisfitError(f"the weight of its {path} has {found.weight.ndim} dimensions, not 2: is it sharded?")
+    return found
+
+
+def keeps_zero(module: nn.Module, path: str) -> bool:
+    """Whether the activation at a path maps 0 to 0, so that a neuron that is masked before it is silent.
+
+    Raises:
+        MisfitError: there is none.
+    """
+    head, _, name = path.rpartition(".")
+    activation: Callable[[Tensor], Tensor] | None = getattr(without_hooks(module.get_submodule(head)), name, None)
+    if activation is None:
+        raise MisfitError(f"it has no {path}")
+    with torch.no_grad():
+        return bool(activation(torch.zeros(1)).abs().max() == 0)
+
+
+def prove_mlp(module: nn.Module, layout: Mlp) -> None:
+    """Tries whether a module computes exactly the MLP that `layout` describes.
+
+    Raises:
+        MisfitError: it does not, or it cannot be tried.
+    """
+    names = [name for name in (layout.up, layout.gate, layout.down) if name is not None]
+    layers = {name: linear_at(module, name) for name in names}
+    copy = without_hooks(module)
+    activation = getattr(copy, layout.activation or "act_fn", None)
+    if activation is None:
+        raise MisfitError(f"it has no {layout.activation or 'act_fn'}")
+    own = sum(1 if layer.bias is None else 2 for layer in layers.values())
+    if len(list(module.parameters())) != own or list(module.buffers()):
+        raise MisfitError("it has weights besides those of an MLP")
+    generator = torch.Generator().manual_seed(0)
+    for name, layer in layers.items():
+        rows, columns = layer.weight.shape
+        rows, columns = (rows, NEURONS) if name == layout.down else (NEURONS, columns)
+        weight = torch.randn(rows, columns, generator=generator, dtype=torch.float32) / columns**0.5
+        bias = None if layer.bias is None else torch.randn(rows, generator=generator, dtype=torch.float32)
+        copy.get_submodule(name).__dict__["_parameters"] = {"weight": weight, "bias": bias}
+    x = torch.randn(2, 3, layers[layout.up].weight.shape[1], generator=generator, dtype=torch.float32)
+
+    def apply(name: str, value: Tensor) -> Tensor:
+        weights = copy.get_submodule(name)._parameters
+        return F.linear(value, weights["weight"], weights["bias"])  # type: ignore[arg-type]
+
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            hidden = apply(layout.up, x)
+            hidden = activation(hidden) if layout.gate is None else activation(apply(layout.gate, x)) * hidden
+            expected, found = apply(layout.down, hidden), copy(x)
+            proved = isinstance(found, Tensor) and torch.allclose(found, expected, atol=1e-5)
+    except Exception as error:  # a stranger's forward may raise anything
+        raise MisfitError(f"a trial run of it failed ({type(error).__name__}: {error})") from None
+    if not proved:
+        raise MisfitError("a trial run of it does not give what an MLP of its layers gives")
+
+
+def without_hooks(module: ModuleT) -> ModuleT:
+    """A copy of a module in evaluation mode, without any hook of it or its children; tensors are shared.
+
+    Hooks are all of torch's and those by which accelerate moves weights.
+    """
+    twin = object.__new__(type(module))
+    state = dict(vars(module))
+    state |= {name: value for name, value in vars(nn.Module()).items() if name.endswith(_HOOKS)}
+    state["training"] = False
+    state.pop("_compiled_call_impl", None)
+    state.pop("_hf_hook", None)
+    forward = state.pop("_old_forward", state.pop("forward", None))
+    if forward is not None:
+        state["forward"] = _rebound(forward, module, twin)
+    state["_parameters"], state["_buffers"] = dict(module._parameters), dict(module._buffers)
+    state["_modules"] = {
+        name: None if child is None else without_hooks(child) for name, child in module._modules.items()
+    }
+    vars(twin).update(state)
+    return twin
+
+
+_HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
+
+
+def _rebound(forward: Any, old: nn.Module, new: nn.Module) -> Any:
+    """A forward that was set on one module, for another one."""
+    if isinstance(forward, MethodType) and forward.__self__ is old:
+        return MethodType(forward.__func__, new)
+    if isinstance(forward, functools.partial) and forward.args[:1] == (old,):
+        return functools.partial(forward.func, new, *forward.args[1:], **forward.keywords)
+    return forward
+
+
+def _qualified(module: nn.Module) -> str:
+    """The type of a module and where it comes from: `peft.tuners.lora.layer.Linear`."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
