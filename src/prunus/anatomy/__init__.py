@@ -4,6 +4,7 @@ from prunus.anatomy.discover import anatomy, tower_of
 from prunus.anatomy.matrices import (
     ADAPTER,
     CONNECTOR,
+    MEANT_DENSE,
     LeftDense,
     Matrix,
     Place,
@@ -20,6 +21,26 @@ from prunus.anatomy.matrices import (
 from prunus.anatomy.units import Anatomy, Site, Unit, Unmapped, linears
 
 __all__ = [
-    "ADAPTER", "CONNECTOR", "Anatomy", "LeftDense", "Matrix", "Place", "Site", "Survey", "Unit", "Unmapped", "anatomy", "by_block",
-    "by_parameter", "choose", "linears", "matrices", "place_of", "sharing", "survey", "tower_of", "weight_of",
+    "ADAPTER",
+    "CONNECTOR",
+    "MEANT_DENSE",
+    "Anatomy",
+    "LeftDense",
+    "Matrix",
+    "Place",
+    "Site",
+    "Survey",
+    "Unit",
+    "Unmapped",
+    "anatomy",
+    "by_block",
+    "by_parameter",
+    "choose",
+    "linears",
+    "matrices",
+    "place_of",
+    "sharing",
+    "survey",
+    "tower_of",
+    "weight_of",
 ]  # fmt: skip

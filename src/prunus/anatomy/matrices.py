@@ -175,7 +175,7 @@ def _why_dense(
     if reason is None and not is_layer and _transposed(module, parameter) is None:
         kind = type(module).__name__
         if isinstance(module, nn.Embedding | nn.modules.conv._ConvNd):
-            return f"{kind}: no linear map"
+            return f"{NO_MAP} ({kind})"
         return f"parameter of {kind}: no layout in the catalog names it"
     return reason
 
@@ -188,7 +188,7 @@ def _why_part_is_dense(module: nn.Module, parents: Sequence[tuple[nn.Module, str
         return REPARAMETRISED
     opaque = next((OPAQUE[type(one).__name__] for one in around[:2] if type(one).__name__ in OPAQUE), None)
     if opaque is None and _is_router(module, parents):
-        return "router: it decides where tokens go"
+        return ROUTER
     return opaque
 
 
@@ -205,6 +205,10 @@ def _special_type(parameter: Tensor) -> str | None:
 
 ADAPTER = "adapter: merge it into the weights first (merge_and_unload)"
 REPARAMETRISED = "reparametrised (torch.nn.utils): make the weight permanent first"
+NO_MAP = "no linear map"
+ROUTER = "router: it decides where tokens go"
+MEANT_DENSE = (NO_MAP, ROUTER)
+"""How the reasons begin for which nobody expects a weight to be pruned."""
 ROUTERS = re.compile(r"Router|Gating|MoEGate|MoeGate")
 """Types of modules that send tokens to experts."""
 ROUTER_NAMES = ("router", "shared_expert_gate", "shared_experts_gate")

@@ -12,7 +12,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from prunus.anatomy import ADAPTER, Matrix, by_block, choose, survey
+from prunus.anatomy import ADAPTER, MEANT_DENSE, Matrix, by_block, choose, survey
 from prunus.batches import calls_the_model, checked, input_device
 from prunus.errors import PrunusError
 from prunus.plan import DensePart, MatrixPlan, SparsityPlan, uniform
@@ -29,8 +29,6 @@ from prunus.unstructured.statistics import InputStatistics
 from prunus.unstructured.walk import Call, Stop, Walk, Weights
 
 logger = logging.getLogger(__name__)
-WORTH_A_WARNING = 0.01
-"""Share of the weights in the blocks that is left dense."""
 
 
 class WalkOptions(Typed):
@@ -206,9 +204,8 @@ def carry_out(
             "left_dense": {**plan.left_dense, **unused},
         }
     )
-    shares = record.dense_shares
-    level = logging.WARNING if sum(shares.values()) >= WORTH_A_WARNING else logging.INFO
-    for reason, share in shares.items():
+    for reason, share in record.dense_shares.items():
+        level = logging.INFO if reason.startswith(MEANT_DENSE) else logging.WARNING
         logger.log(level, "%.2f %% of the weights in the blocks stay dense: %s", 100 * share, reason)
     return record
 
