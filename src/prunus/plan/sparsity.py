@@ -49,11 +49,6 @@ class MatrixPlan(BaseModel):
     def sparsity(self) -> float:
         return self.pruned / self.weights
 
-    @property
-    def due(self) -> int:
-        """Weights that go when this is carried out, also again, from a record."""
-        return self.pruned if self.asked is None else self.asked
-
 
 class DensePart(BaseModel):
     """A weight inside the blocks that no pruner takes."""

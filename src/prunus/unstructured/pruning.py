@@ -123,7 +123,8 @@ def settle(
         plan.check(name, candidates)
         pattern = method.nofm
         if pattern is not None and any(
-            abs(m.due / m.weights - pattern.sparsity) > 1e-9 for m in plan.matrices.values()
+            abs((m.pruned if m.asked is None else m.asked) / m.weights - pattern.sparsity) > 1e-9
+            for m in plan.matrices.values()
         ):
             raise PrunusError(
                 "plan",
@@ -198,7 +199,7 @@ def carry_out(
             "model": type(model).__name__,
             "calibration": batches.summary(sequential=options.sequential, bf16=options.bf16),
             "matrices": {
-                name: MatrixPlan(**{**matrix.model_dump(), "pruned": achieved[name], "asked": matrix.due})
+                name: MatrixPlan(**{**matrix.model_dump(), "pruned": achieved[name], "asked": matrix.pruned})
                 for name, matrix in carried_out.items()
             },
             "left_dense": {**plan.left_dense, **unused},
@@ -226,7 +227,7 @@ def prune_block(
         if method.needs and matrix.is_expert and matrix.name not in known:
             continue
         weight = matrix.view(model)
-        quota = method.quota(plan.matrices[matrix.name].due)
+        quota = method.quota(plan.matrices[matrix.name].pruned)
         zeros_RC = weight == 0 if keep_zeros else None
         statistics = known.get(matrix.name) or InputStatistics(matrix.columns, method.needs)
         with torch.autocast(weight.device.type, enabled=False):
