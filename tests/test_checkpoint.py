@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from prunus import Plan, PrunusError, extract, plan_of
-from prunus.checkpoint.narrowed import PrunusConfig
+from prunus.plan.record import records_of
 from tests.families import FAMILIES, build
 from tests.test_equivalence import outputs, random_plan
 
@@ -71,18 +71,6 @@ def test_a_new_process_gets_the_same_bits(name: str, tmp_path) -> None:
             assert torch.equal(results[str(index)], tensor)
 
 
-@pytest.mark.long
-def test_without_prunus_transformers_names_the_method(tmp_path) -> None:
-    small, _ = narrowed("bert")
-    small.save_pretrained(tmp_path / "model")
-    script = "import sys, transformers; transformers.BertForMaskedLM.from_pretrained(sys.argv[1])"
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "model")], capture_output=True, text=True, check=False
-    )
-    assert done.returncode != 0
-    assert "got prunus" in done.stderr
-
-
 def test_auto_classes_load_it_too(tmp_path) -> None:
     small, _ = narrowed("llama")
     small.save_pretrained(tmp_path)
@@ -138,8 +126,8 @@ def test_a_damaged_plan_in_the_config_is_named(tmp_path) -> None:
     small.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
-    unit = next(iter(config["quantization_config"]["plan"]["units"]))
-    config["quantization_config"]["plan"]["units"][unit]["kept"] = "9999"
+    unit = next(iter(config["prunus"]["units"]))
+    config["prunus"]["units"][unit]["kept"] = "9999"
     path.write_text(json.dumps(config))
     with pytest.raises(PrunusError, match=r"config\.json"):
         type(small).from_pretrained(tmp_path)
@@ -161,4 +149,5 @@ def test_the_dense_model_is_left_alone() -> None:
     before = {key: tensor.clone() for key, tensor in case.model.state_dict().items()}
     extract(case.model, random_plan(case.model, 0))
     assert all(torch.equal(tensor, before[key]) for key, tensor in case.model.state_dict().items())
-    assert not isinstance(getattr(case.model.config, "quantization_config", None), PrunusConfig)
+    assert plan_of(case.model) is None
+    assert not records_of(case.model.config)

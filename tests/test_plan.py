@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunus import Plan, PrunusError
+from prunus import Plan, PrunusError, SparsityPlan
 from prunus.plan import UnitPlan
 from prunus.plan.channels import decode_channels, encode_channels
 
@@ -34,7 +35,7 @@ def test_a_plan_survives_its_file(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("kept", "message"),
-    [("", "at least one"), ("3,1", "sorted"), ("0-9", "0..7"), ("1,1", "sorted"), ("x", "invalid literal")],
+    [("", "at least one"), ("3,1", "sorted"), ("0-9", "0..7"), ("1,1", "sorted"), ("x", "no range of channels")],
 )
 def test_a_damaged_plan_names_the_file_and_the_unit(tmp_path, kept: str, message: str) -> None:
     data = plan().model_dump(mode="json")
@@ -61,3 +62,39 @@ def test_two_plans_compose() -> None:
     assert combined.units["a"] == UnitPlan(channels=8, kept=(0, 5))
     assert combined.units["b"] == plan().units["b"]
     assert combined.ratio == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "0-99999999999",
+        "5-2",
+        "0,0",
+        "3,1",
+        "a",
+        "-1",
+        "1-",
+        "0-3-5",
+        "9" * 5000,
+        "²",
+        "0-4194304",
+        [0.5],
+        [[1]],
+        7,
+        None,
+    ],
+)
+def test_channels_are_bounded_before_they_are_built(kept: object) -> None:
+    data = {"model": "M", "ratio": 0.5, "units": {"unit": {"channels": 8, "kept": kept}}}
+    with pytest.raises(PrunusError, match="damaged"):
+        Plan.parse(data, "plan.json")
+    with pytest.raises(PrunusError, match="damaged"):
+        Plan.parse(json.dumps(data), "plan.json")
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"[]", b"{", b'{"a": ' * 10_000, b"NaN"])
+def test_damaged_plan_files_are_refused(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_bytes(data)
+    for kind in (Plan, SparsityPlan):
+        with pytest.raises(PrunusError, match="damaged"):
+            kind.load(tmp_path / "plan.json")

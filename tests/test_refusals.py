@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,19 @@ import transformers as tf
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
-from prunus import ECoFLaP, Magnitude, PrunusError, SparseGPT, WalkOptions, Wanda, allocate, prune, sparsity_of
+from prunus import (
+    ECoFLaP,
+    Magnitude,
+    PrunusError,
+    SparseGPT,
+    WalkOptions,
+    Wanda,
+    allocate,
+    prune,
+    prune_folder,
+    sparsity_of,
+)
+from prunus.cli import main
 from prunus.undo import Undo
 from prunus.unstructured.walk import Walk
 from tests.families import build
@@ -276,3 +289,45 @@ def test_undo_puts_back_views_and_moved_parameters() -> None:
         next(fail())
     assert torch.equal(base, before)
     assert torch.equal(moved, was)
+
+
+def test_a_folder_that_is_refused_leaves_nothing_and_one_that_was_interrupted_stays(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path / "dense")
+    good = {"input_ids": ids()}
+    for batches in (good, [good, {"input_ids": ids() + 1000}], [good, "text"]):
+        with pytest.raises(PrunusError, match="batches"):
+            prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), batches, options=QUIET)
+        assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+    def interrupted() -> Iterator[dict[str, Tensor]]:
+        yield good
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), interrupted(), options=QUIET)
+    assert (tmp_path / "out.partial").exists()
+    assert prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), [good], options=QUIET).sparsity == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ([], "cannot be evaluated on it"),
+        (["--task", '{"name": "text", "evaluation": "TEXT"}'], "cannot be evaluated on it"),  # it has no tokenizer
+        (["--task", '{"name": "text", "evaluation": "/nowhere"}'], "no such file"),
+        (["--tasks", "arc_easy"], "lm-eval"),
+    ],
+)
+def test_evaluation_that_is_not_possible_is_one_line_and_status_2(
+    options: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llama().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("once upon a time")
+    options = [option.replace("TEXT", str(tmp_path / "text.txt")) for option in options]
+    monkeypatch.setattr("sys.argv", ["prunus", "evaluate", str(tmp_path / "model"), *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "Traceback" not in said
+    assert reason in " ".join(said.split())

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
 
 from prunus import PrunusError, Search, SearchCallback, UPop, anatomy, extract
@@ -196,10 +199,16 @@ def test_saved_state_continues_bit_for_bit(tmp_path) -> None:
     assert search.plan() == whole.plan()
     assert search.course == whole.course
     with pytest.raises(PrunusError, match="another search"):
-        Search(case.model, UPop(ratio=0.4), 6).load(tmp_path / "state.safetensors")
-    (tmp_path / "broken.safetensors").write_bytes(b"no")
-    with pytest.raises(PrunusError, match=r"broken\.safetensors"):
-        Search(case.model, method, 6).load(tmp_path / "broken.safetensors")
+        Search(fresh().model, UPop(ratio=0.4), 6).load(tmp_path / "state.safetensors")
+    with pytest.raises(PrunusError, match="another model"):
+        Search(build("bert", 4).model, method, 6).load(tmp_path / "state.safetensors")
+    data, broken = (tmp_path / "state.safetensors").read_bytes(), tmp_path / "broken.safetensors"
+    for damaged in (b"no", data[: len(data) // 2], b"", data[:8] + b"x" + data[9:]):
+        broken.write_bytes(damaged)
+        with pytest.raises(PrunusError, match=r"broken\.safetensors"):
+            Search(fresh().model, method, 6).load(broken)
+    with pytest.raises(PrunusError, match=r"absent\.safetensors"):
+        search.load(tmp_path / "absent.safetensors")
 
 
 class _Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -222,7 +231,8 @@ def _trainer(folder: Any, method: UPop, **arguments: Any) -> tuple[Trainer, Sear
         "output_dir": str(folder), "max_steps": 6, "per_device_train_batch_size": 2, "learning_rate": 1e-2,
         "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no", "use_cpu": True,
     } | arguments  # fmt: skip
-    return Trainer(model, TrainingArguments(**settings), train_dataset=_Rows(), callbacks=[callback]), callback
+    data = _Rows()
+    return Trainer(model, TrainingArguments(**settings), None, data, data, callbacks=[callback]), callback
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -274,6 +284,65 @@ def test_the_trainer_resumes_a_search_bit_for_bit(tmp_path) -> None:
     assert all(torch.equal(tensor, state[key]) for key, tensor in whole.model.state_dict().items())
 
 
+def test_a_resumed_search_goes_on_from_its_own_checkpoint_wherever_that_lies(tmp_path) -> None:
+    method = UPop(ratio=0.4, interval=1)
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    whole, first = _trainer(tmp_path / "whole", method, **saving)
+    whole.train()
+    other, _ = _trainer(tmp_path / "other", method, learning_rate=0.05, **saving)
+    other.train()
+    (tmp_path / "whole" / "checkpoint-3").rename(tmp_path / "moved")
+    for folder in ("new", "other"):
+        again, second = _trainer(tmp_path / folder, method)
+        again.train(resume_from_checkpoint=str(tmp_path / "moved"))
+        assert second.plan() == first.plan()
+        assert second.search.course == first.search.course  # type: ignore[union-attr]
+
+    plain = Trainer(build("llama", 4).model, other.args, train_dataset=_Rows())
+    plain.args.output_dir = str(tmp_path / "plain")
+    plain.train()
+    again, _ = _trainer(tmp_path / "plain", method)
+    with pytest.raises(PrunusError, match="holds no state of a search"):
+        again.train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-3"))
+
+
+def test_a_finished_script_that_runs_again_ends_with_the_same(tmp_path) -> None:
+    method = UPop(ratio=0.4, interval=1)
+    once, first = _trainer(tmp_path, method, save_strategy="steps", save_steps=3)
+    once.train()
+    folders = sorted(path.name for path in tmp_path.iterdir())
+    for _ in range(2):
+        again, second = _trainer(tmp_path, method, save_strategy="steps", save_steps=3)
+        again.train(resume_from_checkpoint=True)
+        assert second.plan() == first.plan()
+        assert again.state.global_step == 6
+        state = again.model.state_dict()
+        assert all(torch.equal(tensor, state[key]) for key, tensor in once.model.state_dict().items())
+        assert sorted(path.name for path in tmp_path.iterdir()) == folders
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}, "retrain the extracted"),
+        ({"torch_compile": True}, "compiled code"),
+    ],
+)
+def test_trainer_settings_that_would_spoil_a_plan_are_refused_when_the_trainer_is_made(
+    tmp_path, settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(PrunusError, match=words):
+        _trainer(tmp_path, UPop(ratio=0.4), **settings)
+
+
+def test_a_callback_that_the_trainer_would_replace_says_so(tmp_path) -> None:
+    method = UPop(ratio=0.4, interval=1)
+    _trainer(tmp_path, method, save_strategy="steps", save_steps=3)[0].train()
+    again, _ = _trainer(tmp_path, method, restore_callback_states_from_checkpoint=True)
+    with pytest.raises(PrunusError, match="restore_callback_states_from_checkpoint"):
+        again.train(resume_from_checkpoint=True)
+
+
 def test_clipping_comes_back_after_an_interruption(tmp_path) -> None:
     class Stop(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -308,10 +377,109 @@ def test_gradients_that_are_not_finite_or_never_come_are_named() -> None:
     case.model.zero_grad()
     with pytest.raises(PrunusError, match="after backward"):
         search.step()
-    case.model.get_submodule(unit.path).requires_grad_(False)
+
+
+@pytest.mark.parametrize("parameter", ["weight", "bias"])
+def test_units_that_are_frozen_in_part_are_refused_by_name(parameter: str) -> None:
+    """The gradient of a gate is the sum over all that it multiplies; without one of them it is another number."""
+    case = build("vit", 2)
+    search = Search(case.model, UPop(ratio=0.5), 4)
+    unit = search.units[0]
+    frozen = f"{unit.path}.{unit.producers[-1].linear}.{parameter}"
+    steps(search, case, 1)
+    case.model.get_parameter(frozen).requires_grad_(False)
     with pytest.raises(PrunusError, match="frozen") as caught:
         steps(search, case, 4)
     assert caught.value.value == unit.name
+    search.close()
+    with pytest.raises(PrunusError, match=f"{frozen} is frozen") as caught:
+        Search(case.model, UPop(ratio=0.5), 4)
+    assert caught.value.value == unit.name
+    Search(case.model, UPop(ratio=0.5, exclude=(unit.name,)), 4)
+
+
+def test_models_that_cannot_be_watched_are_refused_before_the_first_step() -> None:
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(build("llama", 0).model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(PrunusError, match="only its adapters train"):
+        Search(adapted, UPop(ratio=0.5), 2).step()
+    every = peft.get_peft_model(build("llama", 0).model, peft.LoraConfig(r=2, target_modules="all-linear"))
+    compiled = build("vit", 0).model
+    compiled.compile()
+    with torch.device("meta"):
+        absent = ViTForImageClassification(ViTConfig(num_hidden_layers=1))
+    searched = build("vit", 0).model
+    open_search = Search(searched, UPop(ratio=0.5), 1)
+    for model, words in (
+        (every, "lora.layer.Linear"), (compiled, "compile"), (torch.compile(build("vit", 0).model), "compile"),
+        (nn.DataParallel(build("vit", 0).model), "torchrun"), (absent, "not in memory"), (searched, "another search"),
+    ):  # fmt: skip
+        with pytest.raises(PrunusError, match=words):
+            Search(model, UPop(ratio=0.5), 1)
+    open_search.close()
+    Search(searched, UPop(ratio=0.5), 1)
+
+
+def test_sharded_weights_are_refused_and_replicas_of_processes_are_looked_through(tmp_path) -> None:
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        case = build("llama", 0)
+        search = Search(nn.parallel.DistributedDataParallel(case.model), UPop(ratio=0.5, interval=1), 1)
+        assert search.model is case.model
+        steps(search, case, 1)
+        extract(case.model, search.plan())
+        sharded = build("llama", 0).model
+        fully_shard(sharded.model.layers[0], mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(PrunusError, match="sharded"):
+            Search(sharded, UPop(ratio=0.5), 1)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_loss_scaler_changes_nothing() -> None:
+    scores = {}
+    for kind in ("plain", "scaled", "unscaled"):
+        case = build("vit", 2)
+        search = Search(case.model, UPop(ratio=0.5, interval=1), 3)
+        optimizer = torch.optim.SGD(case.model.parameters(), lr=1e-3)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1, enabled=kind != "plain")
+        for _ in range(3):
+            scaler.scale(loss_of(case)).backward()
+            if kind == "unscaled":
+                scaler.unscale_(optimizer)
+            search.step(scaler=scaler)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        scores[kind] = search.scores
+    for kind in ("scaled", "unscaled"):
+        for name, score in scores["plain"].items():
+            torch.testing.assert_close(scores[kind][name], score, rtol=1e-3, atol=1e-5)
+
+
+def test_a_step_that_the_loss_scaler_skips_counts_and_adds_nothing() -> None:
+    case = build("vit", 2)
+    search, scaler = Search(case.model, UPop(ratio=0.5, interval=1), 3), torch.amp.GradScaler("cpu")
+    scaler.scale(loss_of(case)).backward()
+    search.step(scaler=scaler)
+    before = {name: score.clone() for name, score in search.scores.items()}
+    case.model.get_submodule(search.units[1].linear_paths[0]).weight.grad[0, 0] = math.inf
+    search.step(scaler=scaler)
+    assert search.steps_done == 2
+    assert all(torch.equal(score, before[name]) for name, score in search.scores.items())
+
+
+def test_gradients_that_are_never_finite_give_no_plan() -> None:
+    case = build("vit", 2)
+    search, scaler = Search(case.model, UPop(ratio=0.5, interval=1), 2), torch.amp.GradScaler("cpu")
+    (loss_of(case) * math.nan).backward()
+    search.step(scaler=scaler)
+    assert not search.course
+    with pytest.raises(PrunusError, match="every step"):
+        search.step(scaler=scaler)
+    with pytest.raises(PrunusError, match="the ratio is not reached"):
+        search.plan()
 
 
 def test_the_published_cut_refuses_what_it_ignores() -> None:

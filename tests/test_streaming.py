@@ -169,7 +169,7 @@ def test_damaged_and_absent_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(PrunusError, match=r"model\.safetensors"):
         prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), batches)
     weights.unlink()
-    with pytest.raises(PrunusError, match=r"no file named model\.safetensors"):
+    with pytest.raises(PrunusError, match=r"no \*\.safetensors"):
         prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), batches)
     assert not list(tmp_path.glob("out*"))
 
@@ -454,3 +454,52 @@ def test_autocast_is_that_of_the_device_the_blocks_run_on(tmp_path: Path, monkey
     options = WalkOptions(progress=False, bf16=True)
     with pytest.raises(StoppedError, match="cuda"):
         prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), [], device="cuda", options=options)
+
+
+def test_one_block_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of the rest, what passed since the last stop: the embedding is gone when the second block runs."""
+    from prunus.checkpoint.on_use import OnUse
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 4, "intermediate_size": 24}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=300, tie_word_embeddings=False))
+    model.save_pretrained(tmp_path / "dense")
+    block = sum(p.nbytes for p in model.model.layers[0].parameters())
+    peak, fill, known = 0, OnUse.fill, set()
+
+    def watched(self, parameter):
+        nonlocal peak
+        fill(self, parameter)
+        known.add(parameter)
+        peak = max(peak, sum(p.untyped_storage().nbytes() for p in known))
+
+    monkeypatch.setattr(OnUse, "fill", watched)
+    prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), IDS * 3, options=QUIET)
+    assert len(known) > 4 * 7
+    assert peak <= max(block, model.model.embed_tokens.weight.nbytes)
+    assert all(p.untyped_storage().nbytes() == 0 for p in known)
+
+
+def test_folders_that_cannot_be_pruned_are_named(tmp_path: Path) -> None:
+    tiny_llama(tmp_path / "dense")
+    tiny_llama(tmp_path / "other")
+
+    def refused(match: str) -> None:
+        with pytest.raises(PrunusError, match=match):
+            prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), IDS, options=QUIET)
+        assert not list(tmp_path.glob("out*"))
+
+    config = tmp_path / "dense/config.json"
+    whole = config.read_text()
+    config.write_text(json.dumps({**json.loads(whole), "quantization_config": {"quant_method": "awq", "bits": 4}}))
+    refused("quantised .awq")
+    config.write_text(whole)
+    (tmp_path / "dense/adapter_config.json").write_text("{}")
+    refused("adapter")
+    (tmp_path / "dense/adapter_config.json").unlink()
+    (tmp_path / "dense/model.safetensors").unlink()
+    names = dict.fromkeys(load_file(tmp_path / "other/model.safetensors"), "../other/model.safetensors")
+    (tmp_path / "dense/model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    refused("outside|no file of the folder")
+    shutil.rmtree(tmp_path / "dense")
+    refused("no such folder")

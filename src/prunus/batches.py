@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, refusing
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -142,19 +142,9 @@ def _fault_of(name: str, tensor: Tensor) -> tuple[str, str] | None:
     return None
 
 
-@contextmanager
-def naming_batch(which: str = "batch") -> Iterator[None]:
-    """While the context is open, what a model raises about its inputs becomes a refusal of the batch; memory that is not
-    there, and what is a refusal already, go through."""
-    try:
-        yield
-    except (PrunusError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        reason = str(error).strip().split("\n", maxsplit=1)[0] or "no reason given"
-        raise PrunusError(
-            "batches", which, f"the model cannot run it: {type(error).__name__}: {reason[:300]}"
-        ) from error
+def naming_batch(which: str = "batch") -> AbstractContextManager[None]:
+    """While the context is open, what a model raises about its inputs becomes a refusal of the batch."""
+    return refusing("batches", which, "the model cannot run it")
 
 
 def calls_the_model(call: Callable[..., object] | None) -> bool:

@@ -12,14 +12,41 @@ from prunus.errors import PrunusError
 Batch = dict[str, Any]
 
 
+CHARACTERS = 8
+"""More than one token has, on average, of any text that a tokenizer was made for."""
+
+
 def text_batches(tokenizer: Any, text: str, samples: int = 128, length: int = 512, batch_size: int = 4) -> list[Batch]:
     """Windows of one long text, spread evenly over it: `input_ids` (batch_size, length), without padding.
+
+    A text of many times the length that is asked for is not tokenised as a whole: windows begin at words that are evenly far
+    apart. Of a shorter one they are `spread(text_windows(…))`, which is also there for those who want that of any text.
 
     Raises:
         PrunusError: the text is too short.
     """
-    windows = text_windows(tokenizer, text, length)
-    return [{"input_ids": ids} for ids in torch.split(spread(windows, samples), batch_size)]
+    if samples < 1 or length < 1 or batch_size < 1:
+        raise PrunusError("samples", (samples, length, batch_size), "take at least one sample of one token in a batch")
+    windows = _windows_of_words(tokenizer, text, samples, length)
+    if windows is None:
+        windows = spread(text_windows(tokenizer, text, length), samples)
+    return [{"input_ids": ids} for ids in torch.split(windows, batch_size)]
+
+
+def _windows_of_words(tokenizer: Any, text: str, samples: int, length: int) -> torch.Tensor | None:
+    """Windows at evenly spaced words, (samples, length); None if that would read a good part of the text."""
+    apart, enough = len(text) // samples, CHARACTERS * length
+    if apart < 4 * enough:
+        return None
+    windows = []
+    for sample in range(samples):
+        start = sample * apart
+        start += next((place for place, c in enumerate(text[start : start + enough]) if c.isspace()), 0) if start else 0
+        tokens = text_tokens(tokenizer, text[start : start + enough])
+        if len(tokens) <= length:  # the last token may be a part of one
+            return None
+        windows.append(tokens[:length])
+    return torch.stack(windows)
 
 
 def text_windows(tokenizer: Any, text: str, length: int) -> torch.Tensor:

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from prunus.anatomy import anatomy
-from prunus.checkpoint import bare_model, plan_of
+from prunus.checkpoint import bare_model, local_folder, plan_of
+from prunus.checkpoint.checksums import verify
 from prunus.errors import PrunusError
 from prunus.recipe import Recipe, demo_recipe, load_recipe
 from prunus.report import Report, format_metric, terminal_table, write_report
@@ -61,9 +62,16 @@ def _table(report: Report) -> object:
 
 @app.command()
 def inspect(
-    model: str, units: Annotated[bool, typer.Option("--units", help="List every unit by its name.")] = False
+    model: str,
+    units: Annotated[bool, typer.Option("--units", help="List every unit by its name.")] = False,
+    verified: Annotated[bool, typer.Option("--verify", help="Compare the weights with their checksums.")] = False,
 ) -> None:
     """What MODEL (hub id, folder or config file) is made of: towers, blocks, units, costs. Reads no weights."""
+    if verified:
+        known = verify(local_folder(model))
+        typer.echo(
+            "weights and config are as they were saved" if known else "the folder has no checksums: nothing to compare"
+        )
     with torch.device("meta"):
         built = bare_model(model)
     plan, sparsity = plan_of(built), sparsity_of(built)
@@ -81,7 +89,7 @@ def inspect(
         total = sum(unit.channels for unit in plan.units.values())
         typer.echo(
             f"\nnarrowed by prunus: {plan.ratio:.2%} of the searched units' cost removed, {kept:,} of {total:,} channels kept; "
-            "the table shows the dense model"
+            "the table shows what is left"
         )
 
 
@@ -92,8 +100,8 @@ def evaluate(
     tasks: Annotated[
         str | None, typer.Option(help="Tasks of lm-evaluation-harness instead, such as mmlu,arc_easy (extra `eval`).")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Evaluate this many items only.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Batch for the memory measurement, and of the harness.")] = 16,
+    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate this many items only.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch for the memory measurement, and of the harness.")] = 16,
     json_path: Annotated[
         str | None, typer.Option("--json", help="Write the figures here; - is standard output.")
     ] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,11 @@ from prunus.errors import PrunusError
 
 IGNORED = -100
 """The label of a position that no loss counts."""
+
+PLACEHOLDER = re.compile(
+    r"(image|video|audio|vision|visual|speech|frame)(_[a-z]+)*_token_(id|index)|(boi|eoi|boa|eoa)_token_(id|index)"
+)
+"""Names in a config of tokens that stand where images, videos or sounds are put in, begin or end."""
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """The training loss of a model on a batch, a scalar."""
@@ -37,7 +43,7 @@ def own_loss(model: nn.Module, batch: Any) -> Tensor:
     """The model's own training loss: next tokens for decoders, contrastive for CLIP, whatever `labels` mean elsewhere.
 
     A batch without labels gets them where that is common use: a model with `return_loss` (CLIP, SigLIP) needs none, and
-    for a causal decoder they are the tokens themselves, without padding.
+    for a causal decoder they are its `text_targets`.
 
     Raises:
         PrunusError: the model returns no loss.
@@ -69,6 +75,28 @@ def own_prediction(model: nn.Module, batch: Any) -> Prediction:
     )  # fmt: skip
 
 
+def text_targets(config: Any, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Labels of a decoder that reads these tokens, (B, T): the tokens themselves, but for padding and for those that only hold
+    the place of an image, a video or a sound.
+
+    Args:
+        config: of the model.
+        ids: (B, T).
+        mask: (B, T), zero at padding; None has none.
+    """
+    hidden = torch.isin(ids, torch.tensor(placeholders(config), device=ids.device))
+    if mask is not None and mask.shape == ids.shape:
+        hidden |= mask == 0
+    return ids.masked_fill(hidden, IGNORED)
+
+
+def placeholders(config: Any) -> list[int]:
+    """Ids of the tokens that hold the place of an image, a video or a sound, or mark its beginning and end."""
+    parts = [part for part in (config, getattr(config, "text_config", None)) if part is not None]
+    named = [value for part in parts for name, value in vars(part).items() if PLACEHOLDER.fullmatch(name)]
+    return [value for value in named if isinstance(value, int)]
+
+
 def next_tokens(loss: Tensor, logits_BTV: Tensor, labels_BT: Tensor) -> Prediction:
     """The prediction of a decoder whose logits at t are about the label at t + 1."""
     return Prediction(loss, logits_BTV[:, :-1], labels_BT[:, 1:] != IGNORED)
@@ -83,8 +111,10 @@ def _outputs(model: nn.Module, batch: Any) -> tuple[Any, dict[str, Any]]:
     if "return_loss" in parameters:
         inputs.setdefault("return_loss", True)
     elif "labels" in parameters and "labels" not in inputs and _is_causal(model) and "input_ids" in inputs:
-        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-        inputs["labels"] = ids if mask is None else ids.masked_fill(mask == 0, IGNORED)
+        labels = text_targets(getattr(model, "config", None), inputs["input_ids"], inputs.get("attention_mask"))
+        if not bool((labels[:, 1:] != IGNORED).any()):
+            raise PrunusError("batches", "input_ids", "no text in them predicts text; give some, or labels of your own")
+        inputs["labels"] = labels
     with naming_batch():
         outputs = model(**inputs)
     if getattr(outputs, "loss", None) is None:

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from prunus.allocation import AnyAllocator
+from prunus.bounded_yaml import TEXT_LIMIT, read_yaml
+from prunus.checkpoint.plausible import check_config
 from prunus.errors import PrunusError
 from prunus.repair import AnyRepair, Distillation, Training
+from prunus.storage import writable_path
 from prunus.structured import UPop
 from prunus.tasks import AnyTask
-from prunus.typed import Typed, first_problem
+from prunus.typed import Count, Seed, Steps, Typed, first_problem
 from prunus.unstructured import AnyPruner, WalkOptions
 
 
@@ -35,6 +38,8 @@ class Source(Typed):
     def _one_source(self) -> Source:
         if sum(given is not None for given in (self.path, self.packaged, self.random, self.warm_start)) != 1:
             raise PrunusError("path", self.path, "give one of path, packaged, random and warm_start")
+        if self.random is not None:
+            check_config(self.random, "random")
         return self
 
 
@@ -58,8 +63,8 @@ class RetrainStep(Typed):
 class Calibration(Typed):
     """What a pruner is shown: training inputs of the task."""
 
-    samples: int = Field(default=128, ge=1)
-    batch_size: int = Field(default=8, ge=1)
+    samples: Count = 128
+    batch_size: Count = 8
 
 
 class PruneStep(Typed):
@@ -103,8 +108,8 @@ Step = Annotated[SearchStep | RetrainStep | PruneStep | RepairStep, Field(discri
 class Measure(Typed):
     """How latency and memory are measured."""
 
-    batch_size: int = Field(default=16, ge=1)
-    repeats: int = Field(default=5, ge=1)
+    batch_size: Count = 16
+    repeats: Count = 5
 
 
 class Recipe(Typed):
@@ -114,10 +119,15 @@ class Recipe(Typed):
     task: AnyTask
     steps: tuple[Step, ...] = Field(min_length=1)
     measure: Measure = Measure()
-    evaluate_limit: int | None = Field(default=None, ge=1)
+    evaluate_limit: Steps | None = None
     """Items of the evaluation split that final figures use; None uses all."""
     output: Path
-    seed: int = 0
+    seed: Seed = 0
+
+    @field_validator("output")
+    @classmethod
+    def _is_a_place(cls, output: Path) -> Path:
+        return writable_path(output)
 
     @model_validator(mode="after")
     def _steps_follow(self) -> Recipe:
@@ -150,9 +160,12 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
         PrunusError: the file is absent or no YAML, or a field is unknown, missing or wrong.
     """
     try:
-        text = Path(path).read_text()
+        with open(path, encoding="utf-8") as file:
+            text = file.read(TEXT_LIMIT + 1)
     except OSError as error:
         raise PrunusError("recipe", str(path), f"it cannot be read ({error.strerror}); give a YAML file") from None
+    except ValueError:
+        raise PrunusError("recipe", str(path), "it is no text in UTF-8; give a YAML file") from None
     return parse_recipe(text, str(path), overrides)
 
 
@@ -164,12 +177,7 @@ def demo_recipe(overrides: tuple[str, ...] = ()) -> Recipe:
 
 def parse_recipe(text: str, source: str, overrides: tuple[str, ...] = ()) -> Recipe:
     """As `load_recipe`, from text; `source` names it in errors."""
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}" if mark else "it"
-        raise PrunusError("recipe", source, f"{line} is not YAML: {getattr(error, 'problem', error)}") from None
+    data = read_yaml(text, "recipe", source)
     if not isinstance(data, dict):
         raise PrunusError("recipe", source, "it must be a mapping with model, task, steps and output")
     for assignment in overrides:
@@ -195,6 +203,8 @@ def _override(data: Any, assignment: str) -> None:
     try:
         for key in parents:
             data = data[int(key)] if isinstance(data, list) else data.setdefault(key, {})
-        data[int(last) if isinstance(data, list) else last] = yaml.safe_load(value)
+        data[int(last) if isinstance(data, list) else last] = read_yaml(value, "--set", assignment)
+    except PrunusError:
+        raise
     except (IndexError, ValueError, TypeError, AttributeError):
         raise PrunusError("--set", assignment, "the recipe has no such place") from None

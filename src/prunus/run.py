@@ -29,8 +29,9 @@ from prunus.allocation import allocate
 from prunus.allocation.allocator import Question
 from prunus.anatomy import Unit, anatomy, matrices
 from prunus.checkpoint import bare_model, extract, load_model, local_folder, plan_of, prune_folder, random_model
+from prunus.checkpoint.checksums import write_checksums
 from prunus.cost import latencies, multiply_accumulates, peak_memory, size
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, refusing
 from prunus.losses import Loss
 from prunus.models import smollm2
 from prunus.plan import Plan, SparsityPlan
@@ -38,7 +39,7 @@ from prunus.recipe import PruneStep, Recipe, RepairStep, RetrainStep, SearchStep
 from prunus.repair import Lesson, LoRA, Training, finetune, repair
 from prunus.repair.lora import adapted
 from prunus.report import Report, write_report
-from prunus.storage import new_folder, write_text
+from prunus.storage import claim_folder, locked, new_folder, write_text
 from prunus.structured import SearchCallback, UPop
 from prunus.tasks import Task
 from prunus.unstructured import sparsity_of
@@ -66,8 +67,13 @@ def run(recipe: Recipe, console: Console | None = None) -> Report:
         )  # fmt: skip
     recipe.task.check()
     _check_methods(recipe)
-    _claim(folder, recipe)
+    claim_folder(folder, RECORD)
+    with locked(folder):
+        return _carry_out_all(recipe, folder, console)
 
+
+def _carry_out_all(recipe: Recipe, folder: Path, console: Console) -> Report:
+    _claim(folder, recipe)
     dense_folder = _dense(recipe, console)
     recipe = recipe.model_copy(update={"task": recipe.task.for_model(dense_folder)})
     so_far, courses = _Models(dense_folder, dense_folder, dense_folder), []
@@ -98,12 +104,16 @@ class _Models:
 def _claim(folder: Path, recipe: Recipe) -> None:
     """Takes the folder for this recipe; another recipe's run is not overwritten."""
     resolved = dump_recipe(recipe)
-    record = folder / "recipe.yaml"
-    if record.exists() and record.read_text() != resolved:
+    record = folder / RECORD
+    if record.exists() and record.read_bytes() != resolved.encode():
         raise PrunusError(
             "output", str(folder), "it holds a run of another recipe; choose another output, or delete the folder"
         )
     write_text(record, resolved)
+
+
+RECORD = "recipe.yaml"
+"""Says which run a folder belongs to."""
 
 
 def _check_methods(recipe: Recipe) -> None:
@@ -309,6 +319,7 @@ def _save(model: PreTrainedModel, task: Task, folder: Path) -> None:
     with new_folder(folder) as partial:
         model.save_pretrained(partial)
         task.save_processor(partial)
+        write_checksums(partial)
 
 
 @dataclass(frozen=True)
@@ -322,13 +333,19 @@ class Evaluation:
 
 
 def evaluate_here(path: str | Path, task: Task, batch_size: int, limit: int | None = None) -> Evaluation:
-    """Loads a saved model with its stock class and evaluates it, in this process."""
+    """Loads a saved model with its stock class and evaluates it, in this process.
+
+    Raises:
+        PrunusError: the task has no data, or is not one for this model.
+    """
+    task.check()
     model, task = load_model(path).eval(), task.for_model(Path(path))
-    task.example(model, batch_size)()
-    peak = peak_memory()
-    model.to(_device())
-    start = time.perf_counter()
-    metrics = task.evaluate(model, limit)
+    with refusing("task", task.name, f"a {type(model).__name__} cannot be evaluated on it, so name another task"):
+        task.example(model, batch_size)()
+        peak = peak_memory()
+        model.to(_device())
+        start = time.perf_counter()
+        metrics = task.evaluate(model, limit)
     return Evaluation(metrics, peak, time.perf_counter() - start)
 
 

@@ -2,12 +2,91 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from prunus.errors import PrunusError
+
+NAME_LIMIT = 200
+"""Bytes of a file's name. File systems take 255, and what is being written has a few more until it is whole."""
+PATH_LIMIT = 3500
+"""Bytes of a path to a run's folder; systems take 4096 for the files inside."""
+
+
+def writable_path(path: str | Path, field: str = "output") -> Path:
+    """A path to write to, with `~` expanded.
+
+    Raises:
+        PrunusError: it is empty, no name that a file system takes, or a folder that holds everything else.
+    """
+    text = str(path)
+    try:
+        place = Path(path).expanduser()
+        encoded = os.fsencode(place)
+    except (RuntimeError, ValueError):
+        raise PrunusError(field, text, "it is no name of a folder; choose another") from None
+    if not text.strip() or text == "." or b"\0" in encoded or "\n" in text:
+        raise PrunusError(field, text, "name a folder of its own")
+    if len(encoded) > PATH_LIMIT or any(len(os.fsencode(part)) > NAME_LIMIT for part in place.parts):
+        raise PrunusError(field, text, f"it is too long: a name has at most {NAME_LIMIT} bytes, a path {PATH_LIMIT}")
+    here = Path(os.path.abspath(place))
+    if here in (Path.home(), Path.cwd(), *Path.cwd().parents):
+        raise PrunusError(field, text, f"{here} holds other things; name a folder of its own")
+    return place
+
+
+def claim_folder(path: Path, ours: str, field: str = "output") -> None:
+    """Makes a folder, or takes one that is empty or holds the file `ours`.
+
+    Raises:
+        PrunusError: it is a file, cannot be made, or holds what is not ours.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        inside = [name for name in os.listdir(path) if name != LOCK]
+        if inside and ours not in inside:
+            raise PrunusError(
+                field, str(path), f"it holds other things, such as {sorted(inside)[0]}; take a new or an empty folder"
+            )
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except FileExistsError:
+        raise PrunusError(field, str(path), "it is a file; name a folder") from None
+    except OSError as error:
+        raise PrunusError(
+            field, str(path), f"it cannot be written to ({error.strerror}); choose another folder"
+        ) from None
+
+
+LOCK = ".prunus-lock"
+
+
+@contextmanager
+def locked(folder: Path, field: str = "output", wait: bool = False) -> Iterator[None]:
+    """Keeps a folder for this process until the block, or the process, ends in whatever way.
+
+    Raises:
+        PrunusError: another process has it, unless this one may `wait`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(20).strip()
+            raise PrunusError(
+                field, str(folder), f"process {holder} is at work in it; wait for it, or take another folder"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,12 +11,20 @@ from prunus.errors import PrunusError
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 """A part of a whole, but not all of it."""
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+"""How many of something are held in memory at a time, or gone through at a time."""
+Steps = Annotated[int, Field(ge=1, le=100_000_000)]
+"""Steps of a training: a year of them at three a second."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every generator of random numbers takes."""
+Factor = Annotated[float, Field(ge=0, le=1e6)]
+"""A weight of one term among others."""
 
 
 class Typed(BaseModel):
-    """Base of every method and recipe part: frozen, without unknown fields, refused with a `PrunusError`."""
+    """Base of every method and recipe part: frozen, without unknown fields, NaN and infinity, refused with a `PrunusError`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def __init__(self, **data: Any) -> None:
         try:

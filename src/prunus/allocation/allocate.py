@@ -53,6 +53,8 @@ def allocate(
         raise PrunusError("batches", "none", f"{type(method).__name__} looks at data; give calibration batches")
     answer = method.answer(Question(model, chosen, held, loss, bf16, progress))
     record = {**method.model_dump(mode="json"), "scores": answer.scores, "data": seen.summary(bf16=bf16)}
+    if method.by_batch:
+        record["depends_on_batch_size"] = seen.largest
     return SparsityPlan(
         model=type(model).__name__,
         method={"allocation": record},

@@ -76,6 +76,12 @@ class Allocator(Typed):
     def needs_batches(self) -> bool:
         return False
 
+    @property
+    def by_batch(self) -> bool:
+        """Whether the method adds up over batches what is not linear in their losses, so that the same data in batches of
+        another size are another answer."""
+        return False
+
     def choose(
         self, candidates: Sequence[Matrix], include: Sequence[str], exclude: Sequence[str]
     ) -> tuple[Matrix, ...]:
@@ -96,12 +102,14 @@ class Scoring(Allocator):
 
     max_sparsity: Share | None = None
     """No group loses more than this share; None is 0.1 above the sparsity. At the sparsity itself, all is uniform."""
-    per_tower: bool = False
-    """Every tower has the given sparsity, and shares it out among its own groups."""
+    per_tower: bool | None = None
+    """Every tower has the given sparsity, and shares it out among its own groups. None means so, unless the groups are the
+    towers themselves. Off: one budget for all towers, as published; then layers of one tower are compared with those of
+    another, whose weights may have another scale."""
     granularity: Granularity = "block"
     """What has one sparsity: a matrix (`layer`), a transformer block, or a tower."""
     aggregate: Aggregate = "sum"
-    """A group's score: the sum or the mean of its matrices'."""
+    """A group's score: the sum of its matrices', or that sum per weight."""
 
     @model_validator(mode="after")
     def _reachable(self) -> Scoring:
@@ -122,6 +130,10 @@ class Scoring(Allocator):
     def needs_batches(self) -> bool:
         return True
 
+    @property
+    def by_batch(self) -> bool:
+        return True
+
     @abstractmethod
     def measure(self, question: Question) -> dict[str, float]:
         """A score ≥ 0 for every matrix."""
@@ -129,7 +141,8 @@ class Scoring(Allocator):
     def kept(self, chosen: Sequence[Matrix], scores: Mapping[str, float]) -> dict[str, int]:
         """Weights that every matrix keeps, given the scores."""
         kept: dict[str, int] = {}
-        for pool, sparsity in budgets(chosen, self.sparsity, self.per_tower):
+        each_tower = False if self.granularity == "tower" else self.per_tower
+        for pool, sparsity in budgets(chosen, self.sparsity, each_tower):
             limit = min(1.0, sparsity + 0.1) if self.max_sparsity is None else self.max_sparsity
             kept |= kept_by_matrix(pool, scores, sparsity, limit, self.granularity, self.aggregate)
         return kept

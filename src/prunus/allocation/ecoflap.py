@@ -18,6 +18,7 @@ from prunus.allocation.first_order import REDUCTIONS, Score, gradient_scores
 from prunus.allocation.zeroth_order import loss_changes
 from prunus.anatomy import Matrix
 from prunus.errors import PrunusError
+from prunus.typed import Seed
 
 
 class ECoFLaP(Scoring):
@@ -29,13 +30,13 @@ class ECoFLaP(Scoring):
     offloaded; its scores are estimates of the same."""
     score: Score = "gradient_norm"
     """Σ‖g‖ (the paper); `weight_gradient` Σ|w||g|; `squared` Σw²g². At zeroth order ĝ, ĝ·‖W‖₁ and ĝ²·‖W‖²."""
-    draws: int = Field(default=1, ge=1)
+    draws: int = Field(default=1, ge=1, le=10_000)
     """Zeroth order: noises per matrix and batch."""
-    together: int = Field(default=1, ge=1)
+    together: int = Field(default=1, ge=1, le=10_000)
     """Zeroth order: noises that share a pass."""
-    epsilon: float = Field(default=1e-2, gt=0)
+    epsilon: float = Field(default=1e-2, gt=0, le=1e3)
     """Zeroth order: size of the noise relative to the weights."""
-    seed: int = 0
+    seed: Seed = 0
     """Zeroth order: of the noise."""
 
     @model_validator(mode="after")

@@ -22,6 +22,9 @@ from prunus.errors import PrunusError
 from prunus.progress import track
 from prunus.unstructured.walk import quiet, replaced
 
+STRIP = 1 << 12
+"""Squares that are added up in one fp32 sum."""
+
 Score = Literal["gradient_norm", "weight_gradient", "squared"]
 Reduce = Callable[[Tensor, Tensor], Tensor]
 """(weight, gradient of one batch) → what it adds to the score."""
@@ -29,18 +32,19 @@ Take = Callable[[Matrix, Tensor, Tensor], None]
 """Is given a matrix, its weight and its gradient, both (rows, columns)."""
 
 REDUCTIONS: dict[Score, Reduce] = {
-    "gradient_norm": lambda weight, gradient: torch.linalg.vector_norm(gradient, dtype=torch.float32),
+    "gradient_norm": lambda weight, gradient: _norm(gradient),
     "weight_gradient": lambda weight, gradient: _dot(weight.abs(), gradient.abs()),
     "squared": lambda weight, gradient: _dot(weight.float().square(), gradient.float().square()),
 }
-"""Σ_b ‖g_b‖_F; Σ |w|·Σ_b |g_b|; Σ w²·Σ_b g_b². Means over batches differ from sums by a constant only."""
+"""Σ_b ‖g_b‖_F; Σ |w|·Σ_b |g_b|; Σ w²·Σ_b g_b². Means over batches differ from sums by a constant only. All depend on how
+the data are cut into batches b: a norm of a mean gradient is not the mean of norms."""
 
 
 def gradient_scores(question: Question, reduce: Reduce) -> dict[str, float]:
     """Σ over batches of `reduce(W, ∂L/∂W)` for every matrix, in float64; zero for one that the loss does not
     depend on.
 
-    The model's weights are only read; what required gradients before does so again afterwards.
+    The model's weights are only read; what required gradients, or had some, does so again afterwards.
 
     Raises:
         PrunusError: weights are not in memory, the loss depends on nothing, or a gradient is not finite.
@@ -81,14 +85,15 @@ def backward_each(question: Question, take: Take, title: str) -> None:
 @contextmanager
 def _ready_for_gradients(model: nn.Module, chosen: Sequence[Matrix], take: Take) -> Iterator[None]:
     """While the context is open, only these matrices get gradients, blocks are checkpointed, and each gradient is given
-    to `take` when it is whole; the model is in eval mode."""
-    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    to `take` when it is whole; the model is in eval mode. Gradients that were there before are set aside and given back."""
+    before = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
     with ExitStack() as cleanup:
         cleanup.enter_context(quiet(model))
-        cleanup.callback(_restore, required)
+        cleanup.callback(_restore, before)
         cleanup.enter_context(torch.enable_grad())
-        for parameter in required:
+        for parameter in before:
             parameter.requires_grad_(False)
+            parameter.grad = None
         for name, held in by_parameter(chosen).items():
             parameter = model.get_parameter(name)
             parameter.requires_grad_(True)
@@ -114,9 +119,20 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return forward_again_in_backward
 
 
-def _restore(required: dict[nn.Parameter, bool]) -> None:
-    for parameter, was in required.items():
-        parameter.requires_grad_(was)
+def _restore(before: dict[nn.Parameter, tuple[bool, Tensor | None]]) -> None:
+    for parameter, (required, gradient) in before.items():
+        parameter.requires_grad_(required)
+        parameter.grad = gradient
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    """‖g‖_F as the norm of the norms of short strips: one fp32 sum over millions of squares would drift by percents."""
+    wide, flat = torch.promote_types(gradient.dtype, torch.float32), gradient.flatten()
+    whole = flat.numel() // STRIP * STRIP
+    strips = torch.linalg.vector_norm(flat[:whole].view(-1, STRIP), dim=-1, dtype=wide)
+    rest = torch.linalg.vector_norm(flat[whole:], dtype=wide)
+    norm: Tensor = torch.linalg.vector_norm(torch.cat([strips, rest[None]]).double())
+    return norm
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:

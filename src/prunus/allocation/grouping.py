@@ -19,9 +19,9 @@ def group_of(matrix: Matrix, granularity: Granularity) -> str:
 
 
 def budgets(
-    chosen: Sequence[Matrix], sparsity: float | Mapping[str, float], each_tower: bool
+    chosen: Sequence[Matrix], sparsity: float | Mapping[str, float], each_tower: bool | None
 ) -> list[tuple[tuple[Matrix, ...], float]]:
-    """The matrices that share one budget, with its sparsity: all of them, or those of each tower.
+    """The matrices that share one budget, with its sparsity: all of them, or (also by None) those of each tower.
 
     Raises:
         PrunusError: `sparsity` names a tower that is not there.
@@ -29,7 +29,7 @@ def budgets(
     towers = tuple(dict.fromkeys(matrix.tower for matrix in chosen))
     if isinstance(sparsity, Mapping):
         targets = per_tower(sparsity, towers)
-    elif each_tower:
+    elif each_tower is not False:
         targets = dict.fromkeys(towers, sparsity)
     else:
         return [(tuple(chosen), sparsity)]
@@ -49,8 +49,8 @@ def kept_by_matrix(
     Args:
         pool: matrices that share a budget.
         scores: of single matrices.
-        aggregate: what a group's score is to its matrices' scores. `mean` shares out *weights*, not density, by mean
-            scores, as the published code does: a group of many matrices then gets less of each than with `sum`.
+        aggregate: what a group's score is to its matrices' scores. `mean` is their sum per weight of the group, and shares
+            out *weights*, not density, by it, as the published code does: a large group then gets less than with `sum`.
     """
     groups: dict[str, list[Matrix]] = {}
     for matrix in pool:
@@ -58,7 +58,7 @@ def kept_by_matrix(
     sizes = {name: sum(matrix.weights for matrix in members) for name, members in groups.items()}
     totals = {name: sum(scores[matrix.name] for matrix in members) for name, members in groups.items()}
     if aggregate == "mean":
-        totals = {name: total / len(groups[name]) for name, total in totals.items()}
+        totals = {name: total / sizes[name] for name, total in totals.items()}
     shares = share_out(sizes, totals, kept_weights(sum(sizes.values()), sparsity), max_sparsity)
     kept: dict[str, int] = {}
     for name, members in groups.items():

@@ -24,12 +24,17 @@ class IterativeGlobal(Allocator):
     """
 
     method: Literal["iterative_global"] = "iterative_global"
-    rounds: int = Field(default=3, ge=1)
+    rounds: int = Field(default=3, ge=1, le=10_000)
     """T."""
     per_tower: bool = False
+    """Every tower has the given sparsity and is ranked by itself; off, the whole model is."""
 
     @property
     def needs_batches(self) -> bool:
+        return True
+
+    @property
+    def by_batch(self) -> bool:
         return True
 
     def answer(self, question: Question) -> Answer:
@@ -50,7 +55,7 @@ class IterativeGlobal(Allocator):
 
 def _weight_scores(question: Question, title: str) -> dict[str, Tensor]:
     """|w|·Σ_b|g_b| of every weight, fp32."""
-    scores = {m.name: torch.zeros_like(m.view(question.model), dtype=torch.float32) for m in question.chosen}
+    scores = {m.name: torch.zeros(m.rows, m.columns, device=m.view(question.model).device) for m in question.chosen}
 
     def take(matrix: Matrix, weight: Tensor, gradient: Tensor) -> None:
         scores[matrix.name] += gradient.abs()
@@ -64,11 +69,11 @@ def _weight_scores(question: Question, title: str) -> dict[str, Tensor]:
 
 
 def _lowest_of_all(scores: list[Tensor], count: int) -> list[Tensor]:
-    """The `count` lowest scores of all tensors together, as a mask for each; ties go in order."""
+    """The `count` lowest scores of all tensors together, as a mask for each, on its device; ties go in order."""
     if count <= 0:
         return [torch.zeros_like(score, dtype=torch.bool) for score in scores]
-    pooled = torch.cat([score.flatten() for score in scores])
-    threshold = pooled.kthvalue(count).values
+    pooled = torch.cat([score.flatten().to(scores[0].device) for score in scores])
+    threshold = float(pooled.kthvalue(count).values)
     del pooled
     masks = [score < threshold for score in scores]
     left = count - sum(int(mask.sum()) for mask in masks)

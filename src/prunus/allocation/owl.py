@@ -33,8 +33,8 @@ class OWL(Allocator):
     spread: float = Field(default=0.08, gt=0, lt=0.5)
     """λ: densities differ by at most 2λ."""
     granularity: Literal["block", "layer"] = "block"
-    per_tower: bool = False
-    """Every tower has the given sparsity, and shares it out among its own blocks."""
+    per_tower: bool | None = None
+    """Every tower has the given sparsity, and shares it out among its own blocks; None means so. Off: one budget."""
 
     @property
     def needs_batches(self) -> bool:

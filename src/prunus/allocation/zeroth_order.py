@@ -36,7 +36,8 @@ class Disturbance:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         shift = F.linear(args[0], self.noise.to(args[0].device, args[0].dtype))
-        return output + (self.size * shift).to(output.device, output.dtype)
+        size = self.size.to(shift.device) if isinstance(self.size, Tensor) else self.size
+        return output + (size * shift).to(output.device, output.dtype)
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _measuring(layers: Mapping[str, Sequence[nn.Module]]) -> Iterator[dict[str, 
 
     def measure(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if name not in gains:
-            lengths = torch.linalg.vector_norm(args[0], dim=-1, dtype=torch.float32)
+            lengths = torch.linalg.vector_norm(args[0].float(), dim=-1)
             gains[name] = float(output.float().square().mean().sqrt() / lengths.square().mean().sqrt().clamp_min(1e-30))
 
     with ExitStack() as hooks:
@@ -145,8 +146,8 @@ def _changes(question: Question, batch: Any, noises: list[Noise]) -> list[float]
         try:
             with sdpa_kernel(SDPBackend.MATH):  # the fused ones take no vmap
                 losses = torch.func.vmap(disturbed_loss, randomness="different")(torch.cat([alone, -alone])).double()
-        except RuntimeError as error:
-            if not str(error).startswith("vmap:"):
+        except (RuntimeError, PrunusError) as error:
+            if not str(error.__cause__ or error).startswith("vmap:"):
                 raise
             raise PrunusError(
                 "together", len(noises), f"{type(question.model).__name__} takes decisions by the values of tensors, so "

@@ -18,29 +18,11 @@ from prunus.anatomy.matrices import (
     survey,
     weight_of,
 )
-from prunus.anatomy.units import Anatomy, Site, Unit, Unmapped, linears
+from prunus.anatomy.units import Anatomy, Site, Unit, Unmapped, has_module, linears, module_of
+from prunus.anatomy.wrappers import refuse_unusable, unusable, unwrapped
 
 __all__ = [
-    "ADAPTER",
-    "CONNECTOR",
-    "MEANT_DENSE",
-    "Anatomy",
-    "LeftDense",
-    "Matrix",
-    "Place",
-    "Site",
-    "Survey",
-    "Unit",
-    "Unmapped",
-    "anatomy",
-    "by_block",
-    "by_parameter",
-    "choose",
-    "linears",
-    "matrices",
-    "place_of",
-    "sharing",
-    "survey",
-    "tower_of",
-    "weight_of",
+    "ADAPTER", "CONNECTOR", "MEANT_DENSE", "Anatomy", "LeftDense", "Matrix", "Place", "Site", "Survey", "Unit", "Unmapped",
+    "anatomy", "by_block", "by_parameter", "choose", "has_module", "linears", "matrices", "module_of", "place_of",
+    "refuse_unusable", "sharing", "survey", "tower_of", "unusable", "unwrapped", "weight_of",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from prunus.anatomy.catalog import FUSED_EXPERTS, OPAQUE
 from prunus.anatomy.discover import anatomy, block_of, is_inside, tower_of
+from prunus.anatomy.wrappers import packed
 from prunus.errors import PrunusError
 
 CONNECTOR = "connector"
@@ -171,7 +172,7 @@ def _why_dense(
     if reason is None and is_layer and local != "weight":
         reason = REPARAMETRISED
     if reason is None and not (any_type and is_layer):
-        reason = _special_type(parameter)
+        reason = packed(parameter)
     if reason is None and not is_layer and _transposed(module, parameter) is None:
         kind = type(module).__name__
         if isinstance(module, nn.Embedding | nn.modules.conv._ConvNd):
@@ -190,17 +191,6 @@ def _why_part_is_dense(module: nn.Module, parents: Sequence[tuple[nn.Module, str
     if opaque is None and _is_router(module, parents):
         return ROUTER
     return opaque
-
-
-def _special_type(parameter: Tensor) -> str | None:
-    if type(parameter) is not nn.Parameter or type(parameter.data) is not Tensor:
-        name = type(parameter.data if type(parameter) is nn.Parameter else parameter).__name__
-        if name == "DTensor":
-            return "sharded over processes: gather it first"
-        return f"{name}: quantised or of another special type"
-    if not parameter.is_floating_point() or parameter.element_size() == 1:
-        return f"quantised ({str(parameter.dtype).removeprefix('torch.')}): prune before quantising"
-    return None
 
 
 ADAPTER = "adapter: merge it into the weights first (merge_and_unload)"

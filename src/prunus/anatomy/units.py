@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from prunus.anatomy.catalog import Layout
+from prunus.anatomy.catalog import CATALOG, Layout
 from prunus.errors import PrunusError
 
 
@@ -182,3 +182,23 @@ def linears(model: nn.Module, unit: Unit, path: str | None = None) -> tuple[tupl
     root = model.get_submodule(unit.path if path is None else path)
     sites = (*unit.producers, unit.consumer)
     return tuple((site, root.get_submodule(site.linear)) for site in sites)  # type: ignore[misc]
+
+
+_SUFFIXES = {getattr(layout, "name", "") for layouts in CATALOG.values() for layout in layouts} - {""}
+
+
+def module_of(model: nn.Module, name: str) -> str | None:
+    """Path of the module that a unit of this name is read off; None where the model has none."""
+    if has_module(model, name):
+        return name
+    path, _, suffix = name.rpartition(".")
+    return path if suffix in _SUFFIXES and has_module(model, path) else None
+
+
+def has_module(model: nn.Module, path: str) -> bool:
+    """Whether a model has a module at a path."""
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

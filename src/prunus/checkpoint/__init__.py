@@ -1,7 +1,8 @@
 """Checkpoints: plain transformers folders, loaded whole, built without weights, or read and written block by block."""
 
 from prunus.checkpoint.loading import bare_model, load_model, local_folder, random_model
-from prunus.checkpoint.narrowed import extract, plan_of
+from prunus.checkpoint.narrowed import extract
 from prunus.checkpoint.streaming import prune_folder
+from prunus.plan.record import plan_of
 
 __all__ = ["bare_model", "extract", "load_model", "local_folder", "plan_of", "prune_folder", "random_model"]

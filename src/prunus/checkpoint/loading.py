@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
+from prunus.checkpoint.checksums import verify, weight_files
+from prunus.checkpoint.plausible import bounded, check_config, memory, read_config, reason, understood
 from prunus.checkpoint.shards import Shards
 from prunus.errors import PrunusError
 
 
 def load_model(path: str | Path) -> PreTrainedModel:
-    """A model from a hub id or folder, by the class its config names.
+    """A model from a hub id or folder, by the class its config names, from safetensors, with every weight from its files.
 
     Raises:
-        PrunusError: there is no such model, its class is none of transformers', its config or files are damaged, or a
-            weight is missing.
+        PrunusError: there is no such model, its class is none of transformers', a weight is missing, or a file is damaged or
+            differs from its checksum.
     """
-    cls = _named_class(path)
-    with _clear_errors(path):
-        model, info = cls.from_pretrained(path, output_loading_info=True)
-    _refuse_missing(path, info)
-    loaded: PreTrainedModel = model
+    config, cls = _config_and_named_class(path)
+    if Path(path).is_dir():
+        _refuse_without_weights(Path(path))
+        verify(path)
+    loaded: PreTrainedModel = _read(path, config, cls)
     return loaded
 
 
@@ -42,17 +43,26 @@ def without_weights(folder: Path) -> tuple[PreTrainedModel, Shards]:
     It is transformers' own loading, given the shapes and types of the files' tensors instead of their bytes.
 
     Raises:
-        PrunusError: as `load_model`; the weights are no safetensors files.
+        PrunusError: as `load_model`; the weights are quantised.
     """
-    cls = _named_class(folder)
+    if not folder.is_dir():
+        raise PrunusError("source", str(folder), "there is no such folder; fetch the model, and give its folder")
+    config, cls = _config_and_named_class(folder)
+    method = dict(getattr(config, "quantization_config", None) or {}).get("quant_method", "prunus")
+    if method != "prunus":
+        raise PrunusError(
+            "model", str(folder), f"its weights are quantised ({method}); prune the dense model, then quantise"
+        )
+    _refuse_without_weights(folder)
     shards: list[Shards] = []
 
     def load(model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any, *more: Any) -> Any:
         files = [Path(file) for file in checkpoint_files]
-        if any(file.suffix != ".safetensors" for file in files):
-            raise PrunusError(
-                "model", str(folder), "the folder has no *.safetensors files; save the model with save_pretrained first"
-            )
+        for file in files:
+            if not file.is_relative_to(folder) or ".." in file.relative_to(folder).parts:
+                raise PrunusError(
+                    "weights", str(file), "the index names a file outside the folder; save the model again"
+                )
         shards.append(Shards(folder, [str(file.relative_to(folder)) for file in files]))
         places = shards[0].places
         empty = {name: torch.empty(place.shape, dtype=place.dtype, device="meta") for name, place in places.items()}
@@ -65,11 +75,38 @@ def without_weights(folder: Path) -> tuple[PreTrainedModel, Shards]:
         "__qualname__": cls.__qualname__,
     }
     reader: Any = type(cls.__name__, (cls,), members)
-    with _clear_errors(folder):
-        model, info = reader.from_pretrained(folder, output_loading_info=True)
+    model = _read(folder, config, reader)
     model.__class__ = cls
-    _refuse_missing(folder, info)
     return model, shards[0]
+
+
+def _read(path: str | Path, config: Any, cls: Any) -> Any:
+    """transformers' loading, from safetensors and nothing else, and of nothing but what is there."""
+    too_large = "its config asks for many more weights than its files hold; one of them is damaged"
+    limit = _elements_in(Path(path), config) if Path(path).is_dir() else math.inf
+    with understood(str(path), config.to_dict(), "load the model"), bounded(limit, too_large, "model", str(path)):
+        model, said = cls.from_pretrained(path, output_loading_info=True, use_safetensors=True, trust_remote_code=False)
+    missing = sorted(said["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 1} others" if missing[1:] else ""
+        raise PrunusError("weights", missing[0], f"no file in {path} holds it{more}; save the model again")
+    return model
+
+
+def _refuse_without_weights(folder: Path) -> None:
+    if not weight_files(folder):
+        raise PrunusError(
+            "model", str(folder), "the folder has no *.safetensors files, and no others are opened; save the model with save_pretrained"
+        )  # fmt: skip
+
+
+def _elements_in(folder: Path, config: Any) -> float:
+    """How many elements a model may have that is loaded from a folder: one takes a byte in files, or less where it is packed,
+    and tied weights are built twice."""
+    packed = getattr(config, "quantization_config", None) is not None
+    return (16 if packed else 4) * sum(
+        file.stat().st_size for file in weight_files(folder) if file.is_file()
+    ) + 1_000_000
 
 
 def local_folder(path: str | Path) -> Path:
@@ -84,7 +121,7 @@ def local_folder(path: str | Path) -> Path:
         return Path(snapshot_download(str(path), ignore_patterns=["*.bin", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]))
     except (OSError, ValueError) as error:
         raise PrunusError(
-            "model", str(path), f"it is no local folder or hub id that can be reached: {_reason(error)}"
+            "model", str(path), f"it is no local folder or hub id that can be reached: {reason(error)}"
         ) from None
 
 
@@ -92,33 +129,41 @@ def bare_model(path: str) -> PreTrainedModel:
     """A model built from its config alone, without weights; call it under `torch.device("meta")`.
 
     Raises:
-        PrunusError: there is no such config, or transformers cannot build a model of it.
+        PrunusError: there is no such config, its class is none of transformers', or it cannot be built.
     """
-    config, cls = _config_and_class(path)
-    with _clear_errors(path):
-        if cls is not None:
-            model: PreTrainedModel = cls(config)
-            return model
-        auto: PreTrainedModel = transformers.AutoModel.from_config(config)
-        return auto
+    return _built(*_config_and_class(path), str(path))
 
 
 def random_model(config: dict[str, Any]) -> PreTrainedModel:
     """A model with random weights from a config as data, with `model_type` and `architectures`.
 
     Raises:
-        PrunusError: the config is none that transformers knows, or can build a model of.
+        PrunusError: the config is none that transformers knows or can build, or the model is larger than this machine's memory.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    field = "model.random"
+    if not isinstance(config.get("model_type"), str):
+        raise PrunusError(f"{field}.model_type", config.get("model_type"), "name the type of the model, such as blip")
+    check_config(config, field)
+    with tempfile.TemporaryDirectory() as folder, understood(field, config):
         (Path(folder) / "config.json").write_text(json.dumps(config))
-        try:
-            return bare_model(folder)
-        except PrunusError as error:
-            raise PrunusError("model.random", config.get("model_type"), error.remedy) from None
+        read = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        cls = _class_of(read)
+        if cls is None and read.architectures:
+            raise PrunusError(f"{field}.architectures", read.architectures, "transformers has no such model class")
+        too_large = f"its weights do not fit into the {memory() >> 30} GB of this machine"
+        with torch.device("meta"), bounded(memory() / 4, too_large, field, config["model_type"]):
+            _built(read, cls, field)
+        return _built(AutoConfig.from_pretrained(folder, trust_remote_code=False), cls, field)
 
 
-def _named_class(path: str | Path) -> Any:
-    """The class that the config at a path names.
+def _built(config: Any, cls: Any, source: str) -> PreTrainedModel:
+    with understood(source, config.to_dict()), bounded(math.inf, "", source):
+        model: PreTrainedModel = transformers.AutoModel.from_config(config) if cls is None else cls(config)
+        return model
+
+
+def _config_and_named_class(path: str | Path) -> tuple[Any, Any]:
+    """The config at a path, and the class that it names.
 
     Raises:
         PrunusError: there is none, or it is none of transformers'.
@@ -127,48 +172,32 @@ def _named_class(path: str | Path) -> Any:
     if cls is None:
         name = config.architectures
         raise PrunusError("model", str(path), f"its config names the class {name}, which transformers does not have")
-    return cls
+    return config, cls
 
 
 def _config_and_class(path: str | Path) -> tuple[Any, Any]:
     """The config at a path, and the transformers class it names; None if it names none that exists."""
-    if Path(path).is_dir() and not (Path(path) / "config.json").exists():
-        raise PrunusError("model", str(path), "the folder has no config.json; give a folder made by save_pretrained")
+    path = Path(path) if os.path.exists(path) else path
+    entries: dict[str, Any] = {}
+    if isinstance(path, Path):
+        if path.is_dir() and not (path / "config.json").exists():
+            raise PrunusError(
+                "model", str(path), "the folder has no config.json; give a folder made by save_pretrained"
+            )
+        entries = read_config(path / "config.json" if path.is_dir() else path)
     try:
-        config = transformers.AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        remedy = f"it is no local folder, config file or hub id that can be reached: {_reason(error)}"
-        raise PrunusError("model", str(path), remedy) from None
-    except Exception as error:
-        raise PrunusError("model", str(path), f"its config.json is damaged: {_reason(error)}") from None
-    names = config.architectures
-    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise PrunusError("architectures", names, f"a list with the name of a class is wanted in {path}")
-    cls = getattr(transformers, names[0], None) if names else None
-    return config, cls if isinstance(cls, type) and issubclass(cls, PreTrainedModel) else None
+        with understood(str(path), entries, "read the config"):
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except PrunusError as error:
+        if isinstance(path, Path):
+            raise
+        remedy = f"it is no local folder, config file or hub id that can be reached: {error.remedy}"
+        raise PrunusError("model", path, remedy) from None
+    return config, _class_of(config)
 
 
-@contextmanager
-def _clear_errors(path: str | Path) -> Iterator[None]:
-    """What goes wrong in transformers while it builds or loads a model is the config's fault, or the files'."""
-    try:
-        yield
-    except PrunusError:
-        raise
-    except SafetensorError as error:
-        raise PrunusError("weights", str(path), f"a file is damaged ({_reason(error)}); save the model again") from None
-    except Exception as error:
-        reason = f"{type(error).__name__}: {_reason(error)}"
-        raise PrunusError("model", str(path), f"transformers cannot make the model of it ({reason})") from error
-
-
-def _refuse_missing(path: str | Path, info: dict[str, Any]) -> None:
-    missing = sorted(info["missing_keys"])
-    if missing:
-        more = f" and {len(missing) - 1} others" if missing[1:] else ""
-        raise PrunusError("weights", missing[0], f"no file in {path} holds it{more}; save the model again")
-
-
-def _reason(error: Exception) -> str:
-    """The first two lines: of a config's validation, the second says what is wrong with the field that the first names."""
-    return " ".join(line.strip() for line in str(error).splitlines()[:2])
+def _class_of(config: Any) -> Any:
+    """The class of transformers that a config names; None if there is none of that name."""
+    name = (config.architectures or [None])[0]
+    cls = getattr(transformers, name, None) if isinstance(name, str) else None
+    return cls if isinstance(cls, type) and issubclass(cls, PreTrainedModel) else None

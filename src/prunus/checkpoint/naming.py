@@ -12,7 +12,6 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
     WeightRenaming,
-    apply_renamings,
     dot_natural_key,
     rename_source_key,
 )
@@ -85,7 +84,7 @@ def groups(model: PreTrainedModel, keys: Iterable[str]) -> list[Group]:
             found.setdefault(name, Group(name, {key: name}))
             continue
         before = found.get(name, Group(name, {}, by_pattern[pattern]))
-        keys_so_far = {**before.keys, key: apply_renamings(key, renamings)}
+        keys_so_far = {**before.keys, key: rename_source_key(key, renamings, [])[0]}
         found[name] = Group(name, keys_so_far, before.converter, (*before.patterns, pattern))
     return list(found.values())
 

@@ -1,29 +1,32 @@
-"""Narrowed checkpoints: extract a narrowed model, and teach transformers to load what it saves.
+"""Narrowed models: `extract`, and what makes every transformers model narrow itself when it is built.
 
-A saved model is a plain transformers checkpoint: `config.json` carries the plan in its `quantization_config` entry
-(the only place where transformers lets a library reshape a model before its weights are read), and the weights are
-safetensors of the narrowed shapes. Importing prunus registers the loading hook.
+A saved model is a plain transformers checkpoint. Its configs carry a record (`prunus.plan.record`), and importing prunus
+lets every part apply its own record at the end of its construction, before anybody looks at its shapes: base models, heads,
+towers, quantisers, device maps and `from_config` all meet a narrow model.
 """
 
 from __future__ import annotations
 
 import copy
+import os
+from collections.abc import Mapping
+from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from prunus.anatomy import anatomy
+from prunus.anatomy import Anatomy, anatomy, has_module, module_of, refuse_unusable, unwrapped
+from prunus.checkpoint.checksums import weight_files
 from prunus.checkpoint.naming import keys_in_files
 from prunus.errors import PrunusError
-from prunus.plan import Plan
+from prunus.plan import Plan, UnitPlan
+from prunus.plan.record import RECORD, Narrowing, mark, marks, plan_of, recorded, records_of, write_record
 from prunus.structured.gates import remove_gates
-from prunus.structured.surgery import narrow, restore_rotations
-
-METHOD = "prunus"
+from prunus.structured.surgery import narrow
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -32,89 +35,133 @@ def extract(model: Model, plan: Plan, inplace: bool = False) -> Model:
     """The physically smaller model that computes what the masked one does.
 
     Args:
-        model: the model that was searched, with or without its gates.
-        plan: `Search.plan()`, or any plan for this model. A model that was extracted before is narrowed further.
+        model: the model that was searched, with or without its gates. A `torch.compile`, `DistributedDataParallel` or
+            `DataParallel` around it is taken off.
+        plan: `Search.plan()`, or any plan for this model. A model that was extracted before is narrowed further; one that
+            the plan was applied to already, or that was built from the config of such a model, stays as it is.
         inplace: narrow `model` itself, which saves the memory of a copy.
 
     Returns:
-        A model of the same class. If it is a transformers model, `save_pretrained` and the stock `from_pretrained`
-        round-trip it, in any process that imported prunus.
+        A model of the same class. Every transformers model in it keeps its part of the plan in its config, so that
+        `save_pretrained` and the stock `from_pretrained` of any class that loads the dense folder round-trip it, in any
+        process that imported prunus.
 
     Raises:
-        PrunusError: the plan was made for another model.
+        PrunusError: the plan was made for another model; or its weights are absent, quantised or sharded.
     """
-    parts = anatomy(model, plan.mirrors)
-    plan.check(parts)
-    small = model if inplace else copy.deepcopy(model)
+    inner = unwrapped(model)
+    if inplace and inner is not model:
+        raise PrunusError("inplace", type(model).__name__, "take the wrapper off before its model is narrowed in place")
+    for name in plan.units:
+        path = module_of(inner, name)
+        if path is not None:
+            refuse_unusable(inner, path)
+    parts, before = anatomy(inner, plan.mirrors), plan_of(inner)
+    applied = before is not None and plan.units.items() <= before.units.items() and not _fits(plan, parts)
+    if not applied:
+        plan.check(parts)
+    small: Model = inner if inplace else copy.deepcopy(inner)  # type: ignore[assignment]
     remove_gates(small)
-    narrow(small, parts, plan)
-    if isinstance(small, PreTrainedModel):
-        before = plan_of(model)
-        small.config.quantization_config = PrunusConfig(plan=plan if before is None else plan.after(before))
+    if not applied:
+        narrow(small, parts, plan)
+        write_record(small, plan if before is None else plan.after(before))
     return small
 
 
-def plan_of(model: nn.Module) -> Plan | None:
-    """The plan a model was narrowed by, or None if it is dense. A model built without weights has it, too."""
-    recorded = getattr(getattr(model, "config", None), "quantization_config", None)
-    if isinstance(recorded, dict) and recorded.get("quant_method") == METHOD:
-        return Plan.parse(recorded["plan"], "config.json")
-    return recorded.plan if isinstance(recorded, PrunusConfig) else None
+def _fits(plan: Plan, parts: Anatomy) -> bool:
+    try:
+        plan.check(parts)
+    except PrunusError:
+        return False
+    return True
 
 
-@register_quantization_config(METHOD)
-class PrunusConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """The `quantization_config` entry of a Prunus checkpoint."""
+def narrow_as_recorded(part: PreTrainedModel) -> None:
+    """Narrows a part that was just built by what its config says of it. Names of other classes are passed over.
 
-    def __init__(self, plan: Plan | dict[str, Any], **kwargs: Any):
-        self.quant_method = METHOD
-        self.plan = plan if isinstance(plan, Plan) else Plan.parse(plan, "config.json")
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"quant_method": METHOD, "plan": self.plan.model_dump(mode="json")}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PrunusConfig:
-        return PrunusConfig(self.plan)
+    Raises:
+        PrunusError: the record is damaged, or is for other widths than the config builds.
+    """
+    record = recorded(part)
+    if isinstance(record, Plan):
+        _narrow_as_0_1_did(part, record)
+    elif record is not None:
+        _narrow_part(part, record)
 
 
-@register_quantizer(METHOD)
-class PrunusLoader(HfQuantizer):  # type: ignore[misc]
-    """Narrows a model on the meta device, between its construction and the reading of its weights."""
-
-    requires_calibration = True
-    quantization_config: PrunusConfig
-
-    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is needed beyond prunus itself."""
-
-    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        plan = self.quantization_config.plan
-        narrow(model, anatomy(model, plan.mirrors), plan)
-        for file in kwargs.get("checkpoint_files") or ():
-            _check_file(file, model)
-        return model
-
-    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        plan = self.quantization_config.plan
-        restore_rotations(model, plan)
-        # From here on the model is an ordinary one: trainable, castable, and saved with its plan by its config.
-        del model.hf_quantizer
-        model.is_quantized = False
-        return model
-
-    def is_serializable(self) -> bool:
-        return True
-
-    @property
-    def is_trainable(self) -> bool:
-        return True
-
-
-def _check_file(path: str, model: Any) -> None:
-    """Names a damaged weight file, or a tensor that does not fit the plan, before transformers trips over it or, in some
-    releases, passes over it."""
-    if not str(path).endswith(".safetensors"):
+def _narrow_part(part: PreTrainedModel, record: Narrowing) -> None:
+    done = {path + suffix for path, suffix in marks(part)}  # by a part inside of it
+    planned = {
+        name: unit
+        for name, unit in {**record.copies, **record.units}.items()
+        if name not in done and module_of(part, name) is not None
+    }
+    if not planned:
         return
+    parts = anatomy(part)
+    known = {unit.name: unit for unit in parts}
+    followers = {twin + unit.name.removeprefix(unit.path) for unit in parts for twin in unit.twins}
+    wide: dict[str, UnitPlan] = {}
+    for name, unit in planned.items():
+        where = f"config.{RECORD}.units[{name}]"
+        if name in followers:
+            continue
+        if name not in known:
+            raise PrunusError(
+                where, unit.channels, f"this {parts.model} has such a module, but nothing in it that can be narrowed; "
+                "the folder was saved with another release of transformers, or its config was changed",
+            )  # fmt: skip
+        if known[name].channels == unit.channels:
+            wide[name] = unit
+        elif known[name].channels == len(unit.kept):
+            mark(part.get_submodule(known[name].path), name.removeprefix(known[name].path), unit, name in record.copies)
+        else:
+            raise PrunusError(
+                where, unit.channels, f"the config builds a {parts.model} in which the unit has {known[name].channels} channels; "
+                f"leave the sizes as they were saved, or delete the entry {RECORD} to build a dense model",
+            )  # fmt: skip
+    narrow(part, parts, Plan(model=parts.model, ratio=0, units=wide), record.copies)
+
+
+def _narrow_as_0_1_did(part: PreTrainedModel, plan: Plan) -> None:
+    """Version 0.1 wrote one plan, for the saved class, into the outermost config; parts inside of it pass it over."""
+    if any(module_of(part, name) is None for name in plan.units) or not all(has_module(part, m) for m in plan.mirrors):
+        return
+    parts = anatomy(part, plan.mirrors)
+    if _fits(plan, parts):
+        narrow(part, parts, plan)
+        delattr(part.config, RECORD)
+        write_record(part, plan)
+
+
+def explain(error: Exception, cls: type[PreTrainedModel], folder: Path) -> None:
+    """Says what is wrong with a narrowed checkpoint that did not load; silent where that is not known.
+
+    Raises:
+        PrunusError: naming the file that is damaged, the tensor that does not fit, or the class that fits.
+    """
+    config = cls.config_class.from_pretrained(folder)
+    if not records_of(config):
+        return
+    with torch.device("meta"):
+        model = cls(config)
+    plan = recorded(model)
+    if isinstance(plan, Plan):
+        raise PrunusError(
+            "model",
+            str(folder),
+            f"prunus 0.1 saved it as {plan.model}, and as that it loads; save it again for other classes",
+        ) from error
+    for file in weight_files(folder):
+        check_file(file, model)
+
+
+def check_file(path: Path, model: PreTrainedModel) -> None:
+    """Names a damaged weight file, or a tensor that does not fit the plan.
+
+    Raises:
+        PrunusError: there is one.
+    """
     try:
         with safe_open(str(path), framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -127,3 +174,44 @@ def _check_file(path: str, model: Any) -> None:
             raise PrunusError(
                 "weights", str(path), f"shape mismatch: {key} is {found[key]}, the plan asks for {wanted}"
             )
+
+
+def teach_transformers() -> None:
+    """Lets transformers' own constructors and loaders know of narrowed models, once in a process."""
+    if getattr(PreTrainedModel.post_init, "__wrapped__", None) is not None:
+        return
+    post_init = PreTrainedModel.post_init
+    from_pretrained = PreTrainedModel.from_pretrained.__func__
+    from_dict = PreTrainedConfig.from_dict.__func__
+
+    @wraps(post_init)
+    def narrowing_post_init(self: PreTrainedModel) -> None:
+        post_init(self)
+        narrow_as_recorded(self)
+
+    @wraps(from_pretrained)
+    def explaining_from_pretrained(cls: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return from_pretrained(cls, path, *args, **kwargs)
+        except PrunusError:
+            raise
+        except Exception as error:
+            folder = Path(path, kwargs.get("subfolder", "")) if isinstance(path, str | os.PathLike) else None
+            if folder is not None and (folder / "config.json").exists() and cls.config_class is not None:
+                explain(error, cls, folder)
+            raise
+
+    @wraps(from_dict)
+    def reading_from_dict(cls: Any, /, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        quantiser = config_dict.get("quantization_config")
+        if isinstance(quantiser, Mapping) and quantiser.get("quant_method") == "prunus":  # as version 0.1 wrote it
+            config_dict = {**config_dict, RECORD: quantiser.get("plan")}
+            del config_dict["quantization_config"]
+        return from_dict(cls, config_dict, **kwargs)
+
+    PreTrainedModel.post_init = narrowing_post_init
+    PreTrainedModel.from_pretrained = classmethod(explaining_from_pretrained)
+    PreTrainedConfig.from_dict = classmethod(reading_from_dict)
+
+
+teach_transformers()

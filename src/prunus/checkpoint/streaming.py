@@ -20,17 +20,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunus.anatomy import Matrix, place_of
-from prunus.batches import call_with_batch
+from prunus.batches import call_with_batch, calls_the_model, checked
 from prunus.checkpoint.checksums import CHECKSUMS, verify, write_checksums
 from prunus.checkpoint.loading import without_weights
 from prunus.checkpoint.naming import Group, groups
-from prunus.checkpoint.narrowed import plan_of
 from prunus.checkpoint.on_use import OnUse, hollow
 from prunus.checkpoint.shards import Shards
 from prunus.errors import PrunusError
 from prunus.plan import SparsityPlan
 from prunus.storage import write_text
-from prunus.structured.surgery import restore_rotations
 from prunus.unstructured import Pruner, WalkOptions
 from prunus.unstructured.fingerprint import Fingerprint
 from prunus.unstructured.pruning import carry_out, settle
@@ -58,7 +56,7 @@ def prune_folder(
     Args:
         source: a folder of `save_pretrained` (or a hub snapshot) with safetensors weights.
         output: a new folder. While the work lasts it is `OUTPUT.partial`; called again after an interruption with the
-            same arguments, the work goes on where it was.
+            same arguments, the work goes on where it was. A request that is refused leaves none behind.
         device: where blocks are run and pruned.
 
     The other arguments, the result and the errors are those of `prune`.
@@ -70,10 +68,12 @@ def prune_folder(
     source, output, options = Path(source), Path(output), options or WalkOptions()
     if output.exists():
         raise PrunusError("output", str(output), "it exists; choose another folder, or delete it")
-    _refuse_folder(source)
+    if (source / "adapter_config.json").exists():
+        raise PrunusError("source", str(source), "the folder holds an adapter; merge it into its model, and save that")
     verify(source)
     model, shards = without_weights(source)
     chosen, plan = settle(model, method, plan, include, exclude)
+    fingerprint = Fingerprint(checked(batches, calls_the_model(call)))
     if keep_zeros is None:
         keep_zeros = recorded_sparsity(model) is not None
     parts = _Parts(model, shards)
@@ -88,12 +88,8 @@ def prune_folder(
     }
     work = _Work(output.with_name(output.name + ".partial"), hashlib.sha256(json.dumps(request).encode()).hexdigest())
     work.begin(shards, dtypes)
-    fingerprint = Fingerprint(batches)
     weights = _FolderWeights(model, parts, work, fingerprint, torch.device(device), options.sequential)
-    narrowing = plan_of(model)
-    with weights.on_use:
-        if narrowing is not None:
-            restore_rotations(model, narrowing)
+    with work.unless_refused(), weights.on_use:
         achieved = carry_out(
             model, method, plan, chosen, fingerprint, call or partial(call_with_batch, device=torch.device(device)),
             options, weights, work.done, keep_zeros,
@@ -108,11 +104,6 @@ def prune_folder(
     return achieved
 
 
-def _refuse_folder(source: Path) -> None:
-    if (source / "adapter_config.json").exists():
-        raise PrunusError("model", str(source), "the folder holds an adapter; merge it into its model, and save that")
-
-
 class _Work:
     """The output folder while it is being made, and its journal: which blocks are finished."""
 
@@ -120,6 +111,7 @@ class _Work:
         self.folder, self._request = folder, request
         self.done: dict[str, dict[str, int]] = {}
         self.calibration: str | None = None
+        self._is_new = False
 
     def begin(self, shards: Shards, dtypes: Mapping[str, torch.dtype]) -> None:
         """Takes up earlier work, or copies the source, with other types for some tensors."""
@@ -143,6 +135,7 @@ class _Work:
                     path.chmod(path.stat().st_mode | (0o700 if path.is_dir() else 0o600))
                 shards.copy(self.folder, dtypes)
                 self._write()
+                self._is_new = True
             except BaseException:
                 shutil.rmtree(self.folder, ignore_errors=True)
                 raise
@@ -151,6 +144,16 @@ class _Work:
         """Notes a block whose weights are on disk."""
         self.done[block], self.calibration = dict(counts), calibration
         self._write()
+
+    @contextmanager
+    def unless_refused(self) -> Iterator[None]:
+        """Work that was begun now and would be refused again is removed; what a full disk or a kill has stopped stays."""
+        try:
+            yield
+        except PrunusError as error:
+            if self._is_new and error.field != "output":
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     @contextmanager
     def writing(self) -> Iterator[None]:

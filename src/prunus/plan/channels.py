@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -25,17 +26,30 @@ def encode_channels(channels: Iterable[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def decode_channels(text: str | Iterable[int]) -> tuple[int, ...]:
-    """The inverse of `encode_channels`; any other iterable of numbers is taken as it is."""
+def decode_channels(text: object) -> tuple[int, ...]:
+    """The inverse of `encode_channels`; any other iterable of numbers is taken as it is.
+
+    Raises:
+        ValueError: it is no such text, or its channels are not sorted or more than a unit can have. Nothing is built of it then.
+    """
     if not isinstance(text, str):
+        if not isinstance(text, Iterable):
+            raise ValueError("write channels as text, such as 0-31,40")
         return tuple(text)
     channels: list[int] = []
     for run in filter(None, text.split(",")):
-        first, _, last = run.partition("-")
-        channels.extend(range(int(first), int(last or first) + 1))
+        written = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", run, re.ASCII)
+        if written is None:
+            raise ValueError(f"{run[:30]!r} is no range of channels, such as 0-31")
+        first, last = int(written[1]), int(written[2] or written[1])
+        if not (channels[-1] if channels else -1) < first <= last < WIDEST:
+            raise ValueError(f"kept must be sorted and without repeats, within the {WIDEST:,} channels a unit can have")
+        channels.extend(range(first, last + 1))
     return tuple(channels)
 
 
+WIDEST = 1 << 22
+"""More channels than any unit has: sixteen times as many as a vocabulary has words."""
 Channels = Annotated[tuple[int, ...], BeforeValidator(decode_channels), PlainSerializer(encode_channels)]
 
 
@@ -44,7 +58,7 @@ class UnitPlan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    channels: int = Field(gt=0)
+    channels: int = Field(gt=0, le=WIDEST)
     """Width of the unit before."""
     kept: Channels
     """Channels that stay, sorted. In JSON: ranges, such as "0-31,40"."""
@@ -58,6 +72,10 @@ class UnitPlan(BaseModel):
         if not 0 <= self.kept[0] <= self.kept[-1] < self.channels:
             raise ValueError(f"kept must lie in 0..{self.channels - 1}")
         return self
+
+    def after(self, earlier: UnitPlan) -> UnitPlan:
+        """One plan for the unit as it was before `earlier` that does what both do."""
+        return UnitPlan(channels=earlier.channels, kept=tuple(earlier.kept[channel] for channel in self.kept))
 
 
 class Plan(PlanFile):
@@ -126,11 +144,8 @@ class Plan(PlanFile):
         units = dict(earlier.units)
         for name, later in self.units.items():
             before = earlier.units.get(name)
-            if before is None:
-                units[name] = later
-            else:
-                kept = tuple(before.kept[channel] for channel in later.kept)
-                units[name] = UnitPlan(channels=before.channels, kept=kept)
+            units[name] = later if before is None else later.after(before)
         ratio = 1 - (1 - earlier.ratio) * (1 - self.ratio)
         method = {"steps": [*earlier.method.get("steps", [earlier.method]), self.method]}
-        return self.model_copy(update={"units": units, "ratio": ratio, "method": method})
+        mirrors = {**earlier.mirrors, **self.mirrors}
+        return self.model_copy(update={"units": units, "ratio": ratio, "method": method, "mirrors": mirrors})

@@ -11,11 +11,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from prunus.errors import PrunusError
 from prunus.storage import write_text
 
+LIMIT = 100 << 20
+"""Characters of a plan; one of a thousand matrices has two hundred thousand."""
+
 
 class PlanFile(BaseModel):
     """A decision about one model, as data."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def save(self, path: str | Path) -> None:
         """Writes JSON, atomically."""
@@ -29,9 +32,14 @@ class PlanFile(BaseModel):
             PrunusError: the file is absent or is not a plan.
         """
         try:
-            text = Path(path).read_text()
+            with open(path, encoding="utf-8") as file:
+                text = file.read(LIMIT + 1)
         except OSError as error:
             raise PrunusError("plan", str(path), f"it cannot be read ({error.strerror})") from None
+        except ValueError:
+            raise PrunusError("plan", str(path), "the plan is damaged: it is no text in UTF-8") from None
+        if len(text) > LIMIT:
+            raise PrunusError("plan", str(path), f"the plan is damaged: no plan has more than {LIMIT:,} characters")
         return cls.parse(text, source=str(path))
 
     @classmethod
@@ -40,6 +48,6 @@ class PlanFile(BaseModel):
         try:
             return cls.model_validate_json(data) if isinstance(data, str) else cls.model_validate(data)
         except ValidationError as error:
-            first = error.errors()[0]
+            first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "JSON"
             raise PrunusError(f"plan {where}", source, f"the plan is damaged: {first['msg']}") from None

@@ -21,8 +21,8 @@ class MatrixPlan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rows: int = Field(gt=0)
-    columns: int = Field(gt=0)
+    rows: int = Field(gt=0, lt=1 << 40)
+    columns: int = Field(gt=0, lt=1 << 40)
     pruned: int = Field(ge=0)
     """Weights that go; in a record, weights that are zero."""
     asked: int | None = Field(default=None, ge=0)

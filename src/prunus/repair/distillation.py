@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.losses import Predict, Prediction
-from prunus.typed import Share, Typed
+from prunus.typed import Count, Factor, Share, Typed
 from prunus.unstructured.walk import quiet
 
 Teacher = Callable[[], AbstractContextManager[nn.Module]]
@@ -33,13 +33,13 @@ class Distillation(Typed):
 
     weight: Share = 0.1
     """λ."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
     reduction: Literal["mean", "published"] = "mean"
-    """`mean` over positions with a target. `published`: the sum over every position, padding included, as the published
-    code has it; it grows with the length of the batch."""
-    features: float = Field(default=0.0, ge=0)
+    """`mean` over positions with a target. `published`: the sum over every position, padding included, divided by the
+    sequences of the batch and without T², as the published code has it; it grows with the length of the sequences."""
+    features: Factor = 0.0
     """Weight of the mean squared difference of what blocks return, relative to the teacher's mean square."""
-    top_k: int | None = Field(default=None, ge=1)
+    top_k: Count | None = None
     """Keep this many of the teacher's largest logits per position on disk, computed once before the training. Only for
     data that are the same whenever they are read."""
 
@@ -54,13 +54,15 @@ class Distillation(Typed):
         return self
 
     def divergence(self, student: Prediction, teacher_logits: Tensor) -> Tensor:
-        """KL(teacher ‖ student)·T², a scalar.
+        """KL(teacher ‖ student), times T² for the mean, a scalar.
 
         Args:
             teacher_logits: (…, V) of the same positions as the student's.
         """
+        teacher_logits = teacher_logits.to(student.logits.device)
         if self.reduction == "published":
-            return kl_divergence(student.logits, teacher_logits, self.temperature).sum()
+            everywhere = kl_divergence(student.logits, teacher_logits, self.temperature) / self.temperature**2
+            return everywhere.sum() / len(everywhere)
         picked = kl_divergence(student.logits[student.counted], teacher_logits[student.counted], self.temperature)
         return picked.sum() / max(picked.numel(), 1)
 
@@ -122,12 +124,12 @@ def _beside_student(teacher: nn.Module, student: nn.Module) -> nn.Module:
 
 
 def _difference(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
-    """Mean over blocks of ‖student − teacher‖² / ‖teacher‖²."""
-    parts = [
-        (mine.float() - other.float()).square().mean() / other.float().square().mean().clamp_min(1e-12)
-        for mine, other in zip(ours, theirs, strict=True)
-    ]
-    return torch.stack(parts).mean()
+    """Mean over blocks, each on its device, of ‖student − teacher‖² / ‖teacher‖²."""
+    parts = []
+    for mine, other in zip(ours, theirs, strict=True):
+        taught = other.to(mine.device).float()
+        parts.append((mine.float() - taught).square().mean() / taught.square().mean().clamp_min(1e-12))
+    return torch.stack([part.to(parts[0].device) for part in parts]).mean()
 
 
 @contextmanager

@@ -6,39 +6,51 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 
 from prunus.errors import PrunusError
 from prunus.storage import write_text
-from prunus.typed import Typed
+from prunus.typed import Count, Steps, Typed
 
 
 class Training(Typed):
     """How to train: AdamW, in steps."""
 
-    steps: int = Field(ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    gradient_accumulation: int = Field(default=1, ge=1)
-    learning_rate: float = Field(gt=0)
-    tower_learning_rates: dict[str, float] = Field(default_factory=dict)
-    """Learning rates of single towers, instead of `learning_rate`."""
+    steps: Steps
+    batch_size: Count = 32
+    gradient_accumulation: Count = 1
+    learning_rate: float = Field(gt=0, le=10)
+    """AdamW moves every weight by about this much a step."""
+    tower_learning_rates: dict[str, Annotated[float, Field(ge=0, le=10)]] = Field(default_factory=dict)
+    """Learning rates of single towers, instead of `learning_rate`; 0 lets a tower stand still."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0)
-    weight_decay: float = Field(default=0.05, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, le=100_000_000)
+    weight_decay: float = Field(default=0.05, ge=0, le=1000)
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are clipped to this norm; 0 does not clip."""
     bf16: bool = True
     """Train under bf16 autocast; weights stay as they are."""
-    save_every: int = Field(default=100, ge=1)
+    save_every: Steps = 100
     """Steps between checkpoints."""
-    evaluate_every: int | None = Field(default=None, ge=1)
+    evaluate_every: Steps | None = None
     """Steps between evaluations on a part of the evaluation split; None does none."""
+
+    @model_validator(mode="after")
+    def _decay_shrinks(self) -> Training:
+        rate = max(self.learning_rate, *self.tower_learning_rates.values(), 0.0)
+        if rate * self.weight_decay > 1:
+            raise PrunusError(
+                "weight_decay",
+                self.weight_decay,
+                f"times the learning rate {rate} it is more than all of a weight; take less",
+            )
+        return self
 
 
 def finetune(

@@ -10,7 +10,8 @@ from prunus.repair.distillation import Distillation
 from prunus.repair.lora import RANKS
 from prunus.typed import Typed
 
-Rank = Annotated[int, Field(ge=1)]
+Rank = Annotated[int, Field(ge=1, le=4096)]
+"""Of adapters: low. The widest layers in use are a few times as wide as the limit."""
 
 
 class Repair(Typed):
@@ -33,7 +34,7 @@ class LoRA(Repair):
     method: Literal["lora"] = "lora"
     rank: Rank | dict[str, Rank] = RANKS
     """Of all pruned towers, or per tower; towers that are not named get no adapters."""
-    alpha: float = Field(default=16.0, gt=0)
+    alpha: float = Field(default=16.0, gt=0, le=1e6)
     """Adapters are multiplied by alpha / rank."""
 
 

@@ -1,9 +1,11 @@
-"""The forward of a narrowed attention where the stock one derives its head width from the hidden size."""
+"""What a narrowed attention needs beside narrow weights: fewer columns of the rotation tables, or a forward that works for any
+head width where the stock one derives its width from the hidden size."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,19 +38,72 @@ def fused_attention(module: Any, hidden_states: Tensor, **kwargs: Any) -> tuple[
     return output_BTD, probabilities
 
 
-def narrow_rotation(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Forward pre-hook: gives a narrowed rotary attention the columns of cos and sin that its channels still use."""
-    cos, sin = kwargs["position_embeddings"]
-    index: Tensor = module.rotary_index  # type: ignore[assignment]
-    narrowed = (cos.index_select(-1, index), sin.index_select(-1, index))
-    return args, {**kwargs, "position_embeddings": narrowed}
+class NarrowRotation:
+    """Forward pre-hook: gives a narrowed rotary attention the columns of cos and sin that its channels still use.
+
+    Args:
+        index: the columns, (kept,), int64. It stays on the CPU, neither weight nor buffer, so that no loader, no `meta`
+            device and no offloader can lose it; a copy follows the tables to where they are.
+    """
+
+    def __init__(self, index: Tensor):
+        self.index = self._there = index
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        cos, sin = kwargs["position_embeddings"]
+        index = self._on(cos.device)
+        narrowed = (cos.index_select(-1, index), sin.index_select(-1, index))
+        return args, {**kwargs, "position_embeddings": narrowed}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"index": self.index, "_there": self.index}
+
+    def _on(self, device: torch.device) -> Tensor:
+        there = self._there
+        if there.device != device:
+            with torch.inference_mode(False):
+                there = self.index.to(device)
+            if type(there) is Tensor:  # what a tracer makes of it is of no use afterwards
+                self._there = there
+        return there
 
 
-def set_rotary_index(module: nn.Module, index: Tensor) -> None:
-    """Keeps the columns `index` of the rotation tables, relative to those it uses now."""
-    current = getattr(module, "rotary_index", None)
-    if current is None:
-        module.register_forward_pre_hook(narrow_rotation, with_kwargs=True)
-        module.register_buffer("rotary_index", index, persistent=False)
-    else:
-        module.rotary_index = current[index.to(current.device)]
+def keep_rotation(module: nn.Module, index: Tensor) -> None:
+    """Keeps the columns `index` (on the CPU) of the rotation tables, relative to those a module uses now."""
+    for key, hook in module._forward_pre_hooks.items():
+        if isinstance(hook, NarrowRotation):
+            module._forward_pre_hooks[key] = NarrowRotation(hook.index[index])
+            return
+    module.register_forward_pre_hook(NarrowRotation(index), with_kwargs=True)
+
+
+class NarrowFusedAttention:
+    """Mixed into the class of a narrowed fused-qkv module, in place of a forward that derives its width from others."""
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        return fused_attention(self, hidden_states, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (type(self).__mro__[2],), self.__getstate__()
+
+
+def take_own_forward(module: nn.Module) -> None:
+    """Gives a module the forward that works for any head width. A class and no attribute, so that copies, replicas and
+    pickles of the module compute with their own weights."""
+    if not isinstance(module, NarrowFusedAttention):
+        module.__class__ = _narrow_class(type(module))
+
+
+_NARROW_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _narrow_class(stock: type[nn.Module]) -> type[nn.Module]:
+    if stock not in _NARROW_CLASSES:
+        about = {"__module__": stock.__module__, "__qualname__": stock.__qualname__, "__doc__": stock.__doc__}
+        _NARROW_CLASSES[stock] = type(stock.__name__, (NarrowFusedAttention, stock), about)
+    return _NARROW_CLASSES[stock]
+
+
+def _unpickled(stock: type[nn.Module]) -> nn.Module:
+    narrow = _narrow_class(stock)
+    return narrow.__new__(narrow)

@@ -23,7 +23,11 @@ class GateHook:
         self.feature_gate: Tensor | None = None
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        return output if self.feature_gate is None else output.mul_(self.feature_gate)
+        if self.feature_gate is None:
+            return output
+        if self.feature_gate.device != output.device:  # a twin on another device, or a model that was moved
+            self.feature_gate = self.feature_gate.to(output.device)
+        return output.mul_(self.feature_gate)
 
 
 class Gates:
@@ -42,7 +46,7 @@ class Gates:
                     self._handles.append(linear.register_forward_hook(hook))
                     hooks.append((site, hook))
             device = linears(model, unit)[0][1].weight.device
-            self.values[unit.name] = torch.ones(unit.channels, device=device)
+            self.values[unit.name] = torch.ones(unit.channels, dtype=torch.float32, device=device)
 
     def set(self, values: Mapping[str, Tensor]) -> None:
         """Replaces gates: unit name → (channels,)."""

@@ -19,7 +19,8 @@ def gate_gradient(model: nn.Module, unit: Unit, gate: Tensor) -> Tensor | None:
 
     Args:
         model: after `backward`, before gradients are clipped.
-        gate: ζ of the forward pass that made the gradients, (channels,).
+        gate: ζ of the forward pass that made the gradients, (channels,). The result lies on its device, wherever the
+            unit does.
     """
     total, came = torch.zeros_like(gate), False
     for site, linear in linears(model, unit)[:-1]:
@@ -29,7 +30,7 @@ def gate_gradient(model: nn.Module, unit: Unit, gate: Tensor) -> Tensor | None:
         rows = _row_products(linear.weight, linear.weight.grad)
         if linear.bias is not None and linear.bias.grad is not None:
             rows += linear.bias.float() * linear.bias.grad.float()
-        total += rows.view(site.repeats * unit.span, unit.channels).sum(0)
+        total += rows.view(site.repeats * unit.span, unit.channels).sum(0).to(total.device)
     if not came:
         return None
     return torch.where(gate > 0, total / gate.clamp_min(torch.finfo(gate.dtype).tiny), 0.0)

@@ -1,42 +1,42 @@
-"""Runs a search method inside any training loop, or under `transformers.Trainer`."""
+"""Runs a search method inside any training loop."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from torch.amp.grad_scaler import GradScaler, OptState
 
-from prunus.anatomy import anatomy, linears
+from prunus.anatomy import anatomy
 from prunus.errors import PrunusError
 from prunus.plan import Plan
 from prunus.storage import write_bytes
 from prunus.structured.gates import Gates
+from prunus.structured.preflight import check_gradients_will_come, check_units_are_there, has_adapters, searchable
 from prunus.structured.scores import gate_gradient
 from prunus.structured.upop import UPop
-
-STATE_FILE = "search.safetensors"
 
 
 class Search:
     """A structured search over a model that somebody else trains.
 
-    Call `step()` once per optimiser step, after `backward` (and any all-reduce and unscaling) and before gradients are
-    clipped or applied. The model's weights are only read; the gates are forward hooks, which `close()` takes off.
+    Call `step()` once per optimiser step, after `backward` (and any all-reduce) and before gradients are clipped or
+    applied. The model's weights are only read; the gates are forward hooks, which `close()` takes off.
 
     Args:
-        model: the model, on its training device.
+        model: the model, on its training devices. A DistributedDataParallel around it is looked through.
         method: what to search for, such as `UPop(ratio=0.5)`.
         total_steps: optimiser steps of the search.
         mirrors: momentum copies, as in `anatomy`.
 
     Raises:
-        PrunusError: nothing to prune, a pattern without a match, or a ratio out of reach.
+        PrunusError: nothing to prune, a pattern without a match, a ratio out of reach; units with frozen weights; a model
+            that is compiled, sharded, not in memory, or under another search.
 
     Example:
         >>> search = Search(model, UPop(ratio=0.5), total_steps=1000)  # doctest: +SKIP
@@ -50,17 +50,23 @@ class Search:
     def __init__(self, model: nn.Module, method: UPop, total_steps: int, mirrors: Mapping[str, str] | None = None):
         if total_steps < 1:
             raise PrunusError("total_steps", total_steps, "a search needs at least one step")
-        self.model, self.method, self.total_steps = model, method, total_steps
-        self.anatomy = anatomy(model, mirrors)
+        self.model, self.method, self.total_steps = searchable(model), method, total_steps
+        self.anatomy = anatomy(self.model, mirrors)
+        check_units_are_there(self.model, self.anatomy)
         self.units = self.anatomy.select(method.include, method.exclude)
         method.check(self.units)
-        self.gates = Gates(model, self.units)
-        self.scores = {name: torch.zeros_like(gate) for name, gate in self.gates.values.items()}
-        self.masks = {name: torch.ones_like(gate, dtype=torch.bool) for name, gate in self.gates.values.items()}
+        if not has_adapters(self.model):  # which may still be merged or taken off; the first step asks again
+            check_gradients_will_come(self.model, self.units)
+        nothing = {unit.name: torch.zeros(unit.channels, device="cpu") for unit in self.units}
+        method.masks(nothing, self.units, method.ratio)  # an impossible ratio fails here, not after hours
+        self.gates = Gates(self.model, self.units)
+        device = self.gates.values[self.units[0].name].device
+        self.scores = {unit.name: torch.zeros(unit.channels, dtype=torch.float32, device=device) for unit in self.units}
+        """G, on one device, wherever the units lie."""
+        self.masks = {name: torch.ones_like(score, dtype=torch.bool) for name, score in self.scores.items()}
         self.steps_done = 0
         self.course: list[tuple[int, float, float]] = []
         """(step, ratio asked for, ratio achieved), one row per update."""
-        method.masks(self.scores, self.units, method.ratio)  # an impossible ratio fails here, not after hours
 
     @property
     def ratio(self) -> float:
@@ -70,31 +76,46 @@ class Search:
         return sum(costs[name] * int((~mask).sum()) for name, mask in self.masks.items()) / total
 
     @torch.no_grad()
-    def step(self, grad_scale: float = 1.0) -> None:
+    def step(self, grad_scale: float = 1.0, scaler: GradScaler | None = None) -> None:
         """Reads the weight gradients of this optimiser step and, when an update is due, moves the gates.
 
         Args:
-            grad_scale: factor by which the gradients are too large, when a loss scaler has not been undone yet.
+            grad_scale: factor by which the gradients are too large, when a loss scaler of your own has not been undone.
+            scaler: torch's loss scaler, whether or not `unscale_` has been called. A step that it will skip, because a
+                gradient is not finite, counts as a step and adds nothing to the scores.
 
         Raises:
-            PrunusError: the search is over, a gradient is not finite, no gradient has come, or a unit is frozen.
+            PrunusError: the search is over, a gradient is not finite, no gradient has come, or a unit has been frozen.
         """
         t = self.steps_done
         if t >= self.total_steps:
             raise PrunusError("total_steps", self.total_steps, "the search is over; make a new one to go on")
+        if t == 0 or self.method.is_update(t, self.total_steps):
+            check_gradients_will_come(self.model, self.units)
         if t < self.method.search_steps(self.total_steps):
-            self.method.accumulate(self.scores, self._gradients(grad_scale), self.units)
+            found = self._gradients(grad_scale * _scale_left(scaler), skips=scaler is not None and scaler.is_enabled())
+            if found is not None:
+                self.method.accumulate(self.scores, found, self.units)
         if self.method.is_update(t, self.total_steps):
-            asked = self.method.ratio_at(t, self.total_steps)
-            self._refuse_frozen_units()
-            self.masks = self.method.masks(self.scores, self.units, asked)
-            self.gates.set(self.method.gates(self.masks, asked))
-            self.course.append((t + 1, asked, self.ratio))
+            self._update(t)
         self.steps_done += 1
 
-    def _gradients(self, scale: float) -> dict[str, Tensor]:
-        """∂L/∂ζ of every unit; zero where the loss does not depend on it."""
-        came = {unit.name: gate_gradient(self.model, unit, self.gates.values[unit.name]) for unit in self.units}
+    def _update(self, t: int) -> None:
+        if not any(score.any() for score in self.scores.values()):
+            if t + 1 < self.method.search_steps(self.total_steps):
+                return
+            raise PrunusError("gradient", "zero", "it was zero or not finite at every step; look at the loss")
+        asked = self.method.ratio_at(t, self.total_steps)
+        self.masks = self.method.masks(self.scores, self.units, asked)
+        self.gates.set(self.method.gates(self.masks, asked))
+        self.course.append((t + 1, asked, self.ratio))
+
+    def _gradients(self, scale: float, skips: bool) -> dict[str, Tensor] | None:
+        """∂L/∂ζ of every unit, zero where the loss does not depend on it; None for a step that will be skipped."""
+        came = {
+            unit.name: gate_gradient(self.model, unit, self.gates.values[unit.name].to(self.scores[unit.name].device))
+            for unit in self.units
+        }
         if all(gradient is None for gradient in came.values()):
             raise PrunusError(
                 "gradient", "none", "no unit has one; call step after backward, before gradients are set to zero"
@@ -104,19 +125,14 @@ class Search:
             for name, gradient in came.items()
         }
         if not torch.stack([gradient.sum() for gradient in found.values()]).isfinite().all():
+            if skips:
+                return None
             name = next(name for name, gradient in found.items() if not gradient.isfinite().all())
             raise PrunusError(
-                "gradient", name, "it is not finite; look at the loss of this batch, or call step only where the loss scaler "
-                "keeps the optimiser step",
+                "gradient", name, "it is not finite; look at the loss of this batch, or, if a GradScaler scales it, call "
+                "step(scaler=…)",
             )  # fmt: skip
         return found
-
-    def _refuse_frozen_units(self) -> None:
-        for unit in self.units:
-            if not any(linear.weight.requires_grad for _, linear in linears(self.model, unit)[:-1]):
-                raise PrunusError(
-                    "gradient", unit.name, "its weights are frozen, so none comes; let it train, or exclude it"
-                )
 
     def plan(self) -> Plan:
         """The decision, once the final ratio is reached.
@@ -135,6 +151,22 @@ class Search:
 
     def save(self, path: str | Path) -> None:
         """Writes the state of the search, atomically, to a safetensors file."""
+        write_bytes(Path(path), self.state())
+
+    def load(self, path: str | Path) -> None:
+        """Continues from a saved state.
+
+        Raises:
+            PrunusError: the file is absent or damaged, or belongs to another method or model.
+        """
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise PrunusError("search state", str(path), f"it cannot be read ({error})") from None
+        self.load_state(data, str(path))
+
+    def state(self) -> bytes:
+        """The state of the search, in the format of safetensors."""
         tensors: dict[str, Tensor] = {}
         for name in self.scores:
             tensors[f"score/{name}"] = self.scores[name].cpu()
@@ -146,87 +178,44 @@ class Search:
             "steps_done": str(self.steps_done),
             "total_steps": str(self.total_steps),
         }
-        write_bytes(Path(path), save({**tensors, "course": course}, metadata=about))
+        data: bytes = save({**tensors, "course": course}, metadata=about)
+        return data
 
-    def load(self, path: str | Path) -> None:
-        """Continues from a saved state.
+    def load_state(self, data: bytes, source: str) -> None:
+        """Continues from a state.
+
+        Args:
+            data: what `state` returned.
+            source: where it comes from, for errors.
 
         Raises:
-            PrunusError: the file is absent or damaged, or belongs to another method or model.
+            PrunusError: it is damaged, or belongs to another method or model.
         """
         try:
-            with safe_open(str(path), framework="pt") as file:
-                about = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise PrunusError("search state", str(path), f"it cannot be read ({error})") from None
+            tensors = load(data)
+            about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            course = [(int(step), asked, achieved) for step, asked, achieved in tensors["course"].tolist()]
+            steps_done = int(about["steps_done"])
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise PrunusError("search state", source, f"it is damaged ({error})") from None
         ours = (self.method.model_dump_json(), str(self.total_steps))
         theirs = (about.get("method"), about.get("total_steps"))
         if ours != theirs:
-            raise PrunusError("search state", str(path), f"it was saved by another search: {theirs}, not {ours}")
-        names = {key.removeprefix("score/") for key in tensors if key.startswith("score/")}
-        if names != set(self.scores):
-            raise PrunusError("search state", str(path), "it was saved for another model: the units differ")
+            raise PrunusError("search state", source, f"it was saved by another search: {theirs}, not {ours}")
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items() if key != "course"}
+        kinds = ("score", "gate", "mask")
+        if shapes != {f"{kind}/{name}": tuple(score.shape) for name, score in self.scores.items() for kind in kinds}:
+            raise PrunusError("search state", source, "it was saved for another model: the units differ")
         for name, score in self.scores.items():
             self.scores[name] = tensors[f"score/{name}"].to(score.device)
             self.masks[name] = tensors[f"mask/{name}"].to(score.device)
         self.gates.set({name: tensors[f"gate/{name}"] for name in self.scores})
-        self.course = [(int(step), asked, achieved) for step, asked, achieved in tensors["course"].tolist()]
-        self.steps_done = int(about["steps_done"])
+        self.course, self.steps_done = course, steps_done
 
 
-class SearchCallback(TrainerCallback):  # type: ignore[misc]
-    """Runs a search under `transformers.Trainer`, over all of its steps.
-
-    Works with gradient accumulation, autocast, several processes, clipping and resuming. Scores are read before
-    gradients are clipped: the callback clips to the Trainer's `max_grad_norm` itself, after reading. The state of the
-    search lies beside the Trainer's own in every checkpoint.
-
-    Args:
-        method: what to search for.
-        mirrors: momentum copies, as in `anatomy`.
-
-    Attributes:
-        search: the `Search`, once training has begun. After training, `search.plan()` is the result.
-    """
-
-    def __init__(self, method: UPop, mirrors: Mapping[str, str] | None = None):
-        self.method, self.mirrors = method, mirrors
-        self.search: Search | None = None
-        self._max_grad_norm = 0.0
-        self._clips = False
-        """Whether clipping is ours for now; still so when a training was interrupted."""
-
-    def plan(self) -> Plan:
-        """The decision, after training."""
-        if self.search is None:
-            raise PrunusError("search", None, "train first; the plan exists when training has ended")
-        return self.search.plan()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        if args.fp16:
-            raise PrunusError("fp16", True, "its loss scaler makes gradients infinite now and then; take bf16")
-        if self.search is not None:
-            self.search.close()
-        self.search = Search(model, self.method, state.max_steps, self.mirrors)
-        if state.global_step > 0:
-            self.search.load(_checkpoint(args, state) / STATE_FILE)
-        if not self._clips or args.max_grad_norm:
-            self._max_grad_norm, args.max_grad_norm, self._clips = args.max_grad_norm or 0.0, 0.0, True
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        assert self.search is not None
-        self.search.step()
-        if self._max_grad_norm > 0:
-            nn.utils.clip_grad_norm_(model.parameters(), self._max_grad_norm)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.search is not None and state.is_world_process_zero:
-            self.search.save(_checkpoint(args, state) / STATE_FILE)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        args.max_grad_norm, self._clips = self._max_grad_norm, False
-
-
-def _checkpoint(args: Any, state: Any) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+def _scale_left(scaler: GradScaler | None) -> float:
+    """The factor by which a loss scaler has made the gradients too large; one where it has been undone already."""
+    if scaler is None or not scaler.is_enabled():
+        return 1.0
+    is_undone = any(state["stage"] is not OptState.READY for state in scaler._per_optimizer_states.values())
+    return 1.0 if is_undone else scaler.get_scale()

@@ -7,51 +7,44 @@ channels. The softmax scale of the original width is kept, so the narrowed model
 from __future__ import annotations
 
 import math
-from types import MethodType
+from collections.abc import Container
 
 import torch
 from torch import Tensor, nn
 
-from prunus.anatomy import Anatomy, Unit, anatomy, linears
+from prunus.anatomy import Anatomy, Unit, linears
 from prunus.anatomy.catalog import Attention, FusedAttention
-from prunus.batches import input_device
 from prunus.plan import Plan
-from prunus.structured.attention import fused_attention, set_rotary_index
+from prunus.plan.record import mark
+from prunus.structured.attention import keep_rotation, take_own_forward
 
 _Sliced = dict[int, tuple[Tensor, nn.Parameter]]
 """id of a parameter before → (the parameter, its kept part). Holding the first keeps its id from being reused."""
 
 
 @torch.no_grad()
-def narrow(model: nn.Module, parts: Anatomy, plan: Plan) -> None:
-    """Applies a plan in place. Works on `meta` too, where it only changes shapes.
+def narrow(model: nn.Module, parts: Anatomy, plan: Plan, copies: Container[str] = ()) -> None:
+    """Applies a plan in place, and marks what it narrows. Works on `meta` too, where it only changes shapes.
+
+    Args:
+        copies: units that are marked as following others.
 
     Raises:
         PrunusError: the plan was made for another model.
     """
     plan.check(parts)
     for unit in parts:
+        if unit.name not in plan.units:
+            continue
         kept = plan.kept(unit)
-        if len(kept) < unit.channels:
-            sliced: _Sliced = {}
-            for path in (unit.path, *unit.twins, *unit.mirrors):
+        sliced: _Sliced = {}
+        for path in (unit.path, *unit.twins, *unit.mirrors):
+            if len(kept) < unit.channels:
                 _narrow_unit(model, unit, path, kept, sliced)
-
-
-def restore_rotations(model: nn.Module, plan: Plan) -> None:
-    """Sets the column indices of narrowed rotary attentions again, which a loader's fresh buffers have lost.
-
-    The indices are no weights: they follow from the plan, so no file holds them.
-    """
-    for unit in anatomy(model, plan.mirrors):
-        if unit.name in plan.units and isinstance(unit.layout, Attention | FusedAttention) and unit.layout.rotary:
-            unit_plan = plan.units[unit.name]
-            kept = torch.tensor(unit_plan.kept)
-            for path in (unit.path, *unit.twins, *unit.mirrors):
-                module = model.get_submodule(path)
-                if hasattr(module, "rotary_index"):
-                    device = linears(model, unit, path)[0][1].weight.device
-                    module.rotary_index = torch.cat([kept, kept + unit_plan.channels]).to(device)
+            suffix = unit.name.removeprefix(unit.path)
+            mark(
+                model.get_submodule(path), suffix, plan.units[unit.name], copy=path != unit.path or unit.name in copies
+            )
 
 
 def _narrow_unit(model: nn.Module, unit: Unit, path: str, kept: Tensor, sliced: _Sliced) -> None:
@@ -80,10 +73,9 @@ def _narrow_unit(model: nn.Module, unit: Unit, path: str, kept: Tensor, sliced: 
     elif isinstance(layout, FusedAttention):
         setattr(module, layout.width, width)
         if layout.own_forward:
-            module.forward = MethodType(fused_attention, module)
+            take_own_forward(module)
     if isinstance(layout, Attention | FusedAttention) and layout.rotary:
-        index = torch.cat([kept, kept + unit.channels])
-        set_rotary_index(module, index.to(input_device(module)))
+        keep_rotation(module, torch.cat([kept, kept + unit.channels]))
 
 
 def _sliced(parameter: Tensor, side: int, index: Tensor, scale: float, done: _Sliced) -> nn.Parameter:

@@ -33,7 +33,7 @@ from prunus.models import bare_blip, small_blip, whiten
 from prunus.models.packaged import DEC, SEP, SPECIAL_TOKENS, WIDTH
 from prunus.progress import track
 from prunus.repair import Training, finetune
-from prunus.typed import Typed
+from prunus.typed import Count, Typed
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What DINOv2 was trained with."""
@@ -47,13 +47,13 @@ class EasyVQA(Typed):
     """easy-VQA. A training item is one image with some of its questions, so the image is encoded once for them all."""
 
     name: Literal["easy_vqa"] = "easy_vqa"
-    image_size: int = Field(default=70, ge=14)
+    image_size: int = Field(default=70, ge=14, le=1024)
     """Side to which images are resized, in pixels."""
-    questions_per_item: int = Field(default=5, ge=1)
+    questions_per_item: Count = 5
     """Questions of one image that train together."""
-    matching_steps: int = Field(default=450, ge=1)
+    matching_steps: Count = 450
     """Steps of the question encoder's head start."""
-    batch_size: int = Field(default=256, ge=1)
+    batch_size: Count = 256
     """Questions per evaluation batch."""
 
     @property

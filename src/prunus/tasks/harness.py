@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.checkpoint import load_model
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, refusing
 
 
 def harness_scores(
@@ -21,7 +21,8 @@ def harness_scores(
         task_folder: where to look for task definitions of one's own.
 
     Raises:
-        PrunusError: the harness is not installed, or knows no such task.
+        PrunusError: the harness is not installed, knows no such task, or cannot run it: its data are not here, or the model
+            is not one that generates text.
     """
     try:
         from lm_eval import simple_evaluate
@@ -35,10 +36,12 @@ def harness_scores(
     for task in tasks:
         if task not in manager.all_tasks:
             raise PrunusError("--tasks", task, "lm-eval has no such task; `lm-eval ls tasks` lists them")
-    model = HFLM(pretrained=load_model(folder), tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=batch_size)
-    found: dict[str, Any] = simple_evaluate(model=model, tasks=list(tasks), limit=limit, task_manager=manager)[
-        "results"
-    ]
+    loaded = load_model(folder)
+    with refusing("model", str(folder), "lm-eval needs its tokenizer, and a decoder"):
+        model = HFLM(pretrained=loaded, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=batch_size)
+    with refusing("--tasks", ",".join(tasks), "lm-eval cannot run it"):
+        answer = simple_evaluate(model=model, tasks=list(tasks), limit=limit, task_manager=manager)
+    found: dict[str, Any] = answer["results"]
     return {
         f"{task} {name.removesuffix(',none')}": float(value)
         for task, values in found.items()

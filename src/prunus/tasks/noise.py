@@ -15,8 +15,8 @@ from transformers import AutoConfig
 
 from prunus.calibration import Batch
 from prunus.errors import PrunusError
-from prunus.losses import Prediction, own_loss, own_prediction
-from prunus.typed import Typed
+from prunus.losses import Prediction, own_loss, own_prediction, text_targets
+from prunus.typed import Seed, Typed
 
 
 class Noise(Typed):
@@ -29,10 +29,10 @@ class Noise(Typed):
     name: Literal["noise"] = "noise"
     config: str | None = None
     """Folder of the model; None is the evaluated one."""
-    items: int = Field(default=64, ge=2)
-    length: int = Field(default=16, ge=4)
+    items: int = Field(default=64, ge=2, le=1_000_000)
+    length: int = Field(default=16, ge=4, le=1_000_000)
     """Tokens per text."""
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def headline(self) -> str:
@@ -79,7 +79,7 @@ class Noise(Typed):
         if getattr(text, "is_encoder_decoder", False):
             inputs["labels"] = torch.randint(3, text.vocab_size, (self.items, self.length // 2), generator=generator)
         elif "pixel_values" not in inputs or image_token is not None:
-            inputs["labels"] = inputs["input_ids"]
+            inputs["labels"] = text_targets(config, inputs["input_ids"])
         return inputs
 
     def train_data(self) -> Dataset[Any]:

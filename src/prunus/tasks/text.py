@@ -18,7 +18,7 @@ from prunus.calibration import Batch, spread, text_tokens, text_windows
 from prunus.errors import PrunusError
 from prunus.losses import Prediction, own_loss, own_prediction
 from prunus.progress import track
-from prunus.typed import Typed
+from prunus.typed import Steps, Typed
 
 
 class Text(Typed):
@@ -37,9 +37,9 @@ class Text(Typed):
     """Text file that perplexity is measured on."""
     training: Path | None = None
     """Text file that calibration and training windows come from."""
-    length: int = Field(default=512, ge=2)
+    length: int = Field(default=512, ge=2, le=10_000_000)
     """Tokens per window."""
-    stride: int | None = Field(default=None, ge=1)
+    stride: Steps | None = None
     """Tokens between the beginnings of two evaluation windows; None is `length`."""
     bf16: bool = False
     """Evaluate under bf16 autocast; the loss itself is fp32."""

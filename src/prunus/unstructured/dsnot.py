@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from prunus.typed import Factor
 from prunus.unstructured.patterns import NofM, Quota
 from prunus.unstructured.pruner import Pruner
 from prunus.unstructured.sparsegpt import inverse_factor
@@ -27,10 +28,10 @@ class DSnoT(Pruner):
     method: Literal["dsnot"] = "dsnot"
     start: Literal["wanda", "magnitude", "sparsegpt"] = "wanda"
     """Whose scores make the first mask; with n:m they also say which weight of a group goes for another."""
-    max_cycles: int = Field(default=50, ge=0)
-    threshold: float = Field(default=0.1, ge=0)
+    max_cycles: int = Field(default=50, ge=0, le=1_000_000)
+    threshold: Factor = 0.1
     """A row is done when the expected change of its output is no larger."""
-    variance_power: float = Field(default=1.0, ge=0)
+    variance_power: float = Field(default=1.0, ge=0, le=100)
     same_sign: bool = True
     """A row also stops before its expected change would change sign; n:m always does. Off is the authors' default, which
     overshoots on small models."""

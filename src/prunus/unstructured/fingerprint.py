@@ -18,13 +18,17 @@ class Fingerprint:
         self._hash = hashlib.sha256()
         self._count = 0
         self._sequences = 0
+        self.largest = 0
+        """Sequences of the largest batch so far."""
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._batches:
             named = sorted(batch.items()) if isinstance(batch, Mapping) else [("", batch)]
             tensors = [(name, value) for name, value in named if isinstance(value, Tensor) and value.ndim]
             self._count += 1
-            self._sequences += tensors[0][1].shape[0] if tensors else 0
+            size = tensors[0][1].shape[0] if tensors else 0
+            self._sequences += size
+            self.largest = max(self.largest, size)
             for name, value in tensors:
                 self._hash.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
                 self._hash.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from prunus.errors import PrunusError
+from prunus.typed import Count
 from prunus.unstructured.patterns import NofM, Quota, lowest, lowest_of_groups
 from prunus.unstructured.pruner import Pruner
 from prunus.unstructured.statistics import InputStatistics, Need
@@ -29,8 +30,8 @@ class SparseGPT(Pruner):
     """
 
     method: Literal["sparsegpt"] = "sparsegpt"
-    block_size: int = Field(default=128, ge=1)
-    damping: float = Field(default=0.01, gt=0)
+    block_size: Count = 128
+    damping: float = Field(default=0.01, gt=0, le=1e6)
     """Added to the diagonal of H, as a share of its mean."""
 
     @property

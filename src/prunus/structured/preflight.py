@@ -1,0 +1,81 @@
+"""What a search refuses before its first step, each with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from prunus.anatomy import Anatomy, Unit, linears
+from prunus.errors import PrunusError
+from prunus.structured.gates import GateHook
+
+REPLICAS = "its replicas know nothing of each other's gates; start one process per device (torchrun)"
+COMPILED = "compiled code passes over the gates; search first, and compile the extracted model"
+SHARDED = (
+    "its weights are sharded over processes (FSDP, tensor parallel, ZeRO-3), so that no process can read a channel's rows; "
+    "search in one process a device with whole weights (DDP)"
+)
+
+
+def searchable(model: nn.Module) -> nn.Module:
+    """The model that a search can watch: what stands inside of a DistributedDataParallel, else the model itself.
+
+    Raises:
+        PrunusError: it is compiled, sharded or replicated in one process, or another search is on.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    if isinstance(model, nn.DataParallel):
+        raise PrunusError("model", "DataParallel", REPLICAS)
+    for module in model.modules():
+        kind = type(module).__name__
+        if kind == "FullyShardedDataParallel":
+            raise PrunusError("model", kind, SHARDED)
+        if kind == "OptimizedModule" or module._compiled_call_impl is not None:
+            raise PrunusError("model", type(model).__name__, COMPILED)
+        if any(isinstance(hook, GateHook) for hook in module._forward_hooks.values()):
+            raise PrunusError("model", type(model).__name__, "another search is on it; call close() on that one first")
+    return model
+
+
+def check_units_are_there(model: nn.Module, parts: Anatomy) -> None:
+    """Says of a model under adapters that these are why nothing in it can be searched.
+
+    Raises:
+        PrunusError: see above.
+    """
+    if not parts.units and has_adapters(model):
+        raise PrunusError("model", type(model).__name__, f"nothing in it can be pruned: {parts.unmapped[0].reason}")
+
+
+def check_gradients_will_come(model: nn.Module, units: Iterable[Unit]) -> None:
+    """Refuses units whose gate gradient cannot be read: it needs every weight and bias of their producers.
+
+    Raises:
+        PrunusError: some of them are frozen, sharded or not in memory.
+    """
+    frozen: dict[str, str] = {}
+    total = 0
+    for unit in units:
+        total += 1
+        for site, linear in linears(model, unit)[:-1]:
+            for name, parameter in linear.named_parameters(recurse=False):
+                where = f"{unit.path}.{site.linear}.{name}".removeprefix(".")
+                if type(parameter.data).__name__ == "DTensor" or hasattr(parameter, "ds_id"):
+                    raise PrunusError("model", where, SHARDED)
+                if parameter.device.type == "meta":
+                    raise PrunusError("model", where, "its weights are not in memory; load the model whole")
+                if not parameter.requires_grad:
+                    frozen.setdefault(unit.name, where)
+    if frozen:
+        name, where = next(iter(frozen.items()))
+        why = "only its adapters train; search while the weights train, and adapt the extracted model" if has_adapters(model) else (
+            "the gradient of a gate is read off all weights and biases that it multiplies; let them train, or exclude the unit"
+        )  # fmt: skip
+        raise PrunusError("gradient", name, f"{where} is frozen (so in {len(frozen)} of {total} units): {why}")
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether peft has put adapters into a model, and so frozen its weights."""
+    return bool(getattr(model, "peft_config", None))

@@ -1,0 +1,308 @@
+"""Every formula of the allocations against a number worked out by hand, or a plain implementation of its own, through `allocate`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunus import OWL, ECoFLaP, IterativeGlobal, SparsityPlan, Uniform, allocate
+from prunus.allocation.iterative import _lowest_of_all
+from tests.fake_devices import devices, on
+from tests.families import build
+from tests.holder import FC1, Holder
+from tests.shared import golden
+
+
+def linear_loss(norms: Sequence[float], layers: str = "fc1") -> Callable[[nn.Module, Any], Tensor]:
+    """A loss of which the gradient of each block's matrices has the given norm, times the batch's factor."""
+
+    def loss(model: nn.Module, batch: float) -> Tensor:
+        parts = []
+        for norm, layer in zip(norms, model.layers, strict=True):  # type: ignore[arg-type]
+            for name in layers.split():
+                weight = getattr(layer.mlp, name).weight
+                parts.append(batch * norm * weight.sum() / math.sqrt(weight.numel()))
+        return sum(parts)  # type: ignore[return-value]
+
+    return loss
+
+
+def scores(plan: SparsityPlan) -> list[float]:
+    return list(plan.method["allocation"]["scores"].values())
+
+
+def kept(plan: SparsityPlan) -> list[int]:
+    return [m.weights - m.pruned for m in plan.matrices.values()]
+
+
+@pytest.mark.parametrize("number", [0, 1, 5])
+def test_allocations_are_the_published_ones_through_a_model(number: int) -> None:
+    case = json.loads(golden("ecoflap_allocation.json").read_text())[number]
+    sizes = list(case["num_parameters"].values())
+    model = Holder(*[(1, size) for size in sizes])
+    method = ECoFLaP(sparsity=case["sparsity"], max_sparsity=case["max_sparsity"])
+    plan = allocate(model, method, [1.0], linear_loss(list(case["scores"].values())), [FC1], progress=False)
+    assert sum(kept(plan)) == case["total_to_keep"]
+    for found, published in zip(plan.matrices.values(), case["group_sparsity"].values(), strict=True):
+        assert found.sparsity == pytest.approx(published, abs=1e-4)
+
+
+def test_scores_add_up_norms_of_batches_and_not_of_their_sum() -> None:
+    model = Holder((2, 3), (4, 5))
+    plan = allocate(model, ECoFLaP(), [1.0, -3.0], linear_loss([2.0, 5.0]), [FC1], progress=False)
+    assert scores(plan) == pytest.approx([8.0, 20.0])
+    assert plan.method["allocation"]["depends_on_batch_size"] == 0  # numbers, no tensors
+    assert "depends_on_batch_size" not in allocate(model, Uniform()).method["allocation"]
+    batches = [build("llama", 1).inputs]
+    assert allocate(build("llama", 1).model, ECoFLaP(), batches, progress=False).method["allocation"][
+        "depends_on_batch_size"
+    ] == len(batches[0]["input_ids"])
+
+
+def test_what_first_order_scores_say() -> None:
+    model = Holder((1, 2))
+    model.hold(0, torch.tensor([[-2.0, 0.5]]))
+
+    def loss(model: nn.Module, batch: tuple[float, float]) -> Tensor:
+        weight = model.fc1()[0]  # type: ignore[operator]
+        return batch[0] * weight[0] - batch[1] * weight[1]
+
+    batches = [(3.0, 4.0), (0.0, 2.0)]
+    expected = {"gradient_norm": 5 + 2, "weight_gradient": 2 * 3 + 0.5 * (4 + 2), "squared": 4 * 9 + 0.25 * (16 + 4)}
+    for score, value in expected.items():
+        plan = allocate(model, ECoFLaP(score=score), batches, loss, [FC1], progress=False)
+        assert scores(plan) == pytest.approx([value]), score
+
+
+def test_the_budget_is_floors_and_shares_of_the_rest() -> None:
+    """Two blocks of 2 × 60 and 2 × 180 weights, gradient norms 3 and 1 for each matrix; p = .5, p_max = .75."""
+    model = Holder((6, 10), (12, 15))
+    loss = linear_loss([3.0, 1.0], "fc1 fc2")
+
+    def per_block(**more: Any) -> list[int]:
+        plan = allocate(model, ECoFLaP(sparsity=0.5, max_sparsity=0.75, **more), [1.0], loss, progress=False)
+        counts = kept(plan)
+        return [counts[0] + counts[1], counts[2] + counts[3]]
+
+    # K = 240, floors 30 and 90, 120 left: by 6 : 2 the first would get 90 and is full with just that
+    assert per_block() == [120, 120]
+    # per weight 6/120 : 2/360 = 9 : 1, the first gets all of its 90
+    assert per_block(aggregate="mean") == [120, 120]
+    loss = linear_loss([1.0, 2.0], "fc1 fc2")
+    assert per_block() == [30 + 40, 90 + 80]  # by 2 : 4
+    assert per_block(aggregate="mean") == [30 + 72, 90 + 48]  # by 2/120 : 4/360 = 3 : 2
+    flat = allocate(model, ECoFLaP(sparsity=0.5), [1.0], loss, progress=False)  # p_max = .6: floors 48 and 144
+    assert [sum(kept(flat)[:2]), sum(kept(flat)[2:])] == [48 + 16, 144 + 32]
+
+
+def test_towers_have_budgets_of_their_own_unless_one_is_asked_for() -> None:
+    """A rescaling that leaves the function alone, such as folding LayerScale, must not move the budget between towers."""
+    case = build("clip", 2)
+
+    def towers(scale: float, method: Any) -> dict[str, float]:
+        """The loss of the vision tower counts `scale` times: as if its weights were that much smaller."""
+
+        def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+            out = model(**batch)
+            return scale * out.image_embeds.float().sum() + out.text_embeds.float().sum()
+
+        return allocate(case.model, method, [case.inputs], loss, progress=False).towers
+
+    for method in (ECoFLaP(sparsity=0.5), ECoFLaP(sparsity=0.5, granularity="layer")):
+        for scale in (0.01, 100.0):
+            assert list(towers(scale, method).values()) == pytest.approx([0.5, 0.5], abs=2e-3)
+    for method in (ECoFLaP(sparsity=0.5, per_tower=False), ECoFLaP(sparsity=0.5, granularity="tower")):
+        assert towers(0.01, method)["vision"] > 0.505
+        assert towers(100.0, method)["vision"] < 0.495
+    for spread in (OWL(sparsity=0.5), OWL(sparsity=0.5, outlier=1.5)):
+        plan = allocate(case.model, spread, [case.inputs], progress=False)
+        assert list(plan.towers.values()) == pytest.approx([0.5, 0.5], abs=2e-3)
+
+
+@pytest.mark.parametrize("method", [ECoFLaP(), IterativeGlobal()], ids=lambda m: m.method)
+def test_gradients_that_were_there_are_neither_counted_nor_lost(method: Any) -> None:
+    model, fresh = Holder((2, 3), (4, 5)), Holder((2, 3), (4, 5))
+    fresh.load_state_dict(model.state_dict())
+    held = {}
+    for name, parameter in model.named_parameters():
+        held[name] = parameter.grad = torch.full_like(parameter, 7.0)
+    plans = [allocate(m, method, [1.0, 2.0], linear_loss([2.0, 5.0]), [FC1], progress=False) for m in (model, fresh)]
+    assert plans[0] == plans[1]
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is held[name]
+        assert bool((parameter.grad == 7).all())
+
+    def fails(model: nn.Module, batch: float) -> Tensor:
+        if batch == 2:
+            raise RuntimeError
+        return linear_loss([2.0, 5.0])(model, batch)
+
+    with pytest.raises(RuntimeError):
+        allocate(model, method, [1.0, 2.0], fails, [FC1], progress=False)
+    assert all(parameter.grad is held[name] for name, parameter in model.named_parameters())
+
+
+def test_the_norm_of_a_large_gradient_does_not_drift() -> None:
+    model = Holder((1024, 2048))
+    size = torch.ones(1024, 2048)
+    size[0, :64] = 1e4
+
+    def loss(model: nn.Module, batch: float) -> Tensor:
+        return (model.fc1() * size).sum()  # type: ignore[operator]
+
+    plan = allocate(model, ECoFLaP(), [1.0], loss, [FC1], progress=False)
+    assert scores(plan)[0] == pytest.approx(math.sqrt(64e8 + 1024 * 2048 - 64), rel=1e-6)
+
+
+# zeroth order
+
+
+def cubic(model: nn.Module, x: Tensor) -> Tensor:
+    """Σ y³ of the first layer's output: at w, (L(w + εz) − L(w − εz)) / 2ε = 3w²zx³ + ε²z³x³."""
+    model(x)
+    return model.layers[0].mlp.fc1(x).pow(3).sum()  # type: ignore[union-attr,operator,index,return-value]
+
+
+def noisy(weight: list[float], **more: Any) -> float:
+    model = Holder((1, len(weight)))
+    model.hold(0, torch.tensor([weight]))
+    x = torch.ones(1, 1, len(weight), dtype=torch.float64)
+    method = ECoFLaP(order="zeroth", **more)
+    return scores(allocate(model.double(), method, [x], cubic, [FC1], progress=False))[0]
+
+
+def test_noise_is_relative_to_the_weight_and_enters_at_both_sides() -> None:
+    """One weight w = 2 and input 1, so y = 2, and the noise has the size ε·rms(y)/rms(x) = 2ε."""
+    small, large = noisy([2.0], epsilon=1e-3), noisy([2.0], epsilon=0.5)
+    z = small / 12
+    assert 0.01 < z < 4
+    assert large - small == pytest.approx((2 * 0.5) ** 2 * z**3, rel=1e-2)
+    assert noisy([2.0], epsilon=1e-3, seed=1) != pytest.approx(small)
+
+
+def test_zeroth_order_scores_weigh_the_change_by_the_weights() -> None:
+    weight = [1.0, -3.0, 0.5]
+    change = noisy(weight, epsilon=1e-3)
+    assert noisy(weight, epsilon=1e-3, score="weight_gradient") == pytest.approx(change * 4.5, rel=1e-5)
+    assert noisy(weight, epsilon=1e-3, score="squared") == pytest.approx(change**2 * 10.25, rel=1e-5)
+
+
+def test_draws_are_averaged() -> None:
+    """The mean of |z| over many draws is √(2/π); a batch twice is the sum of two."""
+    assert noisy([2.0], draws=2000, epsilon=1e-3) == pytest.approx(12 * math.sqrt(2 / math.pi), rel=0.06)
+    model = Holder((1, 1))
+    model.hold(0, torch.tensor([[2.0]]))
+    x = torch.ones(1, 1, 1, dtype=torch.float64)
+    method = ECoFLaP(order="zeroth", draws=2000, epsilon=1e-3)
+    twice = allocate(model.double(), method, [x, x], cubic, [FC1], progress=False)
+    assert scores(twice)[0] == pytest.approx(24 * math.sqrt(2 / math.pi), rel=0.06)
+
+
+# OWL
+
+
+def activations(columns: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(4, 5, columns)) * np.exp(np.arange(columns) % 5)
+
+
+def outlier_counts(weights: list[np.ndarray], x: np.ndarray, outlier: float) -> list[int]:
+    norm = np.sqrt((x**2).sum(axis=(0, 1)) / len(x))
+    found = []
+    for weight in weights:
+        score = np.abs(weight) * norm
+        found.append(int((score > outlier * score.mean()).sum()))
+    return found
+
+
+@pytest.mark.parametrize(("outlier", "spread"), [(3.0, 0.08), (5.0, 0.08), (3.0, 0.2)])
+def test_owl_gives_density_to_outliers_as_published(outlier: float, spread: float) -> None:
+    torch.manual_seed(0)
+    x = activations(20, 0)
+    model = Holder((30, 20), (50, 20), (40, 20))
+    for block, power in enumerate((1, 2, 4)):
+        model.hold(block, torch.randn(model.fc1(block).shape).pow(power))
+    weights = [model.fc1(block).detach().double().numpy() for block in range(3)]
+    plan = allocate(
+        model, OWL(sparsity=0.6, outlier=outlier, spread=spread), [torch.tensor(x).float()], include=[FC1], progress=False
+    )  # fmt: skip
+    counts = outlier_counts(weights, x, outlier)
+    assert scores(plan) == counts
+    share = np.array([count / weight.size for count, weight in zip(counts, weights, strict=True)])
+    assert len(set(share)) == 3, "a case that tells the blocks apart"
+    stretched = (share - share.min()) / (share.max() - share.min()) * 2 * spread
+    sizes = np.array([weight.size for weight in weights])
+    density = 0.4 + stretched - (stretched * sizes).sum() / sizes.sum()
+    np.testing.assert_allclose(np.array(kept(plan)) / sizes, density, atol=1.5 / sizes.min())
+    assert sum(kept(plan)) == int(sizes.sum() * 0.4 + 1e-6)
+
+
+def test_owl_s_defaults_are_the_paper_s() -> None:
+    assert (OWL().outlier, OWL().spread, OWL().granularity) == (5.0, 0.08, "block")
+
+
+# iterative global pruning
+
+
+def crossed(model: nn.Module, batch: float) -> Tensor:
+    """(Σ a w)² of each matrix, so that what goes in one round changes the gradients of the next."""
+    parts = []
+    for layer in model.layers:  # type: ignore[union-attr]
+        weight = layer.mlp.fc1.weight
+        parts.append(batch * (weight * torch.arange(1.0, weight.numel() + 1).view_as(weight)).sum().square())
+    return sum(parts)  # type: ignore[return-value]
+
+
+def iterated(weights: list[np.ndarray], sparsity: float, rounds: int, batches: Sequence[float]) -> list[int]:
+    """In plain numpy: T rounds to p^(T/i), each by |w|·Σ_b|g_b| over everything."""
+    weights = [weight.copy() for weight in weights]
+    total = sum(weight.size for weight in weights)
+    for number in range(1, rounds + 1):
+        found = []
+        for weight in weights:
+            a = np.arange(1.0, weight.size + 1).reshape(weight.shape)
+            found.append(sum(np.abs(weight * 2 * b * (a * weight).sum() * a) for b in batches))
+        count = total - int(total * (1 - sparsity ** (rounds / number)) + 1e-6)
+        order = np.argsort(np.concatenate([score.ravel() for score in found]), kind="stable")[:count]
+        gone = np.zeros(total, dtype=bool)
+        gone[order] = True
+        at = 0
+        for weight in weights:
+            weight[gone[at : at + weight.size].reshape(weight.shape)] = 0
+            at += weight.size
+    return [int((weight != 0).sum()) for weight in weights]
+
+
+def test_iterative_global_is_its_plain_self_round_by_round() -> None:
+    torch.manual_seed(1)
+    answers = []
+    for rounds in (1, 2, 3):
+        model = Holder((6, 7), (5, 9), (4, 4))
+        torch.manual_seed(4)
+        for block in range(3):
+            model.hold(block, torch.randn_like(model.fc1(block)))
+        weights = [model.fc1(block).detach().double().numpy() for block in range(3)]
+        plan = allocate(
+            model.double(), IterativeGlobal(sparsity=0.7, rounds=rounds), [1.0, 0.5], crossed, [FC1], progress=False
+        )
+        answers.append(kept(plan))
+        assert answers[-1] == iterated(weights, 0.7, rounds, [1.0, 0.5]), rounds
+    assert len({tuple(answer) for answer in answers}) == 3, "a case in which the rounds matter"
+    assert IterativeGlobal().rounds == 3
+
+
+# several devices
+
+
+def test_scores_on_several_devices_are_pooled() -> None:
+    values = [torch.tensor([[3.0, 1.0], [7.0, 5.0]]), torch.tensor([[2.0, 6.0, 0.5]])]
+    with devices():
+        masks = _lowest_of_all([on(values[0], "meta:0"), on(values[1], "meta:1")], 3)
+    assert [str(mask.device) for mask in masks] == ["meta:0", "meta:1"]
+    assert [mask.here.tolist() for mask in masks] == [[[False, True], [False, False]], [[True, False, True]]]  # type: ignore[attr-defined]

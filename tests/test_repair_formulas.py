@@ -1,0 +1,236 @@
+"""Every formula of the repairs against a number worked out by hand, or a plain implementation of its own."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunus import RESSA, Distillation, LoRA, MaskedFinetune, MaskedLoRA, PrunusError, Training, Wanda, prune, repair
+from prunus.losses import Prediction, next_tokens, own_loss, own_prediction
+from prunus.repair import Lesson
+from prunus.repair.distillation import _difference
+from prunus.repair.lora import Adapters
+from prunus.repair.masks import BitMask
+from prunus.unstructured import WalkOptions
+from tests.fake_devices import devices, on
+from tests.families import build
+from tests.holder import Holder
+
+OURS = [[[0.0, 1.0], [2.0, 0.0], [0.5, 0.5]], [[3.0, 0.0], [0.0, 0.0], [1.0, 4.0]]]
+THEIRS = [[[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]], [[0.0, 0.0], [0.0, 3.0], [1.0, 1.0]]]
+COUNTED = [[True, False, True], [True, False, False]]
+
+
+def divergences(temperature: float) -> np.ndarray:
+    """KL(teacher ‖ student) of the softened distributions at every position, (2, 3), in plain numpy."""
+
+    def shares(logits: list[Any]) -> np.ndarray:
+        raised = np.exp(np.array(logits) / temperature)
+        return raised / raised.sum(-1, keepdims=True)  # type: ignore[no-any-return]
+
+    p, q = shares(THEIRS), shares(OURS)
+    return (p * np.log(p / q)).sum(-1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_divergence_is_the_mean_over_targets_times_the_square_of_the_temperature(temperature: float) -> None:
+    student = Prediction(torch.zeros(()), torch.tensor(OURS), torch.tensor(COUNTED))
+    found = Distillation(temperature=temperature).divergence(student, torch.tensor(THEIRS))
+    expected = divergences(temperature)[np.array(COUNTED)].mean() * temperature**2
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_published_reduction_sums_all_positions_and_divides_by_the_sequences(temperature: float) -> None:
+    student = Prediction(torch.zeros(()), torch.tensor(OURS), torch.tensor(COUNTED))
+    method = Distillation(temperature=temperature, reduction="published")
+    found = float(method.divergence(student, torch.tensor(THEIRS)))
+    assert found == pytest.approx(divergences(temperature).sum() / 2, rel=1e-5)
+    log = nn.functional.log_softmax(torch.tensor(OURS) / temperature, -1)
+    published = nn.KLDivLoss(reduction="batchmean")(log, (torch.tensor(THEIRS) / temperature).softmax(-1))
+    assert found == pytest.approx(float(published), rel=1e-5)
+
+
+def test_the_parts_of_the_loss_have_their_weights() -> None:
+    task, divergence, features = (torch.tensor(x) for x in (2.0, 4.0, 3.0))
+    assert float(Distillation(weight=0.25).loss(task, divergence)) == 0.75 * 2 + 0.25 * 4
+    assert float(Distillation(weight=0.25, features=0.5).loss(task, divergence, features)) == 0.75 * 2 + 0.25 * 4 + 1.5
+    default = Distillation()
+    assert (default.weight, default.temperature, default.reduction, default.features) == (0.1, 1.0, "mean", 0.0)
+    assert RESSA().distillation == default
+    assert MaskedLoRA().distillation is None
+
+
+class Scales(nn.Module):
+    """Two blocks that multiply by a number."""
+
+    def __init__(self, first: float, second: float):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)])
+        for block, value in zip(self.blocks, (first, second), strict=True):
+            block.weight.data.copy_(value * torch.eye(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks[1](self.blocks[0](x))  # type: ignore[no-any-return]
+
+
+def test_features_are_compared_relative_to_the_teacher_block_by_block() -> None:
+    """Student 2 and 3, teacher 1 and 4: blocks return 2x and 6x against x and 4x, so (1/1 + 4/16) / 2."""
+
+    def predict(model: nn.Module, x: Tensor) -> Prediction:
+        logits = model(x)
+        return Prediction(torch.tensor(0.0), logits * 0, torch.ones(len(x), dtype=torch.bool))
+
+    method = Distillation(features=0.5)
+    lesson = Lesson(method, predict, Scales(1, 4), ["blocks.0", "blocks.1"])
+    assert float(lesson(Scales(2, 3), torch.tensor([[1.0, -3.0]]))) == pytest.approx(0.5 * (1 + 0.25) / 2)
+    assert Lesson(Distillation(), predict, Scales(1, 4), ["blocks.0"]).blocks == ()
+
+
+def test_blocks_on_several_devices_are_compared_where_they_are() -> None:
+    one, two = torch.tensor([2.0, 2.0]), torch.tensor([6.0, 0.0])
+    with devices():
+        ours = [on(one, "meta:0"), on(two, "meta:1")]
+        found = _difference(ours, [torch.tensor([1.0, 1.0]), on(torch.tensor([4.0, 0.0]), "meta:0")])
+    assert float(found.here) == pytest.approx((1 + 0.25) / 2)  # type: ignore[attr-defined]
+
+
+def test_a_step_of_distillation_is_what_the_definition_says() -> None:
+    """Through `repair`: the loss of the first step is (1 − λ)·task + λ·KL, counted in numpy."""
+    dense = build("llama", 5).model
+    case = build("llama", 5)
+    prune(case.model, Wanda(sparsity=0.5), [case.inputs], options=WalkOptions(progress=False))
+    batch = {k: v[:1] for k, v in case.inputs.items()}
+    with torch.no_grad():
+        ours, theirs = (model(**batch).logits[0, :-1].double().numpy() for model in (case.model, dense))
+    counted = batch["attention_mask"][0, 1:].bool().numpy()
+    p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (theirs, ours))
+    task = -np.log(q[np.arange(len(q)), batch["input_ids"][0, 1:].numpy()])[counted].mean()
+    kl = (p * np.log(p / q)).sum(-1)[counted].mean()
+    items = [{k: v[0] for k, v in batch.items()}]
+    training = Training(steps=1, batch_size=1, learning_rate=1e-4, bf16=False)
+    log = repair(case.model, RESSA(distillation=Distillation(weight=0.3)), items, training, teacher=dense)
+    assert log[-1]["train_loss"] == pytest.approx(0.7 * task + 0.3 * kl, rel=1e-4)
+
+
+# adapters
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_adapters_are_scaled_by_alpha_over_rank(masked: bool) -> None:
+    """Rank 2 and alpha 6: W + 3·B A, under the mask or beside it."""
+    torch.manual_seed(0)
+    model = Holder((3, 4))
+    kept = torch.tensor([[1, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 1]]).bool()
+    model.hold(0, torch.randn(3, 4) * kept)
+    weight = model.fc1().detach().clone()
+    adapters = Adapters(model, {"layers.0.mlp.fc1": BitMask(kept)}, 2, 6.0, masked)
+    linear: Any = adapters.layers["layers.0.mlp.fc1"].linear
+    linear.lora_B.data.normal_()
+    down, up = linear.lora_A.detach(), linear.lora_B.detach()
+    assert down.shape == (2, 4)
+    assert float(down.abs().max()) <= 1 / math.sqrt(4)  # Kaiming uniform with slope √5: bound 1/√inputs
+    x = torch.randn(5, 4)
+    low = 3 * up @ down
+    expected = x @ ((weight + low) * kept).T if masked else x @ (weight + low).T
+    torch.testing.assert_close(linear(x), expected)
+    adapters.merge()
+    torch.testing.assert_close(model.fc1().detach(), (weight + low) * kept)
+
+
+def test_ranks_by_tower_are_the_published_ones() -> None:
+    assert LoRA().rank == {"vision": 4, "language": 8, "connector": 2}
+    assert LoRA().alpha == 16.0
+    case = build("instructblip_t5", 1)
+    prune(case.model, Wanda(), [case.inputs], options=WalkOptions(progress=False))
+    from prunus.repair.masks import zeros_of
+
+    masks = zeros_of(case.model)
+    adapters = Adapters(case.model, masks, LoRA().rank, LoRA().alpha)
+    found = {name: len(layer.linear.lora_A) for name, layer in adapters.layers.items()}  # type: ignore[arg-type]
+    for name, rank in found.items():
+        assert rank == (4 if name.startswith(("vision", "model.vision")) else 2 if "qformer" in name else 8), name
+    assert set(found.values()) == {2, 4, 8}
+    assert all(layer.scale == 16 / found[name] for name, layer in adapters.layers.items())
+
+
+@pytest.mark.parametrize("method", [MaskedFinetune(), MaskedLoRA(rank=2), LoRA(rank=2)], ids=lambda m: m.method)
+def test_repair_lowers_the_loss_it_says_it_lowers(method: Any) -> None:
+    case = build("llama", 5)
+    prune(case.model, Wanda(sparsity=0.6), [case.inputs], options=WalkOptions(progress=False))
+    items = [{k: v[row] for k, v in case.inputs.items()} for row in range(2)]
+    before = float(own_loss(case.model, case.inputs))
+    repair(case.model, method, items, Training(steps=10, batch_size=2, learning_rate=5e-3, bf16=False, warmup_steps=0))
+    assert float(own_loss(case.model, case.inputs)) < before - 0.05
+
+
+def test_distillation_brings_the_student_nearer_to_its_teacher() -> None:
+    """λ = .99 learns from little but the teacher."""
+
+    def distance(model: Any) -> float:
+        with torch.no_grad():
+            p, q = (m(**case.inputs).logits.log_softmax(-1) for m in (dense, model))
+        return float((p.exp() * (p - q)).sum(-1).mean())
+
+    dense, case = build("llama", 5).model, build("llama", 5)
+    prune(case.model, Wanda(sparsity=0.6), [case.inputs], options=WalkOptions(progress=False))
+    items = [{k: v[row] for k, v in case.inputs.items()} for row in range(2)]
+    before = distance(case.model)
+    training = Training(steps=10, batch_size=2, learning_rate=5e-3, bf16=False, warmup_steps=0)
+    repair(case.model, RESSA(rank=4, distillation=Distillation(weight=0.99)), items, training, teacher=dense)
+    assert distance(case.model) < 0.8 * before
+
+
+# what a model says
+
+
+def test_a_decoder_predicts_the_next_label() -> None:
+    logits = torch.arange(12.0).view(1, 4, 3)
+    found = next_tokens(torch.tensor(5.0), logits, torch.tensor([[7, 8, -100, 9]]))
+    assert torch.equal(found.logits, logits[:, :3])
+    assert found.counted.tolist() == [[True, False, True]]
+    assert float(found.loss) == 5
+
+
+def test_losses_of_causal_decoders_skip_padding_and_labels_win() -> None:
+    case = build("llama", 5)
+    with torch.no_grad():
+        logits = case.model(**case.inputs).logits.double()
+    ids, mask = case.inputs["input_ids"], case.inputs["attention_mask"].bool()
+    picked = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0][mask[:, 1:]]
+    assert float(own_loss(case.model, case.inputs)) == pytest.approx(-float(picked.mean()), rel=1e-5)
+    labels = torch.full_like(ids, -100)
+    labels[0, 3] = 11
+    one = float(own_loss(case.model, {**case.inputs, "labels": labels}))
+    assert one == pytest.approx(-float(logits[0, 2].log_softmax(-1)[11]), rel=1e-5)
+    found = own_prediction(case.model, {**case.inputs, "labels": labels})
+    assert found.counted.nonzero().tolist() == [[0, 2]]
+
+
+def test_predictions_of_pairs_are_of_both_directions() -> None:
+    case = build("clip", 5)
+    found = own_prediction(case.model, case.inputs)
+    with torch.no_grad():
+        out = case.model(**case.inputs)
+    torch.testing.assert_close(found.logits.detach(), torch.cat([out.logits_per_image, out.logits_per_image.T]))
+    assert found.counted.tolist() == [True] * 4
+    logits = out.logits_per_image.double()
+    expected = -(logits.log_softmax(1).diagonal().mean() + logits.log_softmax(0).diagonal().mean()) / 2
+    assert float(found.loss.detach()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_predictions_that_do_not_fit_are_refused() -> None:
+    class Odd(nn.Module):
+        config = SimpleNamespace(is_encoder_decoder=True)
+
+        def forward(self, labels: Tensor) -> Any:
+            return SimpleNamespace(loss=torch.zeros(()), logits=torch.zeros(2, 5, 3))
+
+    with pytest.raises(PrunusError, match="predict"):
+        own_prediction(Odd(), {"labels": torch.zeros(2, 4, dtype=torch.long)})
