@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -341,6 +342,44 @@ def test_a_callback_that_the_trainer_would_replace_says_so(tmp_path) -> None:
     again, _ = _trainer(tmp_path, method, restore_callback_states_from_checkpoint=True)
     with pytest.raises(PrunusError, match="restore_callback_states_from_checkpoint"):
         again.train(resume_from_checkpoint=True)
+
+
+def test_saving_a_model_that_is_being_searched_is_no_secret(tmp_path) -> None:
+    case = build("vit", 0)
+    search = Search(case.model, UPop(ratio=0.5), 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        case.model.save_pretrained(tmp_path / "open")  # every gate is one
+    steps(search, case, 1)
+    with pytest.warns(UserWarning, match="saved without the gates"):
+        case.model.save_pretrained(tmp_path / "masked")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        extract(case.model, search.plan()).save_pretrained(tmp_path / "small")
+        search.close()
+        case.model.save_pretrained(tmp_path / "closed")
+
+    trainer, _ = _trainer(tmp_path / "run", UPop(ratio=0.4, interval=1), save_strategy="steps", save_steps=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        trainer.train()  # a checkpoint of the Trainer carries the gates
+    with pytest.warns(UserWarning, match="saved without the gates"):
+        trainer.save_model(str(tmp_path / "final"))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
+def test_an_optimiser_over_weights_that_extraction_replaced_is_refused(optimizer: Any) -> None:
+    case = build("vit", 0)
+    search, old = Search(case.model, UPop(ratio=0.5), 1), optimizer(case.model.parameters(), lr=1e-3)
+    steps(search, case, 1)
+    old.step()
+    extract(case.model, search.plan())  # a copy: the optimiser goes on with the original
+    old.step()
+    small = extract(case.model, search.plan(), inplace=True)
+    loss_of(Case(small, case.inputs)).backward()
+    with pytest.raises(PrunusError, match="make a new one"):
+        old.step()
+    optimizer(small.parameters(), lr=1e-3).step()
 
 
 def test_clipping_comes_back_after_an_interruption(tmp_path) -> None:

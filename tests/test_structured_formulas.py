@@ -28,10 +28,12 @@ from transformers import (
 )
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
+import prunus.structured.search
 from prunus import Plan, Search, UPop, anatomy, extract
 from prunus.plan import UnitPlan
 from prunus.structured.scores import gate_gradient, standardise
 from prunus.structured.selection import select, select_as_published
+from tests.fake_devices import devices, on
 from tests.shared import golden
 
 
@@ -204,6 +206,24 @@ def test_gradients_are_summed_over_steps_and_those_that_lower_the_loss_go_first(
     assert kept(search) == {"mlp": [0, 1, 2, 3]}
     feed(search, {"mlp": [-1.0, 5.0, -1.0, 2.0]})
     assert kept(search) == {"mlp": [1, 3]}
+
+
+def test_units_on_several_devices_are_ranked_in_one_place(monkeypatch) -> None:
+    """As above, with a unit on one device, one on another, and gates where their units lie."""
+    monkeypatch.setattr(prunus.structured.search, "check_gradients_will_come", lambda *_: None)
+    search = Search(model_of({"attention": 4, "a.mlp": 4, "b.mlp": 4}), UPop(ratio=4 / 32, interval=1), 2)
+    gradients = {"attention": [0.0] * 4, "a.mlp": [1.0, 5.0, 0.0, 1.0], "b.mlp": [4.0, 0.0, 1.0, 1.0]}
+    with devices():
+        for place, unit in enumerate(search.units):
+            for path in unit.linear_paths[:-1]:
+                linear = search.model.get_submodule(path)
+                values = gradients[unit.name] if path == unit.linear_paths[0] else [0.0] * 4
+                linear.weight = nn.Parameter(on(linear.weight.detach(), f"meta:{place}"))
+                linear.weight.grad = on(torch.tensor(values)[:, None], f"meta:{place}")
+            search.gates.values[unit.name] = on(search.gates.values[unit.name], f"meta:{place}")
+        search.step()
+        search.step()
+    assert kept(search) == {"attention": [0, 1, 2, 3], "a.mlp": [0, 2, 3], "b.mlp": [1, 2, 3]}
 
 
 # Schedules, updates, gates

@@ -70,6 +70,7 @@ class SearchCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.search = Search(model, self.method, state.max_steps, self.mirrors)
         if state.global_step > 0:
             self.search.load_state(self._saved(state), "trainer_state.json")
+        self.search.gates.mark_saved(True)
         self._is_over = state.global_step >= state.max_steps
         if not self._clips or args.max_grad_norm:
             self._max_grad_norm, args.max_grad_norm, self._clips = args.max_grad_norm or 0.0, 0.0, True
@@ -108,6 +109,8 @@ class SearchCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         args.max_grad_norm, self._clips = self._max_grad_norm, False
+        if self.search is not None:
+            self.search.gates.mark_saved(False)
 
 
 def _check(args: Any) -> None:
