@@ -74,10 +74,10 @@ def prune_folder(
     verify(source)
     model, shards = without_weights(source)
     chosen, plan = settle(model, method, plan, include, exclude)
-    sparsity_of(model)  # a damaged record is found now and not when the new one is put beside it
+    earlier = recorded_sparsity(model)  # a damaged one is found now and not when the new one is put beside it
     fingerprint = Fingerprint(checked(batches, calls_the_model(call)))
     if keep_zeros is None:
-        keep_zeros = recorded_sparsity(model) is not None
+        keep_zeros = earlier is not None
     parts = _Parts(model, shards)
     parts.refuse_weights(chosen)
     dtypes = parts.dtypes_to_write(chosen)
@@ -99,7 +99,7 @@ def prune_folder(
         )  # fmt: skip
     with work.writing():
         config = json.loads((work.folder / "config.json").read_text())
-        record = achieved.after(recorded_sparsity(model)).model_dump(mode="json")
+        record = achieved.after(earlier).model_dump(mode="json")
         write_text(work.folder / "config.json", json.dumps({**config, RECORD: record}, indent=2) + "\n")
         write_checksums(work.folder)
         work.folder.rename(output)
