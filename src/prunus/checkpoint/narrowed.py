@@ -25,7 +25,8 @@ from prunus.checkpoint.naming import keys_in_files
 from prunus.errors import PrunusError
 from prunus.plan import Plan, UnitPlan
 from prunus.plan.record import RECORD, Narrowing, mark, marks, plan_of, recorded, records_of, write_record
-from prunus.structured.gates import remove_gates
+from prunus.structured.gates import remove_gates, warn_of_gates
+from prunus.structured.retired import retire
 from prunus.structured.surgery import narrow
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -39,7 +40,8 @@ def extract(model: Model, plan: Plan, inplace: bool = False) -> Model:
             `DataParallel` around it is taken off.
         plan: `Search.plan()`, or any plan for this model. A model that was extracted before is narrowed further; one that
             the plan was applied to already, or that was built from the config of such a model, stays as it is.
-        inplace: narrow `model` itself, which saves the memory of a copy.
+        inplace: narrow `model` itself, which saves the memory of a copy. An optimiser over its old weights is refused at
+            its next step.
 
     Returns:
         A model of the same class. Every transformers model in it keeps its part of the plan in its config, so that
@@ -63,7 +65,10 @@ def extract(model: Model, plan: Plan, inplace: bool = False) -> Model:
     small: Model = inner if inplace else copy.deepcopy(inner)  # type: ignore[assignment]
     remove_gates(small)
     if not applied:
+        before_narrowing = list(small.parameters()) if inplace else []
         narrow(small, parts, plan)
+        stay = {id(parameter) for parameter in small.parameters()}
+        retire(parameter for parameter in before_narrowing if id(parameter) not in stay)
         write_record(small, plan if before is None else plan.after(before))
     return small
 
@@ -181,6 +186,7 @@ def teach_transformers() -> None:
     if getattr(PreTrainedModel.post_init, "__wrapped__", None) is not None:
         return
     post_init = PreTrainedModel.post_init
+    save_pretrained = PreTrainedModel.save_pretrained
     from_pretrained = PreTrainedModel.from_pretrained.__func__
     from_dict = PreTrainedConfig.from_dict.__func__
 
@@ -188,6 +194,11 @@ def teach_transformers() -> None:
     def narrowing_post_init(self: PreTrainedModel) -> None:
         post_init(self)
         narrow_as_recorded(self)
+
+    @wraps(save_pretrained)
+    def honest_save_pretrained(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+        warn_of_gates(self)
+        return save_pretrained(self, *args, **kwargs)
 
     @wraps(from_pretrained)
     def explaining_from_pretrained(cls: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -210,6 +221,7 @@ def teach_transformers() -> None:
         return from_dict(cls, config_dict, **kwargs)
 
     PreTrainedModel.post_init = narrowing_post_init
+    PreTrainedModel.save_pretrained = honest_save_pretrained
     PreTrainedModel.from_pretrained = classmethod(explaining_from_pretrained)
     PreTrainedConfig.from_dict = classmethod(reading_from_dict)
 
