@@ -147,6 +147,8 @@ def main() -> None:
         refusal = PrunusError(str(error.filename or "system"), error.strerror, "look at the disk and at its rights")
     else:
         return
-    said = f"[bold red]error[/] {escape(refusal.field)} = {escape(shown(refusal.value))}\n  {escape(refusal.remedy)}"
-    Console(stderr=True).print(said.encode(errors="backslashreplace").decode(), highlight=False)
+    said = f"[bold red]error[/] {escape(refusal.field)} = {escape(shown(refusal.value))}: {escape(refusal.remedy)}"
+    Console(stderr=True).print(
+        said.encode(errors="backslashreplace").decode().replace("\n", " "), highlight=False, soft_wrap=True
+    )
     sys.exit(2)
