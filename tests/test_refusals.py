@@ -44,7 +44,10 @@ def ids(rows: int = 2) -> Tensor:
 
 
 def bits(model: nn.Module) -> list[bytes]:
-    return [t.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for t in model.state_dict().values()]
+    return [
+        b"" if t.is_meta else t.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        for t in model.state_dict().values()
+    ]
 
 
 class unchanged:  # noqa: N801
