@@ -38,21 +38,25 @@ SECONDS = 240
 
 ROOMS: dict[str, list[str]] = {
     "structured": ["test_selection.py", "test_structured*.py", "test_upop*.py", "test_search*.py"],
-    "unstructured": ["test_pruner_formulas.py", "test_statistics.py", "test_pruners.py", "test_cuts.py", "test_walk.py", "test_semi_structured.py", "test_meaning.py"],
-    "allocation": ["test_allocation_formulas.py", "test_cuts.py", "test_meaning.py", "test_allocation.py"],
-    "repair": ["test_repair_formulas.py", "test_meaning.py", "test_repair.py"],
-    "plan": ["test_numbers.py", "test_plan.py", "test_pruner_formulas.py", "test_allocation_formulas.py", "test_refusals.py", "test_record*.py"],
+    "unstructured": ["test_pruner_formulas.py", "test_statistics.py", "test_pruners.py", "test_semi_structured.py", "test_walk.py"],
+    "allocation": ["test_allocation_formulas.py", "test_allocation.py"],
+    "repair": ["test_repair_formulas.py", "test_repair.py"],
+    "plan": ["test_numbers.py", "test_plan.py", "test_record*.py", "test_allocation_formulas.py"],
     "cost.py": ["test_numbers.py"],
-    "losses.py": ["test_repair_formulas.py", "test_refusals.py", "test_losses*.py"],
-    "tasks": ["test_numbers.py", "test_text.py", "test_tasks.py"],
+    "losses.py": ["test_repair_formulas.py", "test_losses*.py"],
+    "tasks": ["test_numbers.py", "test_text.py"],
 }  # fmt: skip
 """Room → its tests, the quick ones first."""
 
 SLOW = (
-    "not replay_is_exact and not exact_and_carried_out and not first_order_scores_are_autograd and not noises_may_share "
-    "and not from_memory_is_that and not every_family and not every_repair_keeps and not exactly_as_many and not keeps_n_of_m"
-)
-"""Tests that go through every family or hundreds of random cases, left out here: the quick ones must notice."""
+    "replay_is_exact", "exact_and_carried_out", "first_order_scores_are_autograd", "noises_may_share", "from_memory_is_that",
+    "every_repair_keeps", "exactly_as_many", "keeps_n_of_m", "turns_into_channel_ratios", "drawn_side_by_side", "are_elsewhere",
+    "mean_noise_is", "padding_does_not_count", "nm_patterns_survive", "merging_is_exact", "real_language_model", "goes_on_with_the_same",
+    "two_processes", "belong_to_one_repair", "quantised_model", "serves_the_structured", "teach_like_the_teacher", "two_prunings",
+    "harness", "a_recipe_prunes", "outside_of_autocast", "differs_elsewhere", "what_noise_does_not", "prune_batches",
+)  # fmt: skip
+"""Tests, by a part of their name, that go through every family, start processes or train for long: left out here. The quick ones must
+notice."""
 
 PRELOADED = (
     "torch", "torch._dynamo", "torch.utils.checkpoint", "torch.utils.flop_counter", "transformers", "accelerate", "pydantic", "hypothesis",
@@ -348,7 +352,7 @@ def _run_tests(mutant: Mutant | None, tests: Sequence[str]) -> None:
                     "-m",
                     "not long",
                     "-k",
-                    SLOW,
+                    " and ".join(f"not {name}" for name in SLOW),
                     "--rootdir",
                     str(ROOT),
                     *tests,
@@ -402,6 +406,7 @@ def main() -> None:
     parser.add_argument("--rooms", nargs="+", default=list(ROOMS), choices=list(ROOMS))
     parser.add_argument("--named", action="store_true", help="only the listed changes")
     parser.add_argument("--generated", action="store_true", help="only the generated changes")
+    parser.add_argument("--trust", action="store_true", help="do not run the tests without any change first")
     parser.add_argument("--list", action="store_true", help="list instead of running")
     asked = parser.parse_args()
     named = [] if asked.generated else [mutant for mutant in listed() if mutant.room in asked.rooms]
@@ -412,7 +417,7 @@ def main() -> None:
         print(f"{len(named)} listed, {len(sample)} of {len(made)} generated")
         return
     preload()
-    for room in dict.fromkeys(mutant.room for mutant in [*named, *sample]):
+    for room in dict.fromkeys(mutant.room for mutant in [*named, *sample] if not asked.trust):
         if not survives(None, tests_of(room)):
             raise SystemExit(f"the tests of {room} fail without any change; mend that first")
     left = run(named, "listed") if named else []

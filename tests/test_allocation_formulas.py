@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prunus import OWL, ECoFLaP, IterativeGlobal, SparsityPlan, Uniform, allocate
 from prunus.allocation.iterative import _lowest_of_all
+from prunus.allocation.zeroth_order import Disturbance
 from tests.fake_devices import devices, on
 from tests.families import build
 from tests.holder import FC1, Holder
@@ -306,3 +307,12 @@ def test_scores_on_several_devices_are_pooled() -> None:
         masks = _lowest_of_all([on(values[0], "meta:0"), on(values[1], "meta:1")], 3)
     assert [str(mask.device) for mask in masks] == ["meta:0", "meta:1"]
     assert [mask.here.tolist() for mask in masks] == [[[False, True], [False, False]], [[True, False, True]]]  # type: ignore[attr-defined]
+
+
+def test_noise_reaches_a_layer_on_another_device() -> None:
+    noise, x = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[3.0, 5.0]])
+    with devices():
+        disturbance = Disturbance(on(noise, "meta:0"), on(torch.tensor(0.5), "meta:0"))
+        found = disturbance(nn.Identity(), (on(x, "meta:1"),), on(torch.zeros(1, 2), "meta:1"))
+    assert str(found.device) == "meta:1"
+    assert found.here.tolist() == [[0.5 * 13, 0.5 * 5]]  # type: ignore[attr-defined]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -176,6 +179,13 @@ def test_requests_that_cannot_work_fail_before_training() -> None:
         Search(model, UPop(ratio=0.99, min_channels=10), 10)
     with pytest.raises(PrunusError, match="nothing to prune"):
         Search(nn.Sequential(nn.Linear(3, 3)), UPop(ratio=0.5), 10)
+    for wrong in (("vit", UPop(ratio=0.5), 10), (model, {"ratio": 0.5}, 10), (model, UPop(ratio=0.5), 0.5)):
+        with pytest.raises(PrunusError, match="give"):
+            Search(*wrong)  # type: ignore[arg-type]
+    search = Search(model, UPop(ratio=0.5), 10)
+    for scale in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(PrunusError, match="grad_scale"):
+            search.step(scale)
 
 
 def test_saved_state_continues_bit_for_bit(tmp_path) -> None:
@@ -495,6 +505,30 @@ def test_a_loss_scaler_changes_nothing() -> None:
     for kind in ("scaled", "unscaled"):
         for name, score in scores["plain"].items():
             torch.testing.assert_close(scores[kind][name], score, rtol=1e-3, atol=1e-5)
+
+
+def test_under_the_trainers_loss_scaler_gradients_are_read_and_clipped_at_their_size(tmp_path) -> None:
+    """What the Trainer does with fp16, which it offers on GPUs alone: accelerate's optimiser carries the scaler."""
+    scores, norms = {}, {}
+    for scale in (1.0, 2.0**10):
+        case = build("vit", 2)
+        callback = SearchCallback(UPop(ratio=0.5))
+        arguments = TrainingArguments(str(tmp_path), max_grad_norm=1e-3, use_cpu=True, report_to="none")
+        Accelerator(cpu=True)
+        state = SimpleNamespace(max_steps=1, global_step=0)
+        callback.on_train_begin(arguments, state, None, case.model)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1)
+        plain = torch.optim.SGD(case.model.parameters(), lr=1e-3)
+        optimizer = AcceleratedOptimizer(plain, device_placement=False, scaler=scaler if scale > 1 else None)
+        scaler.scale(loss_of(case)).backward()
+        callback.on_pre_optimizer_step(arguments, state, None, case.model, optimizer=optimizer)
+        norms[scale] = float(torch.stack([p.grad.norm() for p in case.model.parameters() if p.grad is not None]).norm())
+        optimizer.step()
+        assert not optimizer.step_was_skipped
+        scores[scale] = callback.search.scores  # type: ignore[union-attr]
+    assert norms == {1.0: pytest.approx(1e-3, rel=1e-2), 2.0**10: pytest.approx(1e-3, rel=1e-2)}
+    for name, score in scores[1.0].items():
+        torch.testing.assert_close(scores[2.0**10][name], score)
 
 
 def test_a_step_that_the_loss_scaler_skips_counts_and_adds_nothing() -> None:

@@ -12,7 +12,7 @@ from transformers.trainer_callback import ExportableState
 
 from prunus.errors import PrunusError
 from prunus.plan import Plan
-from prunus.structured.preflight import COMPILED, REPLICAS
+from prunus.structured.preflight import COMPILED, REPLICAS, SHARDED
 from prunus.structured.search import Search
 from prunus.structured.upop import UPop
 
@@ -123,5 +123,7 @@ def _check(args: Any) -> None:
         raise PrunusError("torch_compile", True, COMPILED)
     if getattr(args, "deepspeed", None):
         raise PrunusError("deepspeed", True, "it takes gradients away before they can be read; train by DDP")
+    if args.fsdp:
+        raise PrunusError("fsdp", args.fsdp, SHARDED)
     if args.n_gpu > 1:
         raise PrunusError("n_gpu", args.n_gpu, REPLICAS)

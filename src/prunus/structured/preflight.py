@@ -21,6 +21,8 @@ def searchable(model: nn.Module) -> nn.Module:
     Raises:
         PrunusError: it is compiled, sharded or replicated in one process, or another search is on.
     """
+    if not isinstance(model, nn.Module):
+        raise PrunusError("model", type(model).__name__, "give a torch module")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     if isinstance(model, nn.DataParallel):
