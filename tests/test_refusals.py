@@ -320,7 +320,7 @@ def test_a_folder_that_is_refused_leaves_nothing_and_one_that_was_interrupted_st
         ([], "cannot be evaluated on it"),
         (["--task", '{"name": "text", "evaluation": "TEXT"}'], "tokenizer"),
         (["--task", '{"name": "text", "evaluation": "/nowhere"}'], "no such file"),
-        (["--tasks", "arc_easy"], "lm-eval"),
+        pytest.param(["--tasks", "arc_easy"], "lm-eval", marks=pytest.mark.long),
     ],
 )
 def test_evaluation_that_is_not_possible_is_one_line_and_status_2(

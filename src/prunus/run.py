@@ -305,7 +305,7 @@ def _prune(step: PruneStep, task: Task, source: Path, folder: Path) -> None:
     write_text(folder / "course.json", json.dumps({"log": []}))
     prune_folder(
         local_folder(source), folder / "model", step.method, batches, plan=plan, include=step.include, exclude=step.exclude,
-        options=step.walk, device=_device(),
+        options=step.walk, device=_device(), keep_zeros=step.keep_zeros,
     )  # fmt: skip
 
 

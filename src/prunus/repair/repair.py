@@ -27,7 +27,7 @@ from prunus.repair.methods import LoRA, MaskedFinetune, MaskedLoRA, Repair
 from prunus.repair.teacher_cache import TeacherCache
 from prunus.undo import Undo
 from prunus.unstructured import sparsity_of
-from prunus.unstructured.pruning import note
+from prunus.unstructured.record import note
 
 DEFAULT_TRAINING = Training(steps=500, batch_size=8, learning_rate=1e-4, weight_decay=0.0, warmup_steps=20)
 
