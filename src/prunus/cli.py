@@ -19,7 +19,7 @@ from prunus.anatomy import LeftDense, anatomy, survey
 from prunus.checkpoint import bare_model, local_folder, plan_of
 from prunus.checkpoint.checksums import verify
 from prunus.checkpoint.zeros import sparsity_in
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, shown
 from prunus.plan import SparsityPlan
 from prunus.recipe import Recipe, demo_recipe, load_recipe
 from prunus.report import Report, format_metric, terminal_table, write_report
@@ -180,8 +180,13 @@ def main() -> None:
     try:
         app()
     except PrunusError as error:
-        Console(stderr=True).print(
-            f"[bold red]error[/] {escape(error.field)} = {escape(repr(error.value))}\n  {escape(error.remedy)}",
-            highlight=False,
-        )
-        sys.exit(2)
+        refusal = error
+    except OSError as error:
+        refusal = PrunusError(str(error.filename or "system"), error.strerror, "look at the disk and at its rights")
+    else:
+        return
+    said = f"[bold red]error[/] {escape(refusal.field)} = {escape(shown(refusal.value))}: {escape(refusal.remedy)}"
+    Console(stderr=True).print(
+        said.encode(errors="backslashreplace").decode().replace("\n", " "), highlight=False, soft_wrap=True
+    )
+    sys.exit(2)
