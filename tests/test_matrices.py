@@ -35,7 +35,7 @@ from prunus.cli import app
 from prunus.unstructured.recorder import Recorder, counted_positions
 from prunus.unstructured.statistics import Need
 from prunus.unstructured.walk import Visit, Walk
-from tests.families import build
+from tests.families import FAMILIES, build
 
 QUIET = WalkOptions(progress=False)
 SIZES: dict[str, Any] = {
@@ -224,6 +224,25 @@ def test_the_record_is_what_the_weights_are(seed: int, method: Any, dtype: torch
     for n, matrix in record.matrices.items():
         assert matrix.pruned == int((weight_of(model, n) == 0).sum())
         assert matrix.pruned >= matrix.asked
+    assert sparsity_of(model) == record
+
+
+METHODS = [
+    Magnitude(sparsity=0.3), SparseGPT(sparsity=0.5), Wanda(sparsity=0.6, group="matrix"), DSnoT(sparsity=0.5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "name"), list(enumerate(FAMILIES)))
+def test_the_record_is_what_the_weights_are_in_every_family(number: int, name: str) -> None:
+    case = build(name, number)
+    model = case.model.to([torch.float32, torch.bfloat16][number % 2])
+    with torch.no_grad():
+        for matrix in matrices(model)[::3]:
+            matrix.view(model)[:, ::4] = 0
+    record = prune(model, METHODS[number % len(METHODS)], [case.inputs], options=QUIET)
+    for n, matrix in record.matrices.items():
+        assert matrix.pruned == int((weight_of(model, n) == 0).sum())
+    assert record.block_weights >= sum(m.weights for m in record.matrices.values())
     assert sparsity_of(model) == record
 
 
