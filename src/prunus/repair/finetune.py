@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from prunus.errors import PrunusError
+from prunus.finished import Finished
 from prunus.storage import write_text
 from prunus.typed import Count, Steps, Typed
 from prunus.unstructured.walk import caches_kept
@@ -130,7 +131,7 @@ def finetune(
             train_dataset=data,
             eval_dataset=data if evaluating else None,
             data_collator=collate,
-            callbacks=[*callbacks, Complete()],
+            callbacks=[Finished(), *callbacks, Complete()],
         )
         trainer.model_accepts_loss_kwargs = False  # a task's loss is a mean: it is divided by the accumulation steps
         trainer.task_loss, trainer.task_evaluate = loss, evaluate

@@ -18,7 +18,7 @@ from prunus.anatomy import matrices, weight_of
 from prunus.batches import input_device
 from prunus.errors import PrunusError, refusing
 from prunus.losses import Predict, own_prediction
-from prunus.refusals import refuse_weight, refuse_wrapped
+from prunus.refusals import plain_model, refuse_weight
 from prunus.repair.distillation import Distillation, Lesson, Teacher
 from prunus.repair.finetune import Training, finetune
 from prunus.repair.lora import Adapters
@@ -70,6 +70,7 @@ def repair(
         PrunusError: nothing is pruned, or all of it is frozen; a compiled, quantised or absent weight; data that are no items
             by index, or none that the model can take; distillation without a teacher; or a zero that was lost.
     """
+    model = plain_model(model)
     masks, trainable = _what_to_train(model, method, data, teacher)
     if collate is default_data_collator:
         collate = _collate
@@ -117,7 +118,6 @@ def _what_to_train(
     model: nn.Module, method: Repair, data: Any, teacher: object
 ) -> tuple[dict[str, BitMask], list[nn.Parameter]]:
     """The zeros, and the parameters that are not frozen, of a model that can be repaired; others are refused."""
-    refuse_wrapped(model)
     _refuse_data(data)
     if method.distillation is not None and teacher is None:
         raise PrunusError(
