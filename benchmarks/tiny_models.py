@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,9 +177,8 @@ def _overrides(cls: type[tf.PreTrainedConfig]) -> dict[str, Any]:
     if len(kinds) > 1:
         found["layer_types"] = kinds
         found |= {name: len(kinds) for name in ("num_hidden_layers", "num_layers") if name in found}
-    if "backbone_config" in names and getattr(
-        default, "use_timm_backbone", getattr(default, "backbone_config", None) is None
-    ):
+    backbone = getattr(default, "backbone_config", None)
+    if "backbone_config" in names and getattr(backbone, "model_type", "timm_backbone") == "timm_backbone":
         found |= {
             "use_timm_backbone": False,
             "use_pretrained_backbone": False,
@@ -189,22 +188,20 @@ def _overrides(cls: type[tf.PreTrainedConfig]) -> dict[str, Any]:
     return found
 
 
+LISTED: dict[str, Callable[[int], list[int]]] = {
+    r"hidden_sizes|embed_dims|encoder_channels|backbone_out_channels|hidden_channels": lambda n: (
+        [16 * 2 ** min(i, 2) for i in range(n)]
+    ),
+    r"depths|num_blocks|layers|encoder_layers_list|channel_multiplier": lambda n: [1] * n,
+    r"num_heads|num_attention_heads": lambda n: [2] * n,
+    r"image_size|img_size|input_size": lambda n: [IMAGE] * n,
+    r"vision_feature_layers?|vit_layers": lambda n: list(range(n))[::-1],
+    r"conv_dim": lambda n: [16] * n,
+}
+
+
 def _listed(name: str, value: list[int]) -> dict[str, list[int]]:
-    if name in ("hidden_sizes", "embed_dims", "encoder_channels", "backbone_out_channels", "hidden_channels"):
-        return {name: [16 * 2 ** min(i, 2) for i in range(len(value))]}
-    if name in ("depths", "num_blocks", "layers", "encoder_layers_list"):
-        return {name: [1] * len(value)}
-    if name in ("num_heads", "num_attention_heads"):
-        return {name: [2] * len(value)}
-    if name == "channel_multiplier":
-        return {name: [1] * len(value)}
-    if name in ("image_size", "img_size", "input_size"):
-        return {name: [IMAGE] * len(value)}
-    if name in ("vision_feature_layer", "vision_feature_layers", "vit_layers"):
-        return {name: list(range(len(value)))[::-1]}
-    if name in ("conv_dim",):
-        return {name: [16] * len(value)}
-    return {}
+    return next(({name: make(len(value))} for pattern, make in LISTED.items() if re.fullmatch(pattern, name)), {})
 
 
 def attempts(model: tf.PreTrainedModel) -> Iterator[dict[str, Any]]:

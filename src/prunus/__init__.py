@@ -4,14 +4,18 @@ Importing it also teaches transformers to load Prunus checkpoints. What is named
 else is promised.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from prunus.allocation import OWL, ECoFLaP, IterativeGlobal, Manual, Uniform, allocate
 from prunus.anatomy import Anatomy, Matrix, anatomy, matrices
 from prunus.calibration import image_batches, pair_batches, text_batches
 from prunus.checkpoint import extract, load_model, plan_of, prune_folder
 from prunus.errors import PrunusError
 from prunus.plan import Plan, SparsityPlan, draw_plans
-from prunus.repair import RESSA, Distillation, LoRA, MaskedFinetune, MaskedLoRA, Training, repair
-from prunus.structured import Search, SearchCallback, UPop
+from prunus.repair import RESSA, Distillation, LoRA, MaskedFinetune, MaskedLoRA, Training, hold_zeros, repair
+from prunus.structured import Search, UPop
 from prunus.unstructured import (
     DSnoT,
     Magnitude,
@@ -24,12 +28,25 @@ from prunus.unstructured import (
     sparsity_of,
 )
 
+if TYPE_CHECKING:
+    from prunus.structured.callback import SearchCallback
+
 __version__ = "0.1.0"
 
 __all__ = [
     "OWL", "RESSA", "Anatomy", "DSnoT", "Distillation", "ECoFLaP", "IterativeGlobal", "LoRA", "Magnitude", "Manual", "MaskedFinetune",
     "MaskedLoRA", "Matrix", "Plan", "PrunusError", "Search", "SearchCallback", "SparseGPT", "SparsityPlan", "Training", "UPop",
-    "Uniform", "WalkOptions", "Wanda", "accelerate_2to4", "allocate", "anatomy", "draw_plans", "extract", "image_batches",
+    "Uniform", "WalkOptions", "Wanda", "accelerate_2to4", "allocate", "anatomy", "draw_plans", "extract", "hold_zeros", "image_batches",
     "load_model", "matrices", "pair_batches", "plan_of", "prune", "prune_folder", "prune_matrix", "repair", "sparsity_of",
     "text_batches",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """What needs the Trainer is imported when it is asked for: that brings peft and quantisers with it, where they are
+    installed."""
+    if name == "SearchCallback":
+        from prunus.structured.callback import SearchCallback
+
+        return SearchCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

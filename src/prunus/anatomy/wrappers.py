@@ -15,8 +15,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside of `torch.compile`, `DistributedDataParallel` and `DataParallel`; another model is returned as it is.
 
     Raises:
-        PrunusError: the weights are sharded by FSDP, so that no process has them all.
+        PrunusError: it is no model, or its weights are sharded by FSDP, so that no process has them all.
     """
+    if not isinstance(model, nn.Module):
+        raise PrunusError("model", type(model).__name__, "give a model, a torch.nn.Module")
     for module in model.modules():
         if type(module).__name__ in SHARDED:
             raise PrunusError(
@@ -29,6 +31,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def unusable(weight: Tensor) -> str | None:
     """Why the numbers of a weight cannot be read and cut here, in words; None if they can."""
+    if packed(weight) is None and weight.device.type == "meta":
+        return "its weight is not in memory (offloaded or built without weights); load the model whole"
+    return packed(weight)
+
+
+def packed(weight: Tensor) -> str | None:
+    """Why a weight is not one number of 16 bits or more for each of its elements, wherever it lies; None if it is."""
     kind = type(weight).__name__
     if kind == "DTensor" or hasattr(weight, "ds_id"):
         return f"its weight is sharded over processes ({kind}); do it before the model is sharded"
@@ -39,8 +48,6 @@ def unusable(weight: Tensor) -> str | None:
         return (
             f"its weight is quantised or packed ({stored}); do it to the full-precision model and quantise afterwards"
         )
-    if weight.device.type == "meta":
-        return "its weight is not in memory (offloaded or built without weights); load the model whole"
     return None
 
 

@@ -59,7 +59,13 @@ class Adapters:
         masked: bool = True, teacher: nn.Module | None = None, seed: int = 0,
     ):  # fmt: skip
         self.model = model
-        chosen = adapted(matrices(model), masks, ranks)
+        chosen = [(m, r) for m, r in adapted(matrices(model), masks, ranks) if isinstance(_layer(model, m), nn.Linear)]
+        if not chosen:
+            raise PrunusError(
+                "model",
+                type(model).__name__,
+                "adapters go onto linear layers, and none of those is pruned; use masked_finetune",
+            )
         chosen = [(m, rank) for m, rank in chosen if model.get_parameter(m.parameter).requires_grad]
         if not chosen:
             raise PrunusError(
@@ -75,7 +81,7 @@ class Adapters:
             for matrix, rank in chosen:
                 generator = torch.Generator().manual_seed(seed + zlib.crc32(matrix.name.encode()))
                 self.layers[matrix.name] = _Adapted(
-                    sharing(model, matrix.name),
+                    [layer for layer in sharing(model, matrix) if isinstance(layer, nn.Linear)],
                     masks.get(matrix.name),
                     rank,
                     alpha / rank,
@@ -140,6 +146,10 @@ def adapted(
     if not chosen:
         raise PrunusError("rank", ranks, "no tower with a rank is pruned, so nothing would train; name one that is")
     return chosen
+
+
+def _layer(model: nn.Module, matrix: Matrix) -> nn.Module | None:
+    return next(iter(sharing(model, matrix)), None)
 
 
 def _agree_elsewhere(model: nn.Module, teacher: nn.Module, but: Collection[str]) -> bool:
