@@ -283,5 +283,5 @@ def test_damaged_tokenizers_are_refused(name: str, text_model: Path, tmp_path: P
 def test_damaged_journals_are_refused(text: str, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "prunus-journal.json").write_text(text)
-    with pytest.raises(PrunusError, match="journal.*damaged"):
+    with pytest.raises(PrunusError, match=r"journal.*damaged"):
         prune_folder(folder, tmp_path / "out", Wanda(sparsity=0.5), [build("vit", 0).inputs])
