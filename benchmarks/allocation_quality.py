@@ -31,7 +31,9 @@ ALLOCATIONS: dict[str, Callable[[float], Any]] = {
     "uniform": lambda p: Uniform(sparsity=p),
     "owl": lambda p: OWL(sparsity=p),
     "ecoflap": lambda p: ECoFLaP(sparsity=p),
-    "ecoflap, weight_gradient, per tower": lambda p: ECoFLaP(sparsity=p, score="weight_gradient", per_tower=True),
+    "ecoflap, one budget": lambda p: ECoFLaP(sparsity=p, per_tower=False),
+    "owl, one budget": lambda p: OWL(sparsity=p, per_tower=False),
+    "ecoflap, weight_gradient": lambda p: ECoFLaP(sparsity=p, score="weight_gradient"),
 }
 
 
@@ -74,8 +76,8 @@ def scores(studied: Subject, sparsity: float = 0.6) -> None:
     flat = plan_of(studied.dense, chosen, Uniform(sparsity=sparsity).answer(question).kept)
     print(f"Wanda at {sparsity}, one draw; uniform: {cell(studied, 'wanda', flat, 0):.1f}\n")
     pools: dict[str, dict[str, Any]] = {
-        "one budget, blocks": {}, "per tower, blocks": {"per_tower": True},
-        "per tower, matrices": {"per_tower": True, "granularity": "layer"},
+        "one budget, blocks": {"per_tower": False}, "per tower, blocks": {},
+        "per tower, matrices": {"granularity": "layer"},
     }  # fmt: skip
     print("| score | " + " | ".join(pools) + " | towers of the first |\n| --- |" + " --- |" * (len(pools) + 1))
     for score in ("gradient_norm", "weight_gradient", "squared"):

@@ -55,7 +55,7 @@ def compositions(name: str) -> dict[str, tuple[Allocator, Pruner]]:
         "ECoFLaP × DSnoT": (ECoFLaP(sparsity=sparsity), DSnoT()),
     }
     if name == "blip":  # it has several towers
-        found["ECoFLaP per tower × DSnoT"] = (ECoFLaP(sparsity=sparsity, per_tower=True), DSnoT())
+        found["ECoFLaP, one budget × DSnoT"] = (ECoFLaP(sparsity=sparsity, per_tower=False), DSnoT())
     return found
 
 

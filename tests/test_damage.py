@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch import Tensor
+from torch.utils.data import TensorDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from prunus import PrunusError, Wanda, load_model, prune_folder
 from prunus.checkpoint import bare_model, random_model
 from prunus.checkpoint.checksums import verify
 from prunus.cli import inspect
+from prunus.repair import Training, finetune
+from prunus.repair.trainer import last_complete
 from prunus.run import evaluate_here
-from prunus.tasks import Noise
+from prunus.tasks import Noise, Text
 from tests.families import build
 
 LLAMA = {
@@ -174,3 +182,96 @@ def test_our_verbs_compare_checksums(folder: Path, tmp_path: Path, capsys: pytes
         with pytest.raises(PrunusError, match="since it was saved"):
             verb()
     assert not (tmp_path / "again.partial").exists()
+
+
+class Tiny(torch.nn.Module):
+    def __init__(self, start: float):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((4,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.weight * x).sum()
+
+
+ONES = TensorDataset(torch.ones(64, 4))
+SHORT = Training(steps=4, batch_size=2, learning_rate=1e-3, bf16=False, save_every=2)
+
+
+def train(model: torch.nn.Module, folder: Path, factor: float = 1.0) -> None:
+    finetune(model, SHORT, folder, ONES, lambda items: {"x": items[0][0]}, lambda m, batch: factor * m(**batch))
+
+
+def test_a_training_ends_at_the_first_loss_that_is_no_number(tmp_path: Path) -> None:
+    with pytest.raises(PrunusError, match="loss of step 1"):
+        train(Tiny(torch.inf), tmp_path)
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_spoilt_weight_is_not_kept(tmp_path: Path) -> None:
+    model = Tiny(1.0)
+    model.register_parameter("other", torch.nn.Parameter(torch.tensor([torch.nan])))
+    with pytest.raises(PrunusError, match=r"other.*after step 2"):
+        train(model, tmp_path)
+    assert last_complete(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"]
+)
+def test_a_damaged_training_is_refused_by_its_checkpoint(name: str, tmp_path: Path) -> None:
+    train(Tiny(1.0), tmp_path)
+    (tmp_path / "checkpoint-4" / "complete").unlink()
+    (tmp_path / "checkpoint-2" / name).write_bytes(pickle.dumps(Trap(tmp_path / "opened")))
+    with pytest.raises(PrunusError, match="checkpoint-2"):
+        train(Tiny(1.0), tmp_path)
+    assert not (tmp_path / "opened").exists()
+    (tmp_path / "training.json").write_text("[")
+    with pytest.raises(PrunusError, match=r"training\.json"):
+        train(Tiny(1.0), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "leave none to predict"),
+        (b"a", "leave none to predict"),
+        (bytes(range(256)), "UTF-8"),
+        (b"a\0b" * 99, "zero bytes"),
+    ],
+)
+def test_texts_that_are_none_are_refused(content: bytes, message: str, text_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(content)
+    with pytest.raises(PrunusError, match=message):
+        evaluate_here(text_model, Text(evaluation=tmp_path / "text", length=8), 1)
+
+
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model of letters, with a tokenizer that knows more of them than it does."""
+    folder = tmp_path_factory.mktemp("letters")
+    random_model({**LLAMA, "max_position_embeddings": 32}).save_pretrained(folder)
+    letters = Tokenizer(WordLevel({chr(97 + n) if n < 26 else f"w{n}": n for n in range(60)}, unk_token="a"))
+    letters.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="a").save_pretrained(folder)
+    return folder
+
+
+def test_texts_fit_the_model(text_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("a b c d " * 20)
+    assert "perplexity" in evaluate_here(text_model, Text(evaluation=tmp_path / "text", length=8), 1).metrics
+    with pytest.raises(PrunusError, match="32 positions"):
+        evaluate_here(text_model, Text(evaluation=tmp_path / "text", length=33), 1)
+    with pytest.raises(PrunusError, match="32 positions"):
+        evaluate_here(text_model, Noise(length=33), 1)
+    (tmp_path / "text").write_text("a w59 " * 20)
+    with pytest.raises(PrunusError, match="knows 50 tokens"):
+        evaluate_here(text_model, Text(evaluation=tmp_path / "text", length=8), 1)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_damaged_tokenizers_are_refused(name: str, text_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(text_model, tmp_path / "model")
+    (folder / name).write_text("[")
+    (tmp_path / "text").write_text("a b c d " * 20)
+    with pytest.raises(PrunusError, match="tokenizer"):
+        evaluate_here(folder, Text(evaluation=tmp_path / "text", length=8), 1)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from prunus import PrunusError
-from prunus.structured.scores import standardise
-from prunus.structured.selection import select, select_as_published
-from tests.shared import golden
+from prunus.structured.selection import select
 
 
 @st.composite
@@ -88,23 +82,3 @@ def test_an_impossible_ratio_says_what_is_possible() -> None:
 def test_a_score_that_is_not_finite_names_its_unit() -> None:
     with pytest.raises(PrunusError, match="b"):
         select({"a": torch.randn(4), "b": torch.tensor([0.0, float("nan")])}, {"a": 1.0, "b": 1.0}, 0.5)
-
-
-@pytest.mark.parametrize("case", range(6))
-def test_the_published_update_is_reproduced(case: int) -> None:
-    tensors = load_file(golden("upop_update.safetensors"))
-    about = json.loads(golden("upop_update.json").read_text())[case]
-    gradients, masks = (
-        {name.removeprefix(f"{case}.{kind}."): tensor for name, tensor in tensors.items() if f"{case}.{kind}." in name}
-        for kind in ("gradient", "mask")
-    )
-    units = tuple(SimpleNamespace(name=name, is_attention="attention" in name) for name in gradients)
-    costs = {
-        unit.name: float(about["attention_unit_cost"] if unit.is_attention else about["mlp_unit_cost"])
-        for unit in units
-    }
-    kept = select_as_published(standardise(gradients, units), costs, about["p_t"])  # type: ignore[arg-type]
-    for name, mask in masks.items():
-        assert torch.equal(kept[name], mask == 1), name
-        expected = torch.where(kept[name], 1.0, 1 - about["p_t"] / about["p"])
-        torch.testing.assert_close(mask, expected)

@@ -503,3 +503,13 @@ def test_folders_that_cannot_be_pruned_are_named(tmp_path: Path) -> None:
     refused("outside|no file of the folder")
     shutil.rmtree(tmp_path / "dense")
     refused("no such folder")
+
+
+def test_weights_that_are_not_finite_are_refused_before_anything_is_copied(tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "dense")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = torch.nan
+    model.save_pretrained(tmp_path / "dense")
+    with pytest.raises(PrunusError, match=r"layers\.1\.mlp\.up_proj.*NaN"):
+        prune_folder(tmp_path / "dense", tmp_path / "out", Magnitude(), IDS, options=QUIET)
+    assert not list(tmp_path.glob("out*"))

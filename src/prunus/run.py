@@ -67,6 +67,9 @@ def run(recipe: Recipe, console: Console | None = None) -> Report:
         )  # fmt: skip
     recipe.task.check()
     _check_methods(recipe)
+    given = _folder_of(recipe.model)
+    if given is not None and os.path.isdir(given):
+        recipe.task.for_model(Path(given)).check_model(Path(given))
     claim_folder(folder, RECORD)
     with locked(folder):
         return _carry_out_all(recipe, folder, console)
@@ -76,15 +79,26 @@ def _carry_out_all(recipe: Recipe, folder: Path, console: Console) -> Report:
     _claim(folder, recipe)
     dense_folder = _dense(recipe, console)
     recipe = recipe.model_copy(update={"task": recipe.task.for_model(dense_folder)})
+    recipe.task.check_model(dense_folder)
+    recipe.task.train_data()
     so_far, courses = _Models(dense_folder, dense_folder, dense_folder), []
     for number, step in enumerate(recipe.steps, start=1):
         step_folder = folder / f"{number}-{step.step}"
         if not (step_folder / "model").exists():
             console.rule(f"{number}. {step.step}")
             _carry_out(step, recipe, so_far, step_folder)
-        courses.append({"step": step.step, **json.loads((step_folder / "course.json").read_text())})
+        courses.append({"step": step.step, **_course(step_folder / "course.json")})
         so_far = so_far.after(step, step_folder / "model")
     return _conclude(recipe, dense_folder, so_far.current, courses, console)
+
+
+def _course(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        raise PrunusError(
+            "output", str(file), "the file is damaged; delete its folder, and the step is done again"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -172,6 +186,13 @@ def _dense(recipe: Recipe, console: Console) -> Path:
         json.dumps([source.model_dump(mode="json"), recipe.task.model_dump(mode="json"), recipe.seed]).encode()
     ).hexdigest()[:16]
     folder = cache_folder() / f"dense-{recipe.task.name}-{key}"
+    with locked(folder, "cache", wait=True):
+        return _made(recipe, folder, console)
+
+
+def _made(recipe: Recipe, folder: Path, console: Console) -> Path:
+    """The folder of a dense model that has been made there, now or before."""
+    source = recipe.model
     if not (folder / "model").exists():
         console.rule("dense model")
         set_seed(recipe.seed)
@@ -340,6 +361,8 @@ def evaluate_here(path: str | Path, task: Task, batch_size: int, limit: int | No
     """
     task.check()
     model, task = load_model(path).eval(), task.for_model(Path(path))
+    task.check()
+    task.check_model(Path(path))
     with refusing("task", task.name, f"a {type(model).__name__} cannot be evaluated on it, so name another task"):
         task.example(model, batch_size)()
         peak = peak_memory()

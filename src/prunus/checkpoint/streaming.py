@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunus.anatomy import Matrix, place_of
+from prunus.anatomy import Matrix, by_parameter, place_of
 from prunus.batches import call_with_batch, calls_the_model, checked
 from prunus.checkpoint.checksums import CHECKSUMS, verify, write_checksums
 from prunus.checkpoint.described import describe
@@ -29,6 +29,7 @@ from prunus.checkpoint.on_use import OnUse, hollow
 from prunus.checkpoint.shards import Shards
 from prunus.errors import PrunusError
 from prunus.plan import SparsityPlan
+from prunus.refusals import refuse_weight
 from prunus.storage import write_text
 from prunus.unstructured import Pruner, WalkOptions, sparsity_of
 from prunus.unstructured.fingerprint import Fingerprint
@@ -72,8 +73,10 @@ def prune_folder(
     verify(source)
     model, shards = without_weights(source)
     chosen, plan = settle(model, method, plan, include, exclude)
+    sparsity_of(model)  # a damaged record is found now and not when the new one is put beside it
     fingerprint = Fingerprint(checked(batches, calls_the_model(call)))
     parts = _Parts(model, shards)
+    parts.refuse_weights(chosen)
     dtypes = parts.dtypes_to_write(chosen)
     files = [source / file for file in ("config.json", *shards.files)]
     request = {
@@ -220,6 +223,16 @@ class _Parts:
         name = self._names[id(tensor)][0]
         raise PrunusError("weights", name, f"no file in {self.shards.folder} holds it; load the model and use prune")
 
+    def load(self, parameter: Tensor, shards: Shards) -> Tensor:
+        """The values of a parameter or buffer, in its type and main memory."""
+        name, group = self.of(parameter)
+        return group.load(self.model, lambda key: shards.read(key).to(parameter.dtype))[name]
+
+    def refuse_weights(self, chosen: Sequence[Matrix]) -> None:
+        """Refuses weights that cannot be pruned, as `prune` does; one is in memory at a time."""
+        for parameter, own in by_parameter(chosen).items():
+            refuse_weight(own[0].name, self.load(self.model.get_parameter(parameter), self.shards))
+
     def dtypes_to_write(self, chosen: Sequence[Matrix]) -> dict[str, torch.dtype]:
         """Tensors in the files that cannot hold what pruning makes of them, and the type that does.
 
@@ -270,20 +283,21 @@ class _FolderWeights(Weights):
         self._target = Shards(work.folder, parts.shards.files)
         self._pruned: set[Group] = set()
         """Those whose pruned values count from now on."""
-        self._sources: dict[nn.Parameter, tuple[str, Group]] = {}
+        self._sources: dict[nn.Parameter, tuple[Tensor, Group]] = {}
+        """What stood for it on the meta device, and where it comes from."""
         made: dict[int, nn.Parameter] = {}
         for module in model.modules():
             for name, parameter in list(module._parameters.items()):
                 if parameter is not None and parameter.is_meta:
                     if id(parameter) not in made:
                         made[id(parameter)] = hollow(parameter, device)
-                        self._sources[made[id(parameter)]] = parts.of(parameter)
+                        self._sources[made[id(parameter)]] = (parameter, parts.of(parameter)[1])
                     setattr(module, name, made[id(parameter)])  # not past it: recurrent layers keep lists of their own
                 elif parameter is not None:
                     parameter.data = parameter.data.to(device)
             for name, buffer in list(module._buffers.items()):
                 if buffer is not None and buffer.is_meta and parts.knows(buffer):
-                    module._buffers[name] = self._read(buffer, *parts.of(buffer)).to(device)
+                    module._buffers[name] = parts.load(buffer, parts.shards).to(device)
                 elif buffer is not None and not buffer.is_meta:
                     module._buffers[name] = buffer.to(device)
         self.on_use = OnUse(self._sources, self._fill)
@@ -323,17 +337,12 @@ class _FolderWeights(Weights):
         return self._sources[self._model.get_parameter(place_of(self._model, matrix).parameter)][1]
 
     def _fill(self, parameter: nn.Parameter) -> None:
-        name, group = self._sources[parameter]
-        key = next(iter(group.keys))
-        shards = self._shards(group)
+        meta, group = self._sources[parameter]
+        shards, key = self._shards(group), next(iter(group.keys))
         if group.converter is None and (shards.places[key].dtype, "cpu") == (parameter.dtype, parameter.device.type):
             shards.read(key, into=parameter)
         else:
-            parameter.copy_(self._read(parameter, name, group))
-
-    def _read(self, like: Tensor, name: str, group: Group) -> Tensor:
-        shards = self._shards(group)
-        return group.load(self._model, lambda key: shards.read(key).to(like.dtype))[name]
+            parameter.copy_(self._parts.load(meta, shards))
 
     def _shards(self, group: Group) -> Shards:
         return self._target if group in self._pruned else self._parts.shards

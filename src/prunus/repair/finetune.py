@@ -80,12 +80,13 @@ def finetune(
         What was logged: rows with `step` and any of `loss`, `learning_rate`, `grad_norm`, `eval_…`.
 
     Raises:
-        PrunusError: the folder holds another training, or a tower with its own learning rate is not there.
+        PrunusError: the folder holds another training, or a damaged one; a tower with its own learning rate is not there; a
+            loss or a weight is no number, which ends the training at once.
     """
     from transformers import ProgressCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
-    from prunus.repair.trainer import Complete, Progress, TaskTrainer, last_complete
+    from prunus.repair.trainer import Complete, Progress, TaskTrainer, check_finite, last_complete
 
     _claim(folder, model, training, seed, identity or {})
     last = last_complete(folder)
@@ -132,7 +133,17 @@ def finetune(
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress(title))
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except PrunusError:
+        raise
+    except Exception as error:
+        if last is None or trainer.begun:
+            raise
+        raise PrunusError(
+            "folder", str(last), f"the checkpoint is damaged ({type(error).__name__}); delete it, and the training goes on from the one before"
+        ) from error  # fmt: skip
+    check_finite(model, training.steps)
     return list(trainer.state.log_history)
 
 
@@ -145,7 +156,12 @@ def _claim(folder: Path, model: nn.Module, training: Training, seed: int, identi
     }
     record = folder / IDENTITY
     if record.exists():
-        theirs = json.loads(record.read_text())
+        try:
+            theirs = dict(json.loads(record.read_bytes()))
+        except (OSError, ValueError, TypeError, RecursionError):
+            raise PrunusError(
+                "folder", str(record), "the file is damaged; delete the folder, and begin again"
+            ) from None
         other = next((name for name in ours if ours[name] != theirs.get(name)), None)
         if other is not None:
             raise PrunusError(

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
 
 from prunus.anatomy import tower_of
+from prunus.errors import PrunusError
 from prunus.plan.sparsity import per_tower
 from prunus.storage import write_text
 from prunus.unstructured.walk import replaced
@@ -28,8 +30,20 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
     task_evaluate: Callable[[PreTrainedModel], dict[str, float]] | None
     tower_learning_rates: dict[str, float]
     optimizer: Any
+    begun = False
+    """Whether a loss has been computed."""
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        loss = self._loss(model, inputs)
+        self.begun = True
+        if not torch.isfinite(loss):
+            raise PrunusError(
+                "training", float(loss.detach()), f"the loss of step {self.state.global_step + 1} is no number; "
+                "look at the data, or take a smaller learning rate",
+            )  # fmt: skip
+        return loss
+
+    def _loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         with self.accelerator.autocast():  # accelerate only wraps `forward`, which a task's loss may not call
             if model is self.model:
                 return self.task_loss(model, inputs)
@@ -97,10 +111,24 @@ class Progress(ProgressCallback):  # type: ignore[misc]
                 self.training_bar.set_postfix(figures)
 
 
+def check_finite(model: nn.Module, step: int) -> None:
+    """Refuses a model that a training has spoilt.
+
+    Raises:
+        PrunusError: a weight is no number.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise PrunusError(
+                "training", name, f"after step {step} it holds values that are no numbers; take a smaller learning rate"
+            )
+
+
 class Complete(TrainerCallback):  # type: ignore[misc]
     """Marks a checkpoint once every other callback has written its part; must stand last."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        check_finite(kwargs["model"], state.global_step)
         if state.is_world_process_zero:
             write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, "")
 
@@ -109,8 +137,9 @@ def last_complete(folder: Path) -> Path | None:
     """The newest complete checkpoint; incomplete ones are removed."""
     found: dict[int, Path] = {}
     for path in folder.glob("checkpoint-*"):
-        if (path / COMPLETE).exists():
-            found[int(path.name.rpartition("-")[2])] = path
+        step = path.name.rpartition("-")[2]
+        if (path / COMPLETE).exists() and step.isdecimal():
+            found[int(step)] = path
         else:
             shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob("tmp-checkpoint-*"):

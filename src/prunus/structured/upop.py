@@ -25,8 +25,9 @@ from prunus.structured.scores import standardise
 from prunus.structured.selection import select, select_as_published
 from prunus.typed import Count, Steps, Typed
 
-REFERENCE_COSTS = {True: 36.0, False: 1.0}
-"""What the published code charges for an attention channel (12 heads × q, k, v) and for an MLP channel."""
+REFERENCE_COST, REFERENCE_COST_OF_VISION = 36.0, 12.0
+"""What the published code charges for an attention channel where an MLP channel costs 1: 36 (12 heads × q, k, v) in BLIP and
+CLIP, whatever the heads of a tower; 12 in DeiT and Segmenter, which are vision alone."""
 
 
 class UPop(Typed):
@@ -46,7 +47,8 @@ class UPop(Typed):
     normalize: Literal["sum", "step"] = "sum"
     """z-score the accumulated gradient (the published code), or every step's before adding it (the paper)."""
     cost: Literal["parameters", "channels", "reference"] = "parameters"
-    """What a channel costs: its true parameters; 1 (the paper); or 36 and 1, with the published code's cut."""
+    """What a channel costs: its true parameters; 1 (the paper); or what the published code charges, with its cut: 36 for
+    attention and 1 for MLPs, 12 and 1 where nothing but vision is searched."""
     align: Literal[1, 8, 16, 32] = 1
     """Kept widths are multiples of this, inside the same budget. Units narrower than it stay whole."""
     min_channels: Count = 1
@@ -93,7 +95,9 @@ class UPop(Typed):
             return {unit.name: float(unit.channel_cost) for unit in units}
         if self.cost == "channels":
             return {unit.name: float(unit.span) for unit in units}
-        return {unit.name: REFERENCE_COSTS[unit.is_attention] * unit.span for unit in units}
+        is_vision = all(unit.tower == "vision" for unit in units)
+        attention = REFERENCE_COST_OF_VISION if is_vision else REFERENCE_COST
+        return {unit.name: (attention if unit.is_attention else 1.0) * unit.span for unit in units}
 
     def accumulate(self, total: dict[str, Tensor], step: dict[str, Tensor], units: tuple[Unit, ...]) -> None:
         """Adds one step's gate gradients to the running sums, in place."""

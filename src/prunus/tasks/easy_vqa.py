@@ -63,6 +63,9 @@ class EasyVQA(Typed):
     def check(self) -> None:
         _easy_vqa()
 
+    def check_model(self, folder: Path) -> None:
+        """Models of this task are made for it."""
+
     def for_model(self, folder: Path) -> EasyVQA:
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +15,10 @@ from torch.utils.data import Dataset, StackDataset, default_collate
 from transformers import AutoConfig
 
 from prunus.calibration import Batch
+from prunus.checkpoint.plausible import memory, understood
 from prunus.errors import PrunusError
 from prunus.losses import Prediction, own_loss, own_prediction, text_targets
+from prunus.tasks.text import check_length
 from prunus.typed import Seed, Typed
 
 
@@ -41,6 +44,10 @@ class Noise(Typed):
     def check(self) -> None:
         """Needs nothing."""
 
+    def check_model(self, folder: Path) -> None:
+        """Refuses sequences longer than the model's positions, and inputs larger than a quarter of the memory."""
+        _ = self.for_model(folder)._inputs
+
     def for_model(self, folder: Path) -> Noise:
         """The same with the shapes of the model in `folder`, unless another is named."""
         return self if self.config else self.model_copy(update={"config": str(folder)})
@@ -57,17 +64,27 @@ class Noise(Typed):
         """Every item's tensors, stacked."""
         if self.config is None:
             raise PrunusError("task.config", None, "name the folder of a model")
-        config = AutoConfig.from_pretrained(self.config)
+        with understood(self.config, doing="read the config"):
+            config = AutoConfig.from_pretrained(self.config, trust_remote_code=False)
         generator = torch.Generator().manual_seed(self.seed)
         text = config.get_text_config() if config.model_type != "vit" else config
         vision = getattr(config, "vision_config", config)
         inputs: dict[str, Tensor] = {}
         if getattr(vision, "image_size", None):
-            shape = (self.items, getattr(vision, "num_channels", 3), vision.image_size, vision.image_size)
+            size = vision.image_size
+            height, width = size if isinstance(size, list | tuple) else (size, size)
+            shape = (self.items, getattr(vision, "num_channels", 3), height, width)
+            if 16 * math.prod(shape) > memory():
+                raise PrunusError(
+                    "task.items", self.items, f"so many images of {height} × {width} do not fit into memory"
+                )
             inputs["pixel_values"] = torch.randn(shape, generator=generator)
         if getattr(text, "vocab_size", None) is None:
             inputs["labels"] = torch.randint(config.num_labels, (self.items,), generator=generator)
             return inputs
+        if 64 * self.items * self.length > memory():
+            raise PrunusError("task.length", self.length, f"{self.items} texts so long do not fit into memory")
+        check_length(config, self.length, 3)
         words = torch.randint(3, text.vocab_size, (self.items, self.length), generator=generator)
         inputs["input_ids"] = words
         image_token = getattr(config, "image_token_index", None)

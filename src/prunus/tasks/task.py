@@ -31,6 +31,9 @@ class Task(Protocol):
     def for_model(self, folder: Path) -> Task:
         """The task as a saved model needs it, such as with the model's own tokenizer."""
 
+    def check_model(self, folder: Path) -> None:
+        """Fails early, with a `PrunusError`, where the model in `folder` cannot take the task's data."""
+
     def skeleton(self, **sizes: int) -> PreTrainedModel:
         """The model of `warm_start`, built on the current device without reading or training anything."""
 

@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from prunus.calibration import Batch, spread, text_tokens, text_windows
+from prunus.checkpoint.plausible import understood
 from prunus.errors import PrunusError
 from prunus.losses import Prediction, own_loss, own_prediction
 from prunus.progress import track
@@ -60,6 +61,21 @@ class Text(Typed):
         for field, path in (("evaluation", self.evaluation), ("training", self.training)):
             if path is not None and not path.is_file():
                 raise PrunusError(f"task.{field}", str(path), "there is no such file; give a plain text file")
+            if path is not None:
+                _text(field, path)
+
+    def check_model(self, folder: Path) -> None:
+        """Refuses texts without a token to predict, tokens the model does not know, and windows longer than its positions."""
+        task = self.for_model(folder)
+        with understood(str(folder), doing="read the config"):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if len(task._evaluation) < 2:
+            raise PrunusError(
+                "task.evaluation",
+                str(self.evaluation),
+                f"{len(task._evaluation)} tokens leave none to predict; give more text",
+            )
+        check_length(config, self.length, int(task._evaluation.max()))
 
     def warm_start(self, **sizes: int) -> Any:
         raise PrunusError(
@@ -76,14 +92,15 @@ class Text(Typed):
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:
             raise PrunusError("task.tokenizer", None, "name the folder or hub id of one")
-        return AutoTokenizer.from_pretrained(self.tokenizer)
+        with understood(self.tokenizer, doing="read the tokenizer"):
+            return AutoTokenizer.from_pretrained(self.tokenizer, trust_remote_code=False)
 
     @cached_property
     def _windows(self) -> Tensor:
         """Training windows without overlap, (windows, length)."""
         if self.training is None:
             raise PrunusError("task.training", None, "calibration and training need text; give a file")
-        return text_windows(self._tokenizer, self.training.read_text(encoding="utf-8"), self.length)
+        return text_windows(self._tokenizer, _text("training", self.training), self.length)
 
     def train_data(self) -> Dataset[Any]:
         return TensorDataset(self._windows)
@@ -121,7 +138,7 @@ class Text(Typed):
 
     @cached_property
     def _evaluation(self) -> Tensor:
-        return text_tokens(self._tokenizer, self.evaluation.read_text(encoding="utf-8"))
+        return text_tokens(self._tokenizer, _text("evaluation", self.evaluation))
 
     def example(self, model: Any, batch_size: int) -> Callable[[], object]:
         ids = self._evaluation[: self.length].expand(batch_size, -1).to(model.device)
@@ -129,6 +146,41 @@ class Text(Typed):
 
     def save_processor(self, folder: Path) -> None:
         self._tokenizer.save_pretrained(folder)
+
+
+def _text(field: str, path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PrunusError(f"task.{field}", str(path), f"it cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise PrunusError(f"task.{field}", str(path), "it is no text in UTF-8; give a plain text file") from None
+    if "\0" in text:
+        raise PrunusError(f"task.{field}", str(path), "it holds zero bytes, as texts do not; give a plain text file")
+    return text
+
+
+def check_length(config: Any, length: int, largest: int) -> None:
+    """Refuses texts that a model has no positions or no words for.
+
+    Args:
+        length: tokens of a text.
+        largest: token id.
+
+    Raises:
+        PrunusError: there are fewer positions, or there is no such word.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    positions = getattr(text, "max_position_embeddings", None)
+    if isinstance(positions, int) and 0 < positions < length:
+        raise PrunusError("task.length", length, f"the model has {positions} positions; take at most that many tokens")
+    words = getattr(text, "vocab_size", None)
+    if isinstance(words, int) and largest >= words:
+        raise PrunusError(
+            "task.tokenizer",
+            largest,
+            f"the model knows {words} tokens, and the tokenizer gives others; take the model's own",
+        )
 
 
 def windows(tokens: int, length: int, stride: int) -> list[tuple[int, int, int]]:
