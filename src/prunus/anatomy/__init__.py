@@ -14,9 +14,8 @@ from prunus.anatomy.matrices import (
     weight_of,
 )
 from prunus.anatomy.units import Anatomy, Site, Unit, Unmapped, has_module, linears, module_of
-from prunus.anatomy.wrappers import refuse_unusable, unusable, unwrapped
 
 __all__ = [
     "CONNECTOR", "Anatomy", "Matrix", "Place", "Site", "Unit", "Unmapped", "anatomy", "by_block", "by_parameter", "choose", "has_module", "linears", "matrices", "module_of",
-    "place_of", "refuse_unusable", "sharing", "tower_of", "unusable", "unwrapped", "weight_of",
+    "place_of", "sharing", "tower_of", "weight_of",
 ]  # fmt: skip

@@ -16,17 +16,21 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prunus.anatomy import Anatomy, anatomy, has_module, module_of, refuse_unusable, unwrapped
+from prunus.anatomy import Anatomy, anatomy, has_module, matrices, module_of
 from prunus.checkpoint.checksums import weight_files
 from prunus.checkpoint.naming import keys_in_files
 from prunus.errors import PrunusError
-from prunus.plan import Plan, UnitPlan
+from prunus.plan import MatrixPlan, Plan, UnitPlan
 from prunus.plan.record import RECORD, Narrowing, mark, marks, plan_of, recorded, records_of, write_record
+from prunus.refusals import refuse_weight, unwrapped
 from prunus.structured.gates import remove_gates
 from prunus.structured.surgery import narrow
+from prunus.unstructured import sparsity_of
+from prunus.unstructured.patterns import UNSTRUCTURED, parse_pattern
+from prunus.unstructured.pruning import RECORD as SPARSITY
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -55,7 +59,7 @@ def extract(model: Model, plan: Plan, inplace: bool = False) -> Model:
     for name in plan.units:
         path = module_of(inner, name)
         if path is not None:
-            refuse_unusable(inner, path)
+            _refuse_weights(inner, path)
     parts, before = anatomy(inner, plan.mirrors), plan_of(inner)
     applied = before is not None and plan.units.items() <= before.units.items() and not _fits(plan, parts)
     if not applied:
@@ -65,7 +69,36 @@ def extract(model: Model, plan: Plan, inplace: bool = False) -> Model:
     if not applied:
         narrow(small, parts, plan)
         write_record(small, plan if before is None else plan.after(before))
+        _count_zeros_again(small)
     return small
+
+
+def _count_zeros_again(model: nn.Module) -> None:
+    """Makes the record of zeros say what the narrow weights say: their sizes, their zeros, and n:m only where it is left."""
+    record = sparsity_of(model)
+    if record is None:
+        return
+    pattern, counted, holds = parse_pattern(record.pattern), dict(record.matrices), True
+    for matrix in matrices(model):
+        if matrix.name in counted:
+            zeros = matrix.view(model) == 0
+            known = counted[matrix.name]
+            if (known.rows, known.columns) != tuple(zeros.shape):
+                counted[matrix.name] = MatrixPlan.of(matrix, int(zeros.sum()))
+            holds = holds and (pattern is None or pattern.holds(zeros))
+    updated = record.model_copy(update={"matrices": counted, "pattern": record.pattern if holds else UNSTRUCTURED})
+    setattr(model.config, SPARSITY, updated.model_dump(mode="json"))
+
+
+def _refuse_weights(model: nn.Module, path: str) -> None:
+    for name, module in model.get_submodule(path).named_modules(prefix=path):
+        for weight in module._parameters.values():
+            if weight is not None:
+                refuse_weight(name, weight)
+        if not module._parameters and isinstance(getattr(module, "qweight", None), Tensor):
+            raise PrunusError(
+                "model", name, f"its weight is quantised ({type(module).__name__}); narrow it before that"
+            )
 
 
 def _fits(plan: Plan, parts: Anatomy) -> bool:
