@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +44,15 @@ WIDTH = {
     r"num_queries|num_query_tokens|num_latents|resampler_n_latents": 4,
     r"spatial_merge_size|temporal_patch_size": 2,
     r"num_labels": 3,
+    r"window_size": 4,
+    r"base_channels|codebook_size": 32,
     r"num_nextn_predict_layers|mtp_num_layers": 0,
 }  # fmt: skip
 PATTERNS = {re.compile(pattern): size for pattern, size in WIDTH.items()}
 TOKENS_OF = {"pad": 0, "bos": 1, "eos": 2, "decoder_start": 0, "unk": 3, "mask": 4, "sep": 2, "cls": 1}
 PLACEHOLDER = 7
+LARGEST = 40_000_000
+"""Parameters of a model that counts as tiny; above, some size has a name that is not known here."""
 RESNET = {
     "model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1],
     "out_features": ["stage4"], "layer_type": "basic",
@@ -80,7 +84,7 @@ def build(model_type: str, seed: int = 0) -> Tiny:
     Raises:
         UnbuildableError: no attempt passes; with the last error.
     """
-    last: Exception | str = "it has no model"
+    errors: list[Exception | str] = []
     for name in dict.fromkeys(task[model_type] for task in TASKS if model_type in task):
         cls = getattr(tf, name[0] if isinstance(name, tuple | list) else name, None)
         if cls is None:
@@ -90,10 +94,10 @@ def build(model_type: str, seed: int = 0) -> Tiny:
             config = tiny_config(tf.CONFIG_MAPPING[model_type])
             model = cls(config).eval()
         except Exception as error:
-            last = error
+            errors.append(error)
             continue
-        if sum(p.numel() for p in model.parameters()) > 30_000_000:
-            last = f"{sum(p.numel() for p in model.parameters())} parameters"
+        if size_of(model) > LARGEST:
+            errors.append(f"{size_of(model)} parameters")
             continue
         with torch.no_grad():
             for parameter in model.parameters():
@@ -103,8 +107,8 @@ def build(model_type: str, seed: int = 0) -> Tiny:
             passed = settle(model, inputs)
             if isinstance(passed, dict):
                 return Tiny(model, passed)
-            last = passed
-    raise UnbuildableError(f"{type(last).__name__}: {last}"[:300])
+            errors.append(passed)
+    raise UnbuildableError("; ".join(f"{type(e).__name__}: {e}" for e in errors[:1] or ["it has no model"])[:300])
 
 
 def settle(model: tf.PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any] | Exception:
@@ -166,11 +170,16 @@ def _overrides(cls: type[tf.PreTrainedConfig]) -> dict[str, Any]:
                 found[name] = size
         elif isinstance(value, list | tuple) and value and all(isinstance(v, int) for v in value):
             found |= _listed(name, list(value))
+    if "vocabulary_map" in names:
+        visual = {f"<|visual token {i:06}|>": 20 + i for i in range(32)}
+        found["vocabulary_map"] = {"<image>": PLACEHOLDER, "<|extra_200|>": 9, **visual}
     kinds = list(dict.fromkeys(getattr(default, "layer_types", None) or ()))
     if len(kinds) > 1:
         found["layer_types"] = kinds
         found |= {name: len(kinds) for name in ("num_hidden_layers", "num_layers") if name in found}
-    if "backbone_config" in names and getattr(default, "use_timm_backbone", True):
+    if "backbone_config" in names and getattr(
+        default, "use_timm_backbone", getattr(default, "backbone_config", None) is None
+    ):
         found |= {
             "use_timm_backbone": False,
             "use_pretrained_backbone": False,
@@ -180,18 +189,20 @@ def _overrides(cls: type[tf.PreTrainedConfig]) -> dict[str, Any]:
     return found
 
 
+LISTED: dict[str, Callable[[int], list[int]]] = {
+    r"hidden_sizes|embed_dims|encoder_channels|backbone_out_channels|hidden_channels": lambda n: (
+        [16 * 2 ** min(i, 2) for i in range(n)]
+    ),
+    r"depths|num_blocks|layers|encoder_layers_list|channel_multiplier": lambda n: [1] * n,
+    r"num_heads|num_attention_heads": lambda n: [2] * n,
+    r"image_size|img_size|input_size": lambda n: [IMAGE] * n,
+    r"vision_feature_layers?|vit_layers": lambda n: list(range(n))[::-1],
+    r"conv_dim": lambda n: [16] * n,
+}
+
+
 def _listed(name: str, value: list[int]) -> dict[str, list[int]]:
-    if name in ("hidden_sizes", "embed_dims", "encoder_channels", "backbone_out_channels", "hidden_channels"):
-        return {name: [16 * 2 ** min(i, 2) for i in range(len(value))]}
-    if name in ("depths", "num_blocks", "layers", "encoder_layers_list"):
-        return {name: [1] * len(value)}
-    if name in ("num_heads", "num_attention_heads"):
-        return {name: [2] * len(value)}
-    if name in ("image_size", "img_size", "input_size"):
-        return {name: [IMAGE] * len(value)}
-    if name in ("conv_dim",):
-        return {name: [16] * len(value)}
-    return {}
+    return next(({name: make(len(value))} for pattern, make in LISTED.items() if re.fullmatch(pattern, name)), {})
 
 
 def attempts(model: tf.PreTrainedModel) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent / "golden"
-BESIDE = Path(__file__).resolve().parents[2] / "shared" / "golden"
+FOLDER = Path(__file__).resolve().parents[2] / "shared"
+BESIDE = FOLDER / "golden"
 
 
 def golden(name: str) -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prunus import OWL, ECoFLaP, IterativeGlobal, SparsityPlan, Uniform, allocate
 from prunus.allocation.iterative import _lowest_of_all
+from prunus.allocation.zeroth_order import Disturbance
 from tests.fake_devices import devices, on
 from tests.families import build
 from tests.holder import FC1, Holder
@@ -40,18 +41,6 @@ def scores(plan: SparsityPlan) -> list[float]:
 
 def kept(plan: SparsityPlan) -> list[int]:
     return [m.weights - m.pruned for m in plan.matrices.values()]
-
-
-@pytest.mark.parametrize("number", [0, 1, 5])
-def test_allocations_are_the_published_ones_through_a_model(number: int) -> None:
-    case = json.loads(golden("ecoflap_allocation.json").read_text())[number]
-    sizes = list(case["num_parameters"].values())
-    model = Holder(*[(1, size) for size in sizes])
-    method = ECoFLaP(sparsity=case["sparsity"], max_sparsity=case["max_sparsity"])
-    plan = allocate(model, method, [1.0], linear_loss(list(case["scores"].values())), [FC1], progress=False)
-    assert sum(kept(plan)) == case["total_to_keep"]
-    for found, published in zip(plan.matrices.values(), case["group_sparsity"].values(), strict=True):
-        assert found.sparsity == pytest.approx(published, abs=1e-4)
 
 
 def test_scores_add_up_norms_of_batches_and_not_of_their_sum() -> None:
@@ -306,3 +295,27 @@ def test_scores_on_several_devices_are_pooled() -> None:
         masks = _lowest_of_all([on(values[0], "meta:0"), on(values[1], "meta:1")], 3)
     assert [str(mask.device) for mask in masks] == ["meta:0", "meta:1"]
     assert [mask.here.tolist() for mask in masks] == [[[False, True], [False, False]], [[True, False, True]]]  # type: ignore[attr-defined]
+
+
+def test_noise_reaches_a_layer_on_another_device() -> None:
+    noise, x = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[3.0, 5.0]])
+    with devices():
+        disturbance = Disturbance(on(noise, "meta:0"), on(torch.tensor(0.5), "meta:0"))
+        found = disturbance(nn.Identity(), (on(x, "meta:1"),), on(torch.zeros(1, 2), "meta:1"))
+    assert str(found.device) == "meta:1"
+    assert found.here.tolist() == [[0.5 * 13, 0.5 * 5]]  # type: ignore[attr-defined]
+
+
+# the published fixtures
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_allocations_are_the_published_ones_through_a_model(number: int) -> None:
+    case = json.loads(golden("ecoflap_allocation.json").read_text())[number]
+    sizes = list(case["num_parameters"].values())
+    model = Holder(*[(1, size) for size in sizes])
+    method = ECoFLaP(sparsity=case["sparsity"], max_sparsity=case["max_sparsity"])
+    plan = allocate(model, method, [1.0], linear_loss(list(case["scores"].values())), [FC1], progress=False)
+    assert sum(kept(plan)) == case["total_to_keep"]
+    for found, published in zip(plan.matrices.values(), case["group_sparsity"].values(), strict=True):
+        assert found.sparsity == pytest.approx(published, abs=1e-4)

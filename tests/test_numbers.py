@@ -17,6 +17,7 @@ from prunus.plan import MatrixPlan
 from prunus.plan.channels import decode_channels, encode_channels
 from prunus.plan.sparsity import per_tower, share, uniform, written_sparsities
 from prunus.tasks.text import Text, windows
+from prunus.unstructured.fingerprint import Fingerprint
 from tests.families import build
 from tests.holder import Holder
 
@@ -197,3 +198,29 @@ def test_windows_by_hand() -> None:
     assert windows(7, 4, 4) == [(0, 4, 1), (4, 7, 1)]
     assert windows(7, 4, 2) == [(0, 4, 1), (2, 6, 2), (4, 7, 2)]
     assert windows(1, 4, 4) == []
+
+
+# data
+
+
+def test_data_are_counted_and_told_apart() -> None:
+    def seen(*batches: Any) -> Fingerprint:
+        fingerprint = Fingerprint(batches)
+        list(fingerprint)
+        return fingerprint
+
+    found = seen(
+        {"a": torch.zeros(2, 3), "note": "x"}, {"b": torch.zeros(5), "a": torch.zeros(3, 3)}, torch.zeros(1, 2)
+    )
+    assert found.summary(bf16=True) == {"batches": 3, "sequences": 6, "sha256": found.digest, "bf16": True}
+    assert found.largest == 3
+    assert seen({}, 3.0).summary()["sequences"] == 0
+    plain = seen({"a": torch.zeros(2, 3)}).digest
+    assert plain == seen({"a": torch.zeros(2, 3)}).digest
+    others = (
+        {"b": torch.zeros(2, 3)},
+        {"a": torch.zeros(3, 2)},
+        {"a": torch.zeros(2, 3).int()},
+        {"a": torch.ones(2, 3)},
+    )
+    assert len({plain, *(seen(other).digest for other in others)}) == 5

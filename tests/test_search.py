@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -175,6 +179,13 @@ def test_requests_that_cannot_work_fail_before_training() -> None:
         Search(model, UPop(ratio=0.99, min_channels=10), 10)
     with pytest.raises(PrunusError, match="nothing to prune"):
         Search(nn.Sequential(nn.Linear(3, 3)), UPop(ratio=0.5), 10)
+    for wrong in (("vit", UPop(ratio=0.5), 10), (model, {"ratio": 0.5}, 10), (model, UPop(ratio=0.5), 0.5)):
+        with pytest.raises(PrunusError, match="give"):
+            Search(*wrong)  # type: ignore[arg-type]
+    search = Search(model, UPop(ratio=0.5), 10)
+    for scale in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(PrunusError, match="grad_scale"):
+            search.step(scale)
 
 
 def test_saved_state_continues_bit_for_bit(tmp_path) -> None:
@@ -343,6 +354,44 @@ def test_a_callback_that_the_trainer_would_replace_says_so(tmp_path) -> None:
         again.train(resume_from_checkpoint=True)
 
 
+def test_saving_a_model_that_is_being_searched_is_no_secret(tmp_path) -> None:
+    case = build("vit", 0)
+    search = Search(case.model, UPop(ratio=0.5), 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        case.model.save_pretrained(tmp_path / "open")  # every gate is one
+    steps(search, case, 1)
+    with pytest.warns(UserWarning, match="saved without the gates"):
+        case.model.save_pretrained(tmp_path / "masked")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        extract(case.model, search.plan()).save_pretrained(tmp_path / "small")
+        search.close()
+        case.model.save_pretrained(tmp_path / "closed")
+
+    trainer, _ = _trainer(tmp_path / "run", UPop(ratio=0.4, interval=1), save_strategy="steps", save_steps=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        trainer.train()  # a checkpoint of the Trainer carries the gates
+    with pytest.warns(UserWarning, match="saved without the gates"):
+        trainer.save_model(str(tmp_path / "final"))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
+def test_an_optimiser_over_weights_that_extraction_replaced_is_refused(optimizer: Any) -> None:
+    case = build("vit", 0)
+    search, old = Search(case.model, UPop(ratio=0.5), 1), optimizer(case.model.parameters(), lr=1e-3)
+    steps(search, case, 1)
+    old.step()
+    extract(case.model, search.plan())  # a copy: the optimiser goes on with the original
+    old.step()
+    small = extract(case.model, search.plan(), inplace=True)
+    loss_of(Case(small, case.inputs)).backward()
+    with pytest.raises(PrunusError, match="make a new one"):
+        old.step()
+    optimizer(small.parameters(), lr=1e-3).step()
+
+
 def test_clipping_comes_back_after_an_interruption(tmp_path) -> None:
     class Stop(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -456,6 +505,30 @@ def test_a_loss_scaler_changes_nothing() -> None:
     for kind in ("scaled", "unscaled"):
         for name, score in scores["plain"].items():
             torch.testing.assert_close(scores[kind][name], score, rtol=1e-3, atol=1e-5)
+
+
+def test_under_the_trainers_loss_scaler_gradients_are_read_and_clipped_at_their_size(tmp_path) -> None:
+    """What the Trainer does with fp16, which it offers on GPUs alone: accelerate's optimiser carries the scaler."""
+    scores, norms = {}, {}
+    for scale in (1.0, 2.0**10):
+        case = build("vit", 2)
+        callback = SearchCallback(UPop(ratio=0.5))
+        arguments = TrainingArguments(str(tmp_path), max_grad_norm=1e-3, use_cpu=True, report_to="none")
+        Accelerator(cpu=True)
+        state = SimpleNamespace(max_steps=1, global_step=0)
+        callback.on_train_begin(arguments, state, None, case.model)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1)
+        plain = torch.optim.SGD(case.model.parameters(), lr=1e-3)
+        optimizer = AcceleratedOptimizer(plain, device_placement=False, scaler=scaler if scale > 1 else None)
+        scaler.scale(loss_of(case)).backward()
+        callback.on_pre_optimizer_step(arguments, state, None, case.model, optimizer=optimizer)
+        norms[scale] = float(torch.stack([p.grad.norm() for p in case.model.parameters() if p.grad is not None]).norm())
+        optimizer.step()
+        assert not optimizer.step_was_skipped
+        scores[scale] = callback.search.scores  # type: ignore[union-attr]
+    assert norms == {1.0: pytest.approx(1e-3, rel=1e-2), 2.0**10: pytest.approx(1e-3, rel=1e-2)}
+    for name, score in scores[1.0].items():
+        torch.testing.assert_close(scores[2.0**10][name], score)
 
 
 def test_a_step_that_the_loss_scaler_skips_counts_and_adds_nothing() -> None:

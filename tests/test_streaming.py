@@ -107,11 +107,11 @@ def stop_at(blocks: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     original, seen = module.prune_block, []
 
-    def dying(model, method, plan, targets, stop):
+    def dying(model, method, plan, targets, stop, *more):
         if len(seen) == blocks:
             raise StoppedError
         seen.append(stop.block)
-        return original(model, method, plan, targets, stop)
+        return original(model, method, plan, targets, stop, *more)
 
     monkeypatch.setattr(module, "prune_block", dying)
     return seen

@@ -28,10 +28,12 @@ from transformers import (
 )
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
+import prunus.structured.search
 from prunus import Plan, Search, UPop, anatomy, extract
 from prunus.plan import UnitPlan
 from prunus.structured.scores import gate_gradient, standardise
 from prunus.structured.selection import select, select_as_published
+from tests.fake_devices import devices, on
 from tests.shared import golden
 
 
@@ -197,6 +199,17 @@ def test_scores_are_standardised_after_the_sum_or_before_it(normalize: Any, firs
     assert kept(search) == {"mlp": [channel for channel in range(3) if channel != first]}
 
 
+@pytest.mark.parametrize(("normalize", "unit"), [("sum", "attention"), ("step", "mlp")])
+def test_sums_of_standard_scores_are_not_standardised_again(normalize: Any, unit: str) -> None:
+    """Standardised steps add up to (.80, −.89, .08) and (1, 1, −2): an MLP channel leads. The sums, (.8, −.9, .1) and
+    (1, 1, −2), have deviations .85 and 1.73: the attention does."""
+    method = UPop(ratio=1 / 6, normalize=normalize, cost="channels", interval=2)
+    search = Search(model_of({"attention": 3, "mlp": 3}), method, 2)
+    feed(search, {"attention": [1.0, 0.0, -1.0], "mlp": [1.0, 0.0, -1.0]})
+    feed(search, {"attention": [-0.2, -0.9, 1.1], "mlp": [0.0, 1.0, -1.0]})
+    assert kept(search) == {name: [1, 2] if name == unit else [0, 1, 2] for name in ("attention", "mlp")}
+
+
 def test_gradients_are_summed_over_steps_and_those_that_lower_the_loss_go_first() -> None:
     """G = (3, −4, 2, −1): the loss falls fastest as channel 0 shrinks, then 2. The last step alone would say 1 and 3."""
     search = Search(model_of({"mlp": 4}), UPop(ratio=0.5, interval=2), 2)
@@ -204,6 +217,24 @@ def test_gradients_are_summed_over_steps_and_those_that_lower_the_loss_go_first(
     assert kept(search) == {"mlp": [0, 1, 2, 3]}
     feed(search, {"mlp": [-1.0, 5.0, -1.0, 2.0]})
     assert kept(search) == {"mlp": [1, 3]}
+
+
+def test_units_on_several_devices_are_ranked_in_one_place(monkeypatch) -> None:
+    """As above, with a unit on one device, one on another, and gates where their units lie."""
+    monkeypatch.setattr(prunus.structured.search, "check_gradients_will_come", lambda *_: None)
+    search = Search(model_of({"attention": 4, "a.mlp": 4, "b.mlp": 4}), UPop(ratio=4 / 32, interval=1), 2)
+    gradients = {"attention": [0.0] * 4, "a.mlp": [1.0, 5.0, 0.0, 1.0], "b.mlp": [4.0, 0.0, 1.0, 1.0]}
+    with devices():
+        for place, unit in enumerate(search.units):
+            for path in unit.linear_paths[:-1]:
+                linear = search.model.get_submodule(path)
+                values = gradients[unit.name] if path == unit.linear_paths[0] else [0.0] * 4
+                linear.weight = nn.Parameter(on(linear.weight.detach(), f"meta:{place}"))
+                linear.weight.grad = on(torch.tensor(values)[:, None], f"meta:{place}")
+            search.gates.values[unit.name] = on(search.gates.values[unit.name], f"meta:{place}")
+        search.step()
+        search.step()
+    assert kept(search) == {"attention": [0, 1, 2, 3], "a.mlp": [0, 2, 3], "b.mlp": [1, 2, 3]}
 
 
 # Schedules, updates, gates
@@ -302,6 +333,16 @@ def test_a_budget_is_a_share_of_cost_not_of_channels() -> None:
     assert costs == {"attention": 4.0, "mlp": 2.0}
     assert kept(search) == {"attention": [3], "mlp": list(range(8))}
     assert search.ratio == pytest.approx(0.375)
+
+
+def test_a_plan_counts_the_share_of_parameters_that_leaves() -> None:
+    """One attention channel of 4 and three neurons of 2 parameters are 10 of 32."""
+    parts = anatomy(model_of({"attention": 4, "mlp": 8}))
+    masks = {"attention": torch.arange(4) > 0, "mlp": torch.arange(8) < 5}
+    plan = Plan.from_masks(parts, masks)
+    assert plan.ratio == pytest.approx(10 / 32)
+    assert plan.units["attention"].kept == (1, 2, 3)
+    assert plan.units["mlp"].kept == (0, 1, 2, 3, 4)
 
 
 # Selection

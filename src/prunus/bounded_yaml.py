@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, shown
 
 TEXT_LIMIT = 256 << 10
 """Characters; the largest recipe of the project has three thousand."""
@@ -35,13 +35,16 @@ def read_yaml(text: str, field: str, source: str) -> Any:
         said = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
         raise PrunusError(field, source, f"{line} is not YAML: {said}") from None
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
-        line = "it" if loader is None else f"line {loader.line + 1}"
-        raise PrunusError(field, source, f"{line} is not YAML: {error}") from None
+        line = "it" if loader is None else f"near line {loader.line + 1} it"
+        raise PrunusError(field, source, f"{line} is no plain YAML: {error}") from None
 
 
 def _unshared(data: Any) -> Any:
-    """The same without any part that is in two places, so that one can be changed alone."""
+    """The same without any part that is in two places, so that one can be changed alone; names are text."""
     if isinstance(data, dict):
+        odd = next((key for key in data if not isinstance(key, str)), None)
+        if odd is not None or None in data:
+            raise ValueError(f"{shown(odd)} is a name, and no text; write it in quotes")
         return {key: _unshared(value) for key, value in data.items()}
     return [_unshared(value) for value in data] if isinstance(data, list) else data
 

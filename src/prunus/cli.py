@@ -17,7 +17,7 @@ from rich.markup import escape
 from prunus.anatomy import anatomy
 from prunus.checkpoint import bare_model, local_folder, plan_of
 from prunus.checkpoint.checksums import verify
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, shown
 from prunus.recipe import Recipe, demo_recipe, load_recipe
 from prunus.report import Report, format_metric, terminal_table, write_report
 from prunus.run import evaluate_here, run
@@ -142,8 +142,11 @@ def main() -> None:
     try:
         app()
     except PrunusError as error:
-        Console(stderr=True).print(
-            f"[bold red]error[/] {escape(error.field)} = {escape(repr(error.value))}\n  {escape(error.remedy)}",
-            highlight=False,
-        )
-        sys.exit(2)
+        refusal = error
+    except OSError as error:
+        refusal = PrunusError(str(error.filename or "system"), error.strerror, "look at the disk and at its rights")
+    else:
+        return
+    said = f"[bold red]error[/] {escape(refusal.field)} = {escape(shown(refusal.value))}\n  {escape(refusal.remedy)}"
+    Console(stderr=True).print(said.encode(errors="backslashreplace").decode(), highlight=False)
+    sys.exit(2)

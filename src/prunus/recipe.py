@@ -81,6 +81,8 @@ class PruneStep(Typed):
     """Globs over module paths and towers; empty is everything but the connector."""
     exclude: tuple[str, ...] = ()
     walk: WalkOptions = WalkOptions()
+    keep_zeros: bool | None = None
+    """Whether weights that are zero already stay so; None is yes for a model that was pruned before."""
 
     @model_validator(mode="after")
     def _one_sparsity(self) -> PruneStep:

@@ -41,25 +41,6 @@ def refuse_wrapped(model: nn.Module) -> None:
         raise PrunusError("model", name, "it is a wrapper of several devices; give the model itself, model.module")
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of `torch.compile` and of the wrappers of several devices; a plain model is returned as it is.
-
-    Raises:
-        PrunusError: the weights are sharded by FSDP, so that no process has them all.
-    """
-    for module in model.modules():
-        if type(module).__name__ == SHARDING:
-            raise PrunusError("model", SHARDING, "FSDP has sharded its weights; give the model before it is wrapped")
-    while isinstance(
-        inner := getattr(model, "_orig_mod", None)
-        or (getattr(model, "module", None) if type(model).__name__ in WRAPPERS else None),
-        nn.Module,
-    ):
-        model = inner
-    return model
-
-
-SHARDING = "FullyShardedDataParallel"
 WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine")
 
 
@@ -96,7 +77,7 @@ def refuse_weight(name: str, weight: Tensor) -> None:
             "model", name, "its weight is not in memory (offloaded or built without weights); "
             "prune the saved folder with prune_folder, which reads and writes one block at a time",
         )  # fmt: skip
-    if "DTensor" in kind or hasattr(weight, "ds_id"):  # the latter by DeepSpeed
+    if "DTensor" in kind:
         raise PrunusError("model", name, "its weight is sharded over processes; gather it first")
     if not is_plain(weight):
         raise PrunusError(

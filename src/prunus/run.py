@@ -30,6 +30,7 @@ from prunus.allocation.allocator import Question
 from prunus.anatomy import Unit, anatomy, matrices
 from prunus.checkpoint import bare_model, extract, load_model, local_folder, plan_of, prune_folder, random_model
 from prunus.checkpoint.checksums import write_checksums
+from prunus.checkpoint.plausible import understood
 from prunus.cost import latencies, multiply_accumulates, peak_memory, size
 from prunus.errors import PrunusError, refusing
 from prunus.losses import Loss
@@ -81,6 +82,8 @@ def _carry_out_all(recipe: Recipe, folder: Path, console: Console) -> Report:
     recipe = recipe.model_copy(update={"task": recipe.task.for_model(dense_folder)})
     recipe.task.check_model(dense_folder)
     recipe.task.train_data()
+    if recipe.model.random is not None:
+        _try(recipe.task, dense_folder)
     so_far, courses = _Models(dense_folder, dense_folder, dense_folder), []
     for number, step in enumerate(recipe.steps, start=1):
         step_folder = folder / f"{number}-{step.step}"
@@ -90,6 +93,12 @@ def _carry_out_all(recipe: Recipe, folder: Path, console: Console) -> Report:
         courses.append({"step": step.step, **_course(step_folder / "course.json")})
         so_far = so_far.after(step, step_folder / "model")
     return _conclude(recipe, dense_folder, so_far.current, courses, console)
+
+
+def _try(task: Task, dense: Path) -> None:
+    """Sizes that a model can be built of need not fit one another when it runs."""
+    with understood("model.random", doing="run the model"), torch.no_grad():
+        task.loss(load_model(dense).eval(), task.collate([task.train_data()[0]]))
 
 
 def _course(file: Path) -> dict[str, Any]:
@@ -119,7 +128,11 @@ def _claim(folder: Path, recipe: Recipe) -> None:
     """Takes the folder for this recipe; another recipe's run is not overwritten."""
     resolved = dump_recipe(recipe)
     record = folder / RECORD
-    if record.exists() and record.read_bytes() != resolved.encode():
+    try:
+        other = record.exists() and record.read_bytes() != resolved.encode()
+    except OSError as error:
+        raise PrunusError("output", str(record), f"it cannot be read ({error.strerror}); delete the folder") from None
+    if other:
         raise PrunusError(
             "output", str(folder), "it holds a run of another recipe; choose another output, or delete the folder"
         )
@@ -305,7 +318,7 @@ def _prune(step: PruneStep, task: Task, source: Path, folder: Path) -> None:
     write_text(folder / "course.json", json.dumps({"log": []}))
     prune_folder(
         local_folder(source), folder / "model", step.method, batches, plan=plan, include=step.include, exclude=step.exclude,
-        options=step.walk, device=_device(),
+        options=step.walk, device=_device(), keep_zeros=step.keep_zeros,
     )  # fmt: skip
 
 

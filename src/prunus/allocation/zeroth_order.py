@@ -45,7 +45,7 @@ class Noise:
     """One noise on one matrix, in all layers that compute with it: z, and ε."""
 
     matrix: Matrix
-    layers: Sequence[nn.Linear]
+    layers: Sequence[nn.Module]
     z: Tensor
     size: float
 
@@ -74,7 +74,13 @@ def loss_changes(
     model, totals = question.model, {matrix.name: 0.0 for matrix in question.chosen}
     blocks = RememberingBlocks(model, [m.block for m in matrices(model, any_type=True)] if remember else ())
     places = {matrix.name: place for place, matrix in enumerate(question.chosen)}
-    layers = {matrix.name: sharing(model, matrix.name) for matrix in question.chosen}
+    layers = {matrix.name: sharing(model, matrix) for matrix in question.chosen}
+    for name, calling in layers.items():
+        if not calling:
+            raise PrunusError(
+                "order", "zeroth", f"{name} is one of several experts in a parameter, whose output no noise can be added to; "
+                "take order='first', or exclude the experts",
+            )  # fmt: skip
     device = input_device(model)
     bar = Progress(transient=True, disable=not question.progress)
     with bar, torch.no_grad(), quiet(model), blocks.active():
@@ -104,7 +110,7 @@ def loss_changes(
 
 
 @contextmanager
-def _measuring(layers: Mapping[str, Sequence[nn.Linear]]) -> Iterator[dict[str, float]]:
+def _measuring(layers: Mapping[str, Sequence[nn.Module]]) -> Iterator[dict[str, float]]:
     """While the context is open, the size of every weight that is used, as far as its first call tells: rms(y) / rms‖x‖."""
     gains: dict[str, float] = {}
 

@@ -157,6 +157,18 @@ OPAQUE: dict[str, str] = {
 }
 """Modules that hold transformer weights but cannot be narrowed, with the reason."""
 
+FUSED_EXPERTS: dict[str, bool] = {
+    "Llama4TextExperts": True,
+}
+"""Modules with one parameter for all experts, (experts, …, …), that do not say themselves whether they store each matrix as
+(inputs, outputs). Their forward multiplies all experts at once, and rows that were not routed to one are zero."""
+
+CONNECTORS = (
+    "connector", "deepstack_merger_list", "merger", "multi_modal_projector", "perceiver_resampler", "projector", "qformer",
+    "resampler", "vision_resampler", "vit_merger", "vision_adapter",
+)  # fmt: skip
+"""Path components that make a part a connector, also inside of another tower."""
+
 TOWERS: dict[str, str] = {
     "qformer": "connector",
     "multi_modal_projector": "connector",

@@ -8,7 +8,17 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from prunus.anatomy.catalog import CATALOG, CONVENTIONS, OPAQUE, TOWERS, Attention, FusedAttention, Layout, Mlp
+from prunus.anatomy.catalog import (
+    CATALOG,
+    CONNECTORS,
+    CONVENTIONS,
+    OPAQUE,
+    TOWERS,
+    Attention,
+    FusedAttention,
+    Layout,
+    Mlp,
+)
 from prunus.anatomy.trial import MisfitError, keeps_zero, linear_at, prove_mlp
 from prunus.anatomy.units import Anatomy, Site, Unit, Unmapped, linears
 from prunus.errors import PrunusError
@@ -138,7 +148,9 @@ def _head_width(module: nn.Module, layout: Attention | FusedAttention) -> int:
 
 
 def tower_of(model: nn.Module, path: str) -> str:
-    """Which tower a path belongs to, by its first telling component, else by what the model takes in."""
+    """Which tower a path belongs to: a connector's, else by its first telling component, else by what the model takes in."""
+    if any(part in CONNECTORS for part in path.split(".")):
+        return "connector"
     parent = model
     for part in path.split(".") if path else ():
         if part in TOWERS:
@@ -150,10 +162,8 @@ def tower_of(model: nn.Module, path: str) -> str:
             return "text" if part == "encoder" else "decoder"
         parent = child
     modalities = getattr(model, "input_modalities", ())
-    if "image" in modalities and "text" in modalities:
-        return "joint"
-    if getattr(model, "main_input_name", None) == "pixel_values":
-        return "vision"
+    if ("image" in modalities and "text" in modalities) or getattr(model, "main_input_name", None) == "pixel_values":
+        return "joint" if "text" in modalities else "vision"
     generates = getattr(model, "can_generate", lambda: False)()
     causal = generates or getattr(getattr(model, "config", None), "is_decoder", False) or _has_causal_attention(model)
     return "language" if causal else "text"

@@ -1,15 +1,19 @@
-"""The linear weights inside transformer blocks: what unstructured pruning chooses from."""
+"""The weights inside transformer blocks: which of them unstructured pruning chooses from, and why others stay dense."""
 
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+from transformers.pytorch_utils import Conv1D
 
-from prunus.anatomy.catalog import OPAQUE
+from prunus.anatomy.catalog import FUSED_EXPERTS, OPAQUE
 from prunus.anatomy.discover import anatomy, block_of, is_inside, tower_of
+from prunus.anatomy.wrappers import packed
 from prunus.errors import PrunusError
 
 CONNECTOR = "connector"
@@ -52,32 +56,175 @@ class Matrix(Place):
     def weights(self) -> int:
         return self.rows * self.columns
 
+    @property
+    def is_expert(self) -> bool:
+        """Whether a router decides which tokens it sees."""
+        return "experts" in self.name.replace("[", ".").split(".") or self.index is not None
+
+
+@dataclass(frozen=True)
+class LeftDense:
+    """A weight inside the blocks that is no candidate, and why."""
+
+    name: str
+    weights: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Every weight of two or more dimensions inside the transformer blocks of a model."""
+
+    matrices: tuple[Matrix, ...]
+    left_dense: tuple[LeftDense, ...]
+
+    @property
+    def weights(self) -> int:
+        """Of all of them together."""
+        return sum(m.weights for m in self.matrices) + sum(part.weights for part in self.left_dense)
+
 
 def matrices(model: nn.Module, mirrors: Mapping[str, str] | None = None, any_type: bool = False) -> tuple[Matrix, ...]:
-    """Every linear weight inside the transformer blocks of a model, in the model's order, on any device.
+    """Every weight inside the transformer blocks of a model that can be pruned, in the model's order, on any device.
+
+    These are linear layers, `Conv1D` layers and the single experts of fused parameters. `survey` also says what else there is
+    and why it is no candidate. Weights that several modules share count once, under their first name. Quantised ones are
+    only among them with `any_type`.
+    """
+    return survey(model, mirrors, any_type).matrices
+
+
+def survey(model: nn.Module, mirrors: Mapping[str, str] | None = None, any_type: bool = False) -> Survey:
+    """The weights inside the transformer blocks of a model: candidates, and what is left dense, each with its reason.
 
     A block is an element of a module list in which some element holds a unit of the anatomy, or a part that the
-    anatomy leaves dense. Weights that several modules share count once, under their first name. Embeddings, heads,
-    projections between towers, norms and biases are never among them. Quantised ones are only with `any_type`.
+    anatomy leaves dense. Embeddings, heads, projections between towers, norms and biases are outside of all this.
     """
     parts = anatomy(model, mirrors)
     blocks = {unit.block for unit in parts} | {block_of(model, part.path) for part in parts.unmapped}
     lists = {path.rpartition(".")[0] for path in blocks if isinstance(_parent(model, path), nn.ModuleList)}
     found: list[Matrix] = []
+    dense: dict[str, LeftDense] = {}
     seen: set[int] = set()
     for path, module in model.named_modules():
         block = block_of(model, path)
-        if block.rpartition(".")[0] not in lists or not _prunable(model, path, module, parts.mirrors, any_type):
+        if block.rpartition(".")[0] not in lists or is_inside(path, parts.mirrors):
             continue
-        assert isinstance(module, nn.Linear)
-        if id(module.weight) in seen:
-            continue
-        seen.add(id(module.weight))
-        tower, (rows, columns) = tower_of(model, path), (module.out_features, module.in_features)
-        found.append(
-            Matrix(name=path, parameter=f"{path}.weight", block=block, tower=tower, rows=rows, columns=columns)
+        for local, parameter in module._parameters.items():
+            if parameter is None or id(parameter) in seen or not _is_weight(module, local, parameter):
+                continue
+            seen.add(id(parameter))
+            reason = _why_dense(model, path, module, local, parameter, any_type)
+            if reason is None:
+                found += _held(path, module, local, parameter, block, tower_of(model, path))
+            else:
+                name = path if isinstance(module, nn.Linear | Conv1D) else f"{path}.{local}"
+                before = dense[name].weights if name in dense else 0
+                dense[name] = LeftDense(name, before + parameter.numel(), reason)
+    return Survey(tuple(found), tuple(dense.values()))
+
+
+def _is_weight(module: nn.Module, local: str, parameter: Tensor) -> bool:
+    if isinstance(module, nn.Linear):
+        return local != "bias"
+    return parameter.ndim >= 2 and "bias" not in local and "Norm" not in type(module).__name__
+
+
+def _held(path: str, module: nn.Module, local: str, parameter: Tensor, block: str, tower: str) -> list[Matrix]:
+    """The matrices that a parameter holds."""
+    where = f"{path}.{local}"
+    if isinstance(module, nn.Linear):
+        rows, columns = module.out_features, module.in_features
+        return [Matrix(name=path, parameter=where, block=block, tower=tower, rows=rows, columns=columns)]
+    transposed = _transposed(module, parameter)
+    columns, rows = parameter.shape[-2:] if transposed else parameter.shape[-1:-3:-1]
+    if parameter.ndim == 2:
+        return [
+            Matrix(name=path, parameter=where, transposed=True, block=block, tower=tower, rows=rows, columns=columns)
+        ]
+    return [
+        Matrix(
+            name=f"{where}[{index}]", parameter=where, index=index, transposed=bool(transposed), block=block, tower=tower,
+            rows=rows, columns=columns,
         )
-    return tuple(found)
+        for index in range(parameter.shape[0])
+    ]  # fmt: skip
+
+
+def _transposed(module: nn.Module, parameter: Tensor) -> bool | None:
+    """Whether a layer stores its matrices as (inputs, outputs); None where it is not known what it stores."""
+    if isinstance(module, Conv1D):
+        return True
+    if parameter.ndim != 3:
+        return None
+    if isinstance(getattr(module, "is_transposed", None), bool):  # transformers says it of its experts
+        return bool(module.is_transposed)
+    return FUSED_EXPERTS.get(type(module).__name__)
+
+
+def _why_dense(
+    model: nn.Module, path: str, module: nn.Module, local: str, parameter: Tensor, any_type: bool
+) -> str | None:
+    """Why a weight is no candidate; None where it is one."""
+    parents = _ancestors(model, path)
+    is_layer = isinstance(module, nn.Linear | Conv1D)
+    reason = _why_part_is_dense(module, parents)
+    if reason is None and is_layer and local != "weight":
+        reason = REPARAMETRISED
+    if reason is None and not (any_type and is_layer):
+        reason = packed(parameter)
+    if reason is None and not is_layer and _transposed(module, parameter) is None:
+        kind = type(module).__name__
+        if isinstance(module, nn.Embedding | nn.modules.conv._ConvNd):
+            return f"{NO_MAP} ({kind})"
+        return f"parameter of {kind}: no layout in the catalog names it"
+    return reason
+
+
+def _why_part_is_dense(module: nn.Module, parents: Sequence[tuple[nn.Module, str]]) -> str | None:
+    around = [module, *(parent for parent, _ in reversed(parents))]
+    if any(hasattr(parent, "adapter_layer_names") and below != "base_layer" for parent, below in parents):
+        return ADAPTER
+    if any(isinstance(one, ParametrizationList) for one in around):
+        return REPARAMETRISED
+    opaque = next((OPAQUE[type(one).__name__] for one in around[:2] if type(one).__name__ in OPAQUE), None)
+    if opaque is None and _is_router(module, parents):
+        return ROUTER
+    return opaque
+
+
+ADAPTER = "adapter: merge it into the weights first (merge_and_unload)"
+REPARAMETRISED = "reparametrised (torch.nn.utils): make the weight permanent first"
+NO_MAP = "no linear map"
+ROUTER = "router: it decides where tokens go"
+MEANT_DENSE = (NO_MAP, ROUTER)
+"""How the reasons begin for which nobody expects a weight to be pruned."""
+ROUTERS = re.compile(r"Router|Gating|MoEGate|MoeGate")
+"""Types of modules that send tokens to experts."""
+ROUTER_NAMES = ("router", "shared_expert_gate", "shared_experts_gate")
+
+
+def _is_router(module: nn.Module, parents: Sequence[tuple[nn.Module, str]]) -> bool:
+    if any(ROUTERS.search(type(one).__name__) for one in (module, *(parent for parent, _ in parents))):
+        return True
+    if any(below in ROUTER_NAMES for _, below in parents):
+        return True
+    parent, _ = parents[-1]
+    experts = getattr(parent, "experts", None)
+    if not isinstance(experts, nn.Module) or not isinstance(module, nn.Linear):
+        return False
+    count = len(experts) if isinstance(experts, nn.ModuleList | nn.ModuleDict) else getattr(experts, "num_experts", 0)
+    return module.out_features in (1, count)
+
+
+def _ancestors(model: nn.Module, path: str) -> list[tuple[nn.Module, str]]:
+    """The modules around a path, the model first, each with the component of the path that follows it."""
+    parts, around = path.split("."), []
+    module = model
+    for part in parts:
+        around.append((module, part))
+        module = module.get_submodule(part)
+    return around
 
 
 def place_of(model: nn.Module, name: str) -> Place:
@@ -86,8 +233,11 @@ def place_of(model: nn.Module, name: str) -> Place:
     Raises:
         AttributeError: the model has no such layer.
     """
-    model.get_parameter(f"{name}.weight")
-    return Place(parameter=f"{name}.weight")
+    fused = re.fullmatch(r"(.+)\[(\d+)\]", name)
+    parameter = fused[1] if fused else f"{name}.weight"
+    owner = model.get_submodule(parameter.rpartition(".")[0])
+    transposed = bool(_transposed(owner, model.get_parameter(parameter)))
+    return Place(parameter=parameter, index=int(fused[2]) if fused else None, transposed=transposed)
 
 
 def weight_of(model: nn.Module, name: str) -> Tensor:
@@ -115,11 +265,13 @@ def by_parameter(chosen: Iterable[Matrix]) -> dict[str, list[Matrix]]:
     return parameters
 
 
-def sharing(model: nn.Module, name: str) -> list[nn.Linear]:
-    """The linear layers that compute with this weight: the one of that path first, and others whose weight is the same."""
-    first = model.get_submodule(name)
-    assert isinstance(first, nn.Linear)
-    others = [m for m in model.modules() if isinstance(m, nn.Linear) and m.weight is first.weight and m is not first]
+def sharing(model: nn.Module, matrix: Matrix) -> list[nn.Module]:
+    """The layers that compute with this weight, its own first; none for an expert of a fused parameter."""
+    if matrix.index is not None:
+        return []
+    first = model.get_submodule(matrix.name)
+    weight = first.get_parameter("weight")
+    others = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m.weight is weight and m is not first]
     return [first, *others]
 
 
@@ -160,16 +312,9 @@ def choose(
 
 
 def _matches(matrix: Matrix, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(label, pattern) for pattern in patterns for label in (matrix.name, matrix.tower))
+    labels = (matrix.name, matrix.parameter, matrix.tower)  # the index of an expert would read as a set of characters
+    return any(label == p or fnmatch.fnmatchcase(label, p) for p in patterns for label in labels)
 
 
 def _parent(model: nn.Module, path: str) -> nn.Module:
     return model.get_submodule(path.rpartition(".")[0])
-
-
-def _prunable(model: nn.Module, path: str, module: nn.Module, mirrors: Mapping[str, str], any_type: bool) -> bool:
-    if not isinstance(module, nn.Linear):
-        return False
-    if not any_type and (module.weight.ndim != 2 or not module.weight.is_floating_point()):
-        return False
-    return type(_parent(model, path)).__name__ not in OPAQUE and not is_inside(path, mirrors)

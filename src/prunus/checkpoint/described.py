@@ -20,8 +20,9 @@ from prunus.checkpoint.checksums import CHECKSUMS, weight_files, write_checksums
 from prunus.errors import PrunusError
 from prunus.plan.record import RECORD, configs_of, marks, plan_of, records_of, true_record
 from prunus.storage import write_text
+from prunus.structured.gates import warn_of_gates
 from prunus.unstructured import sparsity_of
-from prunus.unstructured.pruning import RECORD as SPARSITY
+from prunus.unstructured.record import RECORD as SPARSITY
 
 CARD, COPY = "README.md", "prunus.json"
 FORMAT = "prunus.folder/1"
@@ -63,7 +64,7 @@ def card(model: PreTrainedModel) -> str:
             channels[unit.tower] = kept + len(unit_plan.kept), total + unit_plan.channels
     before = parts.parameters + sum(removed.values())
     lines = [
-        "---", about.to_yaml().strip(), "---", MARK, f"# {name}, {' and '.join(done)} by Prunus", "",
+        "---", about.to_yaml().strip(), "---", MARK, f"# {name}, {' and '.join(done) or 'saved'} by Prunus", "",
         f"{parts.parameters:,} parameters" + (f"; {before:,} before ({1 - parts.parameters / before:.1%} fewer)." if plan else "."),
         "", "## Load it", "", "```python",
     ]  # fmt: skip
@@ -152,6 +153,7 @@ def teach_saving() -> None:
     def describing_save_pretrained(
         self: PreTrainedModel, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> Any:
+        warn_of_gates(self)
         with true_record(self):
             result = save_pretrained(self, save_directory, is_main_process, *args, **kwargs)
             if is_main_process and not getattr(self, "_hf_peft_config_loaded", False):

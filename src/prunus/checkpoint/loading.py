@@ -49,8 +49,9 @@ def without_weights(folder: Path) -> tuple[PreTrainedModel, Shards]:
     if not folder.is_dir():
         raise PrunusError("source", str(folder), "there is no such folder; fetch the model, and give its folder")
     config, cls = _config_and_named_class(folder)
-    method = dict(getattr(config, "quantization_config", None) or {}).get("quant_method", "prunus")
-    if method != "prunus":
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        method = dict(quantised).get("quant_method", "quantization_config")
         raise PrunusError(
             "model", str(folder), f"its weights are quantised ({method}); prune the dense model, then quantise"
         )

@@ -16,21 +16,21 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prunus.anatomy import Anatomy, anatomy, has_module, matrices, module_of
+from prunus.anatomy import Anatomy, anatomy, has_module, module_of, refuse_unusable, survey, unwrapped, weight_of
 from prunus.checkpoint.checksums import weight_files
 from prunus.checkpoint.naming import keys_in_files
 from prunus.errors import PrunusError
-from prunus.plan import MatrixPlan, Plan, UnitPlan
+from prunus.plan import DensePart, Plan, SparsityPlan, UnitPlan
 from prunus.plan.record import RECORD, Narrowing, mark, marks, plan_of, recorded, records_of, write_record
-from prunus.refusals import refuse_weight, unwrapped
 from prunus.structured.gates import remove_gates
+from prunus.structured.retired import retire
 from prunus.structured.surgery import narrow
 from prunus.unstructured import sparsity_of
 from prunus.unstructured.patterns import UNSTRUCTURED, parse_pattern
-from prunus.unstructured.pruning import RECORD as SPARSITY
+from prunus.unstructured.record import RECORD as SPARSITY
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -43,7 +43,8 @@ def extract(model: Model, plan: Plan, inplace: bool = False) -> Model:
             `DataParallel` around it is taken off.
         plan: `Search.plan()`, or any plan for this model. A model that was extracted before is narrowed further; one that
             the plan was applied to already, or that was built from the config of such a model, stays as it is.
-        inplace: narrow `model` itself, which saves the memory of a copy.
+        inplace: narrow `model` itself, which saves the memory of a copy. An optimiser over its old weights is refused at
+            its next step.
 
     Returns:
         A model of the same class. Every transformers model in it keeps its part of the plan in its config, so that
@@ -59,46 +60,45 @@ def extract(model: Model, plan: Plan, inplace: bool = False) -> Model:
     for name in plan.units:
         path = module_of(inner, name)
         if path is not None:
-            _refuse_weights(inner, path)
+            refuse_unusable(inner, path)
     parts, before = anatomy(inner, plan.mirrors), plan_of(inner)
     applied = before is not None and plan.units.items() <= before.units.items() and not _fits(plan, parts)
     if not applied:
         plan.check(parts)
+    zeros = sparsity_of(inner)
     small: Model = inner if inplace else copy.deepcopy(inner)  # type: ignore[assignment]
     remove_gates(small)
     if not applied:
+        before_narrowing = list(small.parameters()) if inplace else []
         narrow(small, parts, plan)
+        stay = {id(parameter) for parameter in small.parameters()}
+        retire(parameter for parameter in before_narrowing if id(parameter) not in stay)
         write_record(small, plan if before is None else plan.after(before))
-        _count_zeros_again(small)
+        if zeros is not None:
+            _count_zeros_again(small, zeros)
     return small
 
 
-def _count_zeros_again(model: nn.Module) -> None:
+def _count_zeros_again(model: nn.Module, record: SparsityPlan) -> None:
     """Makes the record of zeros say what the narrow weights say: their sizes, their zeros, and n:m only where it is left."""
-    record = sparsity_of(model)
-    if record is None:
-        return
-    pattern, counted, holds = parse_pattern(record.pattern), dict(record.matrices), True
-    for matrix in matrices(model):
-        if matrix.name in counted:
-            zeros = matrix.view(model) == 0
-            known = counted[matrix.name]
-            if (known.rows, known.columns) != tuple(zeros.shape):
-                counted[matrix.name] = MatrixPlan.of(matrix, int(zeros.sum()))
-            holds = holds and (pattern is None or pattern.holds(zeros))
-    updated = record.model_copy(update={"matrices": counted, "pattern": record.pattern if holds else UNSTRUCTURED})
+    pattern, found = parse_pattern(record.pattern), survey(model)
+    counted, holds = {}, True
+    for name, known in record.matrices.items():
+        zeros = weight_of(model, name) == 0
+        rows, columns = zeros.shape
+        about = {"rows": rows, "columns": columns, "pruned": int(zeros.sum()), "asked": None}
+        is_cut = (known.rows, known.columns) != (rows, columns)
+        counted[name] = known.model_copy(update=about) if is_cut else known
+        holds = holds and (pattern is None or pattern.holds(zeros))
+    sizes = {part.name: part.weights for part in found.left_dense}
+    left_dense = {
+        name: DensePart(weights=sizes.get(name, p.weights), reason=p.reason) for name, p in record.left_dense.items()
+    }
+    updated = record.model_copy(update={
+        "matrices": counted, "pattern": record.pattern if holds else UNSTRUCTURED, "left_dense": left_dense,
+        "block_weights": found.weights if record.block_weights else 0,
+    })  # fmt: skip
     setattr(model.config, SPARSITY, updated.model_dump(mode="json"))
-
-
-def _refuse_weights(model: nn.Module, path: str) -> None:
-    for name, module in model.get_submodule(path).named_modules(prefix=path):
-        for weight in module._parameters.values():
-            if weight is not None:
-                refuse_weight(name, weight)
-        if not module._parameters and isinstance(getattr(module, "qweight", None), Tensor):
-            raise PrunusError(
-                "model", name, f"its weight is quantised ({type(module).__name__}); narrow it before that"
-            )
 
 
 def _fits(plan: Plan, parts: Anatomy) -> bool:

@@ -76,16 +76,19 @@ def check_config(config: object, source: str) -> None:
 def _check_entries(config: Mapping[Any, Any], source: str, depth: int) -> None:
     if depth > DEPTH_LIMIT:
         raise PrunusError(source, type(config).__name__, "no config lies so deep in others")
+    heads, shared = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(shared, int) and shared > heads:
+        raise PrunusError(f"{source}: num_key_value_heads", shared, f"there are only {heads} heads to share them")
     for name, value in config.items():
         where = f"{source}: {name}" if depth == 0 else f"{source}.{name}"
-        if not isinstance(name, str):
-            raise PrunusError(where, name, "names are strings")
+        if not isinstance(name, str | int):
+            raise PrunusError(where, name, "names are text")
         if isinstance(value, Mapping):
             _check_entries(value, where, depth + 1)
         elif not isinstance(value, str | int | float | list | tuple | None):
             raise PrunusError(where, value, "it is nothing that JSON can hold; write text or a number")
         for number in value if isinstance(value, list | tuple) else [value]:
-            _check_number(name, number, where, within=number is not value)
+            _check_number(str(name), number, where, within=number is not value)
 
 
 def _check_number(name: str, number: object, where: str, within: bool) -> None:

@@ -31,9 +31,10 @@ from prunus.errors import PrunusError
 from prunus.plan import SparsityPlan
 from prunus.refusals import refuse_weight
 from prunus.storage import write_text
-from prunus.unstructured import Pruner, WalkOptions, sparsity_of
+from prunus.unstructured import Pruner, WalkOptions
 from prunus.unstructured.fingerprint import Fingerprint
-from prunus.unstructured.pruning import RECORD, carry_out, settle
+from prunus.unstructured.pruning import carry_out, settle
+from prunus.unstructured.record import RECORD, recorded_sparsity
 from prunus.unstructured.walk import Call, Weights
 
 JOURNAL = "prunus-journal.json"
@@ -50,6 +51,7 @@ def prune_folder(
     call: Call | None = None,
     options: WalkOptions | None = None,
     device: str | torch.device = "cpu",
+    keep_zeros: bool | None = None,
 ) -> SparsityPlan:
     """As `prune`, from a checkpoint folder into another, with one block's weights in memory at a time.
 
@@ -73,13 +75,16 @@ def prune_folder(
     verify(source)
     model, shards = without_weights(source)
     chosen, plan = settle(model, method, plan, include, exclude)
-    sparsity_of(model)  # a damaged record is found now and not when the new one is put beside it
+    earlier = recorded_sparsity(model)  # a damaged one is found now and not when the new one is put beside it
     fingerprint = Fingerprint(checked(batches, calls_the_model(call)))
+    if keep_zeros is None:
+        keep_zeros = earlier is not None
     parts = _Parts(model, shards)
     parts.refuse_weights(chosen)
     dtypes = parts.dtypes_to_write(chosen)
     files = [source / file for file in ("config.json", *shards.files)]
     request = {
+        "keep_zeros": keep_zeros,
         "source": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
         "plan": plan.model_dump(mode="json"),
         "method": method.model_dump(mode="json"),
@@ -91,11 +96,11 @@ def prune_folder(
     with work.unless_refused(), weights.on_use:
         achieved = carry_out(
             model, method, plan, chosen, fingerprint, call or partial(call_with_batch, device=torch.device(device)),
-            options, weights, work.done,
+            options, weights, work.done, keep_zeros,
         )  # fmt: skip
     with work.writing():
         config = json.loads((work.folder / "config.json").read_text())
-        record = achieved.after(sparsity_of(model)).model_dump(mode="json")
+        record = achieved.after(earlier).model_dump(mode="json")
         write_text(work.folder / "config.json", json.dumps({**config, RECORD: record}, indent=2) + "\n")
         setattr(model.config, RECORD, record)
         describe(work.folder, model)

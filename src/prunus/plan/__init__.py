@@ -2,6 +2,6 @@
 
 from prunus.plan.channels import Plan, UnitPlan
 from prunus.plan.drawing import draw_plans
-from prunus.plan.sparsity import MatrixPlan, SparsityPlan, uniform
+from prunus.plan.sparsity import DensePart, MatrixPlan, SparsityPlan, uniform
 
-__all__ = ["MatrixPlan", "Plan", "SparsityPlan", "UnitPlan", "draw_plans", "uniform"]
+__all__ = ["DensePart", "MatrixPlan", "Plan", "SparsityPlan", "UnitPlan", "draw_plans", "uniform"]

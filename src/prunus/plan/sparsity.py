@@ -24,7 +24,9 @@ class MatrixPlan(BaseModel):
     rows: int = Field(gt=0, lt=1 << 40)
     columns: int = Field(gt=0, lt=1 << 40)
     pruned: int = Field(ge=0)
-    """Weights that go."""
+    """Weights that go; in a record, weights that are zero."""
+    asked: int | None = Field(default=None, ge=0)
+    """In a record: weights that were to go. Fewer than are zero where inputs were dead, or weights were zero before."""
     tower: str
     block: str = ""
 
@@ -48,6 +50,15 @@ class MatrixPlan(BaseModel):
         return self.pruned / self.weights
 
 
+class DensePart(BaseModel):
+    """A weight inside the blocks that no pruner takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weights: int = Field(ge=0)
+    reason: str
+
+
 class SparsityPlan(PlanFile):
     """Pruned weights per matrix: the input of `prune`, and, with what was achieved, its record."""
 
@@ -62,11 +73,28 @@ class SparsityPlan(PlanFile):
     """Prunable matrices of the model that the plan was made for, planned or left out; 0 where that is not known."""
     calibration: dict[str, Any] = Field(default_factory=dict)
     """What the pruner was shown; empty for a plan that has not been carried out."""
+    left_dense: dict[str, DensePart] = Field(default_factory=dict)
+    """In a record: what stays dense inside the blocks though nobody excluded it, and why."""
+    block_weights: int = Field(default=0, ge=0)
+    """In a record: all weights inside the blocks, taken, excluded or left dense; 0 where that is not known."""
 
     @property
     def sparsity(self) -> float:
         """Share of all the plan's weights that go."""
         return _sparsity(self.matrices.values())
+
+    @property
+    def coverage(self) -> float | None:
+        """Share of all weights inside the blocks that is zero; None where their number is not known."""
+        return sum(m.pruned for m in self.matrices.values()) / self.block_weights if self.block_weights else None
+
+    @property
+    def dense_shares(self) -> dict[str, float]:
+        """Reason → share of all weights inside the blocks that is left dense for it, the largest first."""
+        shares: dict[str, float] = {}
+        for part in self.left_dense.values():
+            shares[part.reason] = shares.get(part.reason, 0.0) + part.weights / max(self.block_weights, 1)
+        return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
     @property
     def towers(self) -> dict[str, float]:
@@ -81,8 +109,15 @@ class SparsityPlan(PlanFile):
             return self
         pattern = self.pattern if self.pattern == earlier.pattern else "unstructured"
         return self.model_copy(update={
-            "matrices": {**before, **self.matrices}, "pattern": pattern, "method": {**self.method, "earlier": earlier.method}
+            "matrices": {**before, **self.matrices}, "pattern": pattern, "method": {**self.method, "earlier": earlier.method},
+            "left_dense": {name: part for name, part in self.left_dense.items() if name not in before},
         })  # fmt: skip
+
+    def with_zeros(self, zeros: Mapping[str, int]) -> SparsityPlan:
+        """The record with so many zeros in its matrices; those that are not named are dropped."""
+        matrices = {n: m.model_copy(update={"pruned": zeros[n]}) for n, m in self.matrices.items() if n in zeros}
+        lost = any(zeros.get(name, 0) < matrix.pruned for name, matrix in self.matrices.items())
+        return self.model_copy(update={"matrices": matrices, "pattern": "unstructured" if lost else self.pattern})
 
     def check(self, model: str, candidates: Sequence[Matrix]) -> None:
         """Refuses a plan that was made for another model, naming the first mismatch.
@@ -113,7 +148,10 @@ class SparsityPlan(PlanFile):
             PrunusError: a name matches nothing, or a sparsity is no share.
         """
         shares = written_sparsities(sparsity, {n: (m.tower, m.block, n) for n, m in self.matrices.items()})
-        edited = {name: {"pruned": round(self.matrices[name].weights * share)} for name, share in shares.items()}
+        edited = {
+            name: {"pruned": round(self.matrices[name].weights * share), "asked": None}
+            for name, share in shares.items()
+        }
         matrices = {n: m.model_copy(update=edited.get(n, {})) for n, m in self.matrices.items()}
         return self.model_copy(update={"matrices": matrices, "method": {**self.method, "edited": dict(sparsity)}})
 
@@ -138,6 +176,9 @@ class SparsityPlan(PlanFile):
             lines.append(
                 f"  {tower:<12}{sparsity:8.2%}   {len(inside)} matrices, {min(inside):.2%} to {max(inside):.2%} each"
             )
+        if self.coverage is not None:
+            lines.append(f"  of all {self.block_weights:,} weights in the blocks: {self.coverage:.2%}")
+        lines += [f"  left dense {share:8.2%}   {reason}" for reason, share in self.dense_shares.items()]
         return "\n".join(lines)
 
 

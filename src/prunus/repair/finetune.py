@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from prunus.errors import PrunusError
 from prunus.storage import write_text
 from prunus.typed import Count, Steps, Typed
+from prunus.unstructured.walk import caches_kept
 
 
 class Training(Typed):
@@ -119,31 +120,32 @@ def finetune(
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # replicas of a model in one process would lose its hooks; start a process per GPU instead
-    trainer = TaskTrainer(
-        model,
-        arguments,
-        train_dataset=data,
-        eval_dataset=data if evaluating else None,
-        data_collator=collate,
-        callbacks=[*callbacks, Complete()],
-    )
-    trainer.model_accepts_loss_kwargs = False  # a task's loss is a mean: it is divided by the accumulation steps
-    trainer.task_loss, trainer.task_evaluate = loss, evaluate
-    trainer.tower_learning_rates = training.tower_learning_rates
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Progress(title))
-    try:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
-    except PrunusError:
-        raise
-    except Exception as error:
-        if last is None or trainer.begun:
+    with caches_kept(model):  # the Trainer turns them off for good
+        trainer = TaskTrainer(
+            model,
+            arguments,
+            train_dataset=data,
+            eval_dataset=data if evaluating else None,
+            data_collator=collate,
+            callbacks=[*callbacks, Complete()],
+        )
+        trainer.model_accepts_loss_kwargs = False  # a task's loss is a mean: it is divided by the accumulation steps
+        trainer.task_loss, trainer.task_evaluate = loss, evaluate
+        trainer.tower_learning_rates = training.tower_learning_rates
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(Progress(title))
+        try:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        except PrunusError:
             raise
-        raise PrunusError(
-            "folder", str(last), f"the checkpoint is damaged ({type(error).__name__}); delete it, and the training goes on from the one before"
-        ) from error  # fmt: skip
-    check_finite(model, training.steps)
+        except Exception as error:
+            if last is None or trainer.begun:
+                raise
+            raise PrunusError(
+                "folder", str(last), f"the checkpoint is damaged ({type(error).__name__}); delete it, and the training goes on from the one before"
+            ) from error  # fmt: skip
+        check_finite(model, training.steps)
     return list(trainer.state.log_history)
 
 

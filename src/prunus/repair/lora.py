@@ -38,7 +38,7 @@ class Adapters:
     """Adapters on the linear layers of a pruned model, which train in place of its weights.
 
     Args:
-        model: the pruned model; all of its own parameters are frozen.
+        model: the pruned model; all of its own parameters are frozen. Layers that were frozen before get no adapters.
         masks: its zero patterns; a layer without one has no zeros.
         ranks: of all pruned towers, or per tower (`connector` adds adapters to a connector, whose mask is all ones).
         alpha: the adapters' output is multiplied by alpha / rank.
@@ -48,7 +48,7 @@ class Adapters:
         seed: of A; B is zero.
 
     Raises:
-        PrunusError: a tower that is not there, or a teacher of another shape.
+        PrunusError: a tower that is not there, a teacher of another shape, or nothing that is not frozen.
 
     Attributes:
         holds_teacher: whether `off` makes the model its teacher.
@@ -59,24 +59,39 @@ class Adapters:
         masked: bool = True, teacher: nn.Module | None = None, seed: int = 0,
     ):  # fmt: skip
         self.model = model
-        chosen = adapted(matrices(model), masks, ranks)
+        chosen = [(m, r) for m, r in adapted(matrices(model), masks, ranks) if isinstance(_layer(model, m), nn.Linear)]
+        if not chosen:
+            raise PrunusError(
+                "model",
+                type(model).__name__,
+                "adapters go onto linear layers, and none of those is pruned; use masked_finetune",
+            )
+        chosen = [(m, rank) for m, rank in chosen if model.get_parameter(m.parameter).requires_grad]
+        if not chosen:
+            raise PrunusError(
+                "model", type(model).__name__, "all that would get adapters is frozen; requires_grad_(True) on it"
+            )
         dense = {} if teacher is None else {m.name: _teacher_weight(teacher, m) for m, _ in chosen}
         adapted_parameters = {m.parameter for m, _ in chosen}
         self.holds_teacher = teacher is not None and _agree_elsewhere(model, teacher, adapted_parameters)
         self._required = {parameter: parameter.requires_grad for parameter in model.parameters()}
         model.requires_grad_(False)
         self.layers: dict[str, _Adapted] = {}
-        for matrix, rank in chosen:
-            generator = torch.Generator().manual_seed(seed + zlib.crc32(matrix.name.encode()))
-            self.layers[matrix.name] = _Adapted(
-                sharing(model, matrix.name),
-                masks.get(matrix.name),
-                rank,
-                alpha / rank,
-                masked,
-                dense[matrix.name] if self.holds_teacher else None,
-                generator,
-            )
+        try:
+            for matrix, rank in chosen:
+                generator = torch.Generator().manual_seed(seed + zlib.crc32(matrix.name.encode()))
+                self.layers[matrix.name] = _Adapted(
+                    [layer for layer in sharing(model, matrix) if isinstance(layer, nn.Linear)],
+                    masks.get(matrix.name),
+                    rank,
+                    alpha / rank,
+                    masked,
+                    dense[matrix.name] if self.holds_teacher else None,
+                    generator,
+                )
+        except BaseException:
+            self.remove()
+            raise
 
     @contextmanager
     def off(self) -> Iterator[nn.Module]:
@@ -93,6 +108,12 @@ class Adapters:
         """Puts the effective weights, computed in fp32 and cast once, in place of all this and takes the adapters off."""
         for layer in self.layers.values():
             layer.merge()
+        self.remove()
+
+    def remove(self) -> None:
+        """Takes the adapters off; a weight that holds the teacher's stays so."""
+        for layer in self.layers.values():
+            layer.remove()
         self.layers.clear()
         for parameter, was in self._required.items():
             parameter.requires_grad_(was)
@@ -125,6 +146,10 @@ def adapted(
     if not chosen:
         raise PrunusError("rank", ranks, "no tower with a rank is pruned, so nothing would train; name one that is")
     return chosen
+
+
+def _layer(model: nn.Module, matrix: Matrix) -> nn.Module | None:
+    return next(iter(sharing(model, matrix)), None)
 
 
 def _agree_elsewhere(model: nn.Module, teacher: nn.Module, but: Collection[str]) -> bool:
@@ -205,8 +230,10 @@ class _Adapted:
         if linear.lora_mask is not None:
             keep_nonzero(merged, unpack(linear.lora_mask, merged.shape))
         linear.weight.data.copy_(merged)
+
+    def remove(self) -> None:
         for name in ("lora_A", "lora_B", "lora_mask", "pruned_weight"):
-            delattr(linear, name)
+            delattr(self.linear, name)
         for owner in self.linears:
             del owner.forward
 

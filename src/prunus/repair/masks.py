@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from prunus.anatomy import Place, matrices, place_of, weight_of
 from prunus.errors import PrunusError
@@ -65,9 +66,66 @@ def holding(model: nn.Module, masks: dict[str, BitMask]) -> Iterator[None]:
     with ExitStack() as hooks:
         for name, mask in masks.items():
             place = place_of(model, name)
-            hook = model.get_parameter(place.parameter).register_post_accumulate_grad_hook(_Masking(place, mask))  # type: ignore[no-untyped-call]
+            parameter = model.get_parameter(place.parameter)
+            if not parameter.requires_grad:
+                continue
+            hook = parameter.register_post_accumulate_grad_hook(_Masking(place, mask))  # type: ignore[no-untyped-call]
             hooks.callback(hook.remove)
         yield
+
+
+class HeldZeros:
+    """Zeros that stay; a context manager, or a handle that is released by hand."""
+
+    def __init__(self, model: nn.Module):
+        self._model, self._masks = model, zeros_of(model)
+        self._hooks = ExitStack()
+        self._hooks.enter_context(holding(model, self._masks))
+        self._hooks.callback(register_optimizer_step_post_hook(self._after_step).remove)
+
+    def __enter__(self) -> HeldZeros:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Puts every zero in its place a last time, and lets go."""
+        self._hooks.close()
+        self._put_zeros()
+
+    @property
+    def zeros(self) -> int:
+        """How many weights are held."""
+        return sum(int((~mask.unpack()).sum()) for mask in self._masks.values())
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        self._put_zeros()
+
+    @torch.no_grad()
+    def _put_zeros(self) -> None:
+        for name, mask in self._masks.items():
+            weight = weight_of(self._model, name)
+            weight.masked_fill_(~mask.unpack(weight.device), 0)
+
+
+def hold_zeros(model: nn.Module) -> HeldZeros:
+    """Keeps the zeros of a pruned model while you train it with a loop or trainer of your own.
+
+    From the call on, zeros get no gradient, and after every step of a torch optimiser they are zero again, whatever it
+    adds (momentum from before, weight decay, an orthogonalised update). All else trains.
+
+    Args:
+        model: pruned by prunus, or with zeros from elsewhere in the matrices that prunus knows.
+
+    Raises:
+        PrunusError: nothing in the model is pruned.
+
+    Example:
+        >>> with hold_zeros(model):  # doctest: +SKIP
+        ...     trainer.train()
+    """
+    return HeldZeros(model)
 
 
 class _Masking:

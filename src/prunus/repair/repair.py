@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,20 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback, default_data_collator
 
-from prunus.anatomy import matrices
+from prunus.anatomy import matrices, weight_of
 from prunus.batches import input_device
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, refusing
 from prunus.losses import Predict, own_prediction
+from prunus.refusals import refuse_weight, refuse_wrapped
 from prunus.repair.distillation import Distillation, Lesson, Teacher
 from prunus.repair.finetune import Training, finetune
 from prunus.repair.lora import Adapters
-from prunus.repair.masks import check_zeros, holding, in_fp32, zeros_of
+from prunus.repair.masks import BitMask, check_zeros, holding, in_fp32, zeros_of
 from prunus.repair.methods import LoRA, MaskedFinetune, MaskedLoRA, Repair
 from prunus.repair.teacher_cache import TeacherCache
+from prunus.undo import Undo
 from prunus.unstructured import sparsity_of
-from prunus.unstructured.pruning import note
+from prunus.unstructured.record import note
 
 DEFAULT_TRAINING = Training(steps=500, batch_size=8, learning_rate=1e-4, weight_decay=0.0, warmup_steps=20)
 
@@ -49,7 +51,7 @@ def repair(
     Args:
         model: pruned by `prune`, or any model with zeros in its blocks' linear weights.
         method: `RESSA`, `MaskedLoRA`, `LoRA` or `MaskedFinetune`.
-        data: training items by index, which `collate` makes batches of.
+        data: training items by index (a list, or a data set), which `collate` makes batches of.
         training: steps, batch size, learning rate, bf16, gradient accumulation; by default 500 steps at 1e-4.
         teacher: the model before it was pruned, for distillation, or a function that loads it. Adapters hold its weights in
             place of the pruned ones, so that what the function loads is let go before the training begins.
@@ -58,20 +60,21 @@ def repair(
         folder: where checkpoints live. A run that was killed goes on from them; None keeps none after the end.
 
     Returns:
-        What was logged, as `finetune`.
+        What was logged, as `finetune`. What is frozen stays as it is, and zeros where they are. Whatever exception leaves this
+        function, the model is as it was before.
 
     Raises:
-        PrunusError: nothing is pruned, distillation without a teacher, or a zero that was lost; then the model is not to be
-            saved.
+        PrunusError: nothing is pruned, or all of it is frozen; a compiled, quantised or absent weight; data that are no items
+            by index, or none that the model can take; distillation without a teacher; or a zero that was lost.
     """
-    if method.distillation is not None and teacher is None:
-        raise PrunusError(
-            "teacher",
-            None,
-            f"{method.method} learns from the model before it was pruned; give it, or distillation=None",
-        )
-    masks, was_training = zeros_of(model), model.training
-    with ExitStack() as cleanup:
+    masks, trainable = _what_to_train(model, method, data, teacher)
+    if collate is default_data_collator:
+        collate = _collate
+    with Undo() as undo, ExitStack() as cleanup:
+        for tensor in (*trainable, *model.buffers()):
+            undo.keep(tensor)
+        cleanup.callback(_set_modes, {module: module.training for module in model.modules()})
+        cleanup.callback(_set_gradients, [(parameter, parameter.grad) for parameter in trainable])
         place = Path(folder) if folder is not None else Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
         own_teacher: Teacher | None = None
         if isinstance(method, LoRA):
@@ -82,7 +85,7 @@ def repair(
             elif dense is not None:
                 teacher = dense
             del dense
-            cleanup.callback(adapters.merge)  # however the training ends, the model is whole and its zeros are kept
+            cleanup.callback(adapters.remove)
         else:
             assert isinstance(method, MaskedFinetune)
             cleanup.enter_context(in_fp32(model, masks))
@@ -96,12 +99,65 @@ def repair(
             model, training, place, data, collate, loss, evaluate=evaluate, callbacks=callbacks, seed=seed, title=title,
             identity=identity,
         )  # fmt: skip
-    model.train(was_training)
-    check_zeros(model, masks)
-    record = sparsity_of(model)
-    if record is not None:
-        note(model, record.model_copy(update={"method": {**record.method, "repair": method.model_dump(mode="json")}}))
+        if isinstance(method, LoRA):
+            adapters.merge()
+        cleanup.close()
+        check_zeros(model, masks)
+        record = sparsity_of(model)
+        if record is not None:
+            repaired = {**record.method, "repair": method.model_dump(mode="json")}
+            note(model, record.model_copy(update={"method": repaired}))
     return log
+
+
+def _what_to_train(
+    model: nn.Module, method: Repair, data: Any, teacher: object
+) -> tuple[dict[str, BitMask], list[nn.Parameter]]:
+    """The zeros, and the parameters that are not frozen, of a model that can be repaired; others are refused."""
+    refuse_wrapped(model)
+    _refuse_data(data)
+    if method.distillation is not None and teacher is None:
+        raise PrunusError(
+            "teacher",
+            None,
+            f"{method.method} learns from the model before it was pruned; give it, or distillation=None",
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            refuse_weight(name, parameter)
+    masks = zeros_of(model)
+    for name in masks:
+        refuse_weight(name, weight_of(model, name))
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise PrunusError(
+            "model", type(model).__name__, "all of it is frozen; requires_grad_(True) on what is to be trained"
+        )
+    return masks, trainable
+
+
+def _refuse_data(data: Any) -> None:
+    if isinstance(data, Mapping | Tensor | str | bytes) or not hasattr(data, "__getitem__"):
+        raise PrunusError(
+            "data", type(data).__name__, "give training items by index: a list of them, or a data set (one split of it)"
+        )
+    if hasattr(data, "__len__") and not len(data):
+        raise PrunusError("data", "none", "there is nothing to learn from; give training items")
+
+
+def _collate(items: list[Any]) -> dict[str, Any]:
+    with refusing("data", type(items[0]).__name__, "items do not make a batch, so pass a function as collate"):
+        return dict(default_data_collator(items))
+
+
+def _set_modes(modes: dict[nn.Module, bool]) -> None:
+    for module, training in modes.items():
+        module.training = training
+
+
+def _set_gradients(gradients: list[tuple[nn.Parameter, Tensor | None]]) -> None:
+    for parameter, gradient in gradients:
+        parameter.grad = gradient
 
 
 def _lesson(

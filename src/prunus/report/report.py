@@ -51,7 +51,7 @@ class Report(BaseModel):
         """
         path = Path(folder) / "report.json"
         try:
-            return cls.model_validate_json(path.read_text())
+            return cls.model_validate_json(path.read_bytes())
         except OSError:
             raise PrunusError("run", str(folder), "it has no report.json; the run has not finished") from None
         except ValidationError as error:

@@ -12,7 +12,7 @@ from transformers.trainer_callback import ExportableState
 
 from prunus.errors import PrunusError
 from prunus.plan import Plan
-from prunus.structured.preflight import COMPILED, REPLICAS
+from prunus.structured.preflight import COMPILED, REPLICAS, SHARDED
 from prunus.structured.search import Search
 from prunus.structured.upop import UPop
 
@@ -70,6 +70,7 @@ class SearchCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.search = Search(model, self.method, state.max_steps, self.mirrors)
         if state.global_step > 0:
             self.search.load_state(self._saved(state), "trainer_state.json")
+        self.search.gates.mark_saved(True)
         self._is_over = state.global_step >= state.max_steps
         if not self._clips or args.max_grad_norm:
             self._max_grad_norm, args.max_grad_norm, self._clips = args.max_grad_norm or 0.0, 0.0, True
@@ -108,6 +109,8 @@ class SearchCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         args.max_grad_norm, self._clips = self._max_grad_norm, False
+        if self.search is not None:
+            self.search.gates.mark_saved(False)
 
 
 def _check(args: Any) -> None:
@@ -120,5 +123,7 @@ def _check(args: Any) -> None:
         raise PrunusError("torch_compile", True, COMPILED)
     if getattr(args, "deepspeed", None):
         raise PrunusError("deepspeed", True, "it takes gradients away before they can be read; train by DDP")
+    if args.fsdp:
+        raise PrunusError("fsdp", args.fsdp, SHARDED)
     if args.n_gpu > 1:
         raise PrunusError("n_gpu", args.n_gpu, REPLICAS)

@@ -7,7 +7,8 @@ in place, so that it keeps no activation for the backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,10 +18,16 @@ from prunus.anatomy import Site, Unit, linears
 
 
 class GateHook:
-    """Forward hook of one producer. `feature_gate` (features,) is None while every gate is one."""
+    """Forward hook of one producer.
+
+    Attributes:
+        feature_gate: (features,), None while every gate is one.
+        is_saved: whether whoever saves the model saves the gates, too.
+    """
 
     def __init__(self) -> None:
         self.feature_gate: Tensor | None = None
+        self.is_saved = False
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         if self.feature_gate is None:
@@ -59,11 +66,32 @@ class Gates:
                 repeated = gate.repeat(unit.span * site.repeats)
                 hook.feature_gate = None if is_open else repeated
 
+    def mark_saved(self, is_saved: bool) -> None:
+        """Says whether the gates are saved along with the model, so that nobody need be warned."""
+        for _, hook in (pair for pairs in self._hooks.values() for pair in pairs):
+            hook.is_saved = is_saved
+
     def remove(self) -> None:
         """Takes the hooks off the model; its weights were never touched."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+
+def gates_of(model: nn.Module) -> Iterator[GateHook]:
+    """Every gate on a model."""
+    for module in model.modules():
+        yield from (hook for hook in module._forward_hooks.values() if isinstance(hook, GateHook))
+
+
+def warn_of_gates(model: nn.Module) -> None:
+    """Warns of saving a model that is being searched: its weights are the unmasked ones."""
+    if any(hook.feature_gate is not None and not hook.is_saved for hook in gates_of(model)):
+        warnings.warn(
+            "this model is being searched, and its weights are saved without the gates: what is loaded from them computes "
+            "something else. Save extract(model, search.plan()), or call search.close() before",
+            UserWarning, stacklevel=4,
+        )  # fmt: skip
 
 
 def remove_gates(model: nn.Module) -> None:

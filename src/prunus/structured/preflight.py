@@ -6,16 +6,13 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from prunus.anatomy import Anatomy, Unit, linears
+from prunus.anatomy import Anatomy, Unit, linears, unusable
 from prunus.errors import PrunusError
-from prunus.structured.gates import GateHook
+from prunus.structured.gates import gates_of
 
 REPLICAS = "its replicas know nothing of each other's gates; start one process per device (torchrun)"
 COMPILED = "compiled code passes over the gates; search first, and compile the extracted model"
-SHARDED = (
-    "its weights are sharded over processes (FSDP, tensor parallel, ZeRO-3), so that no process can read a channel's rows; "
-    "search in one process a device with whole weights (DDP)"
-)
+SHARDED = "FSDP has sharded its weights, so that no process can read a channel's rows; search with whole weights (DDP)"
 
 
 def searchable(model: nn.Module) -> nn.Module:
@@ -24,6 +21,8 @@ def searchable(model: nn.Module) -> nn.Module:
     Raises:
         PrunusError: it is compiled, sharded or replicated in one process, or another search is on.
     """
+    if not isinstance(model, nn.Module):
+        raise PrunusError("model", type(model).__name__, "give a torch module")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     if isinstance(model, nn.DataParallel):
@@ -34,8 +33,8 @@ def searchable(model: nn.Module) -> nn.Module:
             raise PrunusError("model", kind, SHARDED)
         if kind == "OptimizedModule" or module._compiled_call_impl is not None:
             raise PrunusError("model", type(model).__name__, COMPILED)
-        if any(isinstance(hook, GateHook) for hook in module._forward_hooks.values()):
-            raise PrunusError("model", type(model).__name__, "another search is on it; call close() on that one first")
+    if any(True for _ in gates_of(model)):
+        raise PrunusError("model", type(model).__name__, "another search is on it; call close() on that one first")
     return model
 
 
@@ -62,10 +61,9 @@ def check_gradients_will_come(model: nn.Module, units: Iterable[Unit]) -> None:
         for site, linear in linears(model, unit)[:-1]:
             for name, parameter in linear.named_parameters(recurse=False):
                 where = f"{unit.path}.{site.linear}.{name}".removeprefix(".")
-                if type(parameter.data).__name__ == "DTensor" or hasattr(parameter, "ds_id"):
-                    raise PrunusError("model", where, SHARDED)
-                if parameter.device.type == "meta":
-                    raise PrunusError("model", where, "its weights are not in memory; load the model whole")
+                reason = unusable(parameter)
+                if reason is not None:
+                    raise PrunusError("model", where, reason)
                 if not parameter.requires_grad:
                     frozen.setdefault(unit.name, where)
     if frozen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,8 +49,10 @@ class Search:
     """
 
     def __init__(self, model: nn.Module, method: UPop, total_steps: int, mirrors: Mapping[str, str] | None = None):
-        if total_steps < 1:
-            raise PrunusError("total_steps", total_steps, "a search needs at least one step")
+        if not isinstance(total_steps, int) or total_steps < 1:
+            raise PrunusError("total_steps", total_steps, "give the number of optimiser steps, at least one")
+        if not isinstance(method, UPop):
+            raise PrunusError("method", type(method).__name__, "give a search method, such as UPop(ratio=0.5)")
         self.model, self.method, self.total_steps = searchable(model), method, total_steps
         self.anatomy = anatomy(self.model, mirrors)
         check_units_are_there(self.model, self.anatomy)
@@ -87,6 +90,8 @@ class Search:
         Raises:
             PrunusError: the search is over, a gradient is not finite, no gradient has come, or a unit has been frozen.
         """
+        if not 0 < grad_scale < math.inf:
+            raise PrunusError("grad_scale", grad_scale, "give the factor by which the gradients are too large")
         t = self.steps_done
         if t >= self.total_steps:
             raise PrunusError("total_steps", self.total_steps, "the search is over; make a new one to go on")

@@ -7,7 +7,8 @@ from pydantic import Field
 from prunus.unstructured.dsnot import DSnoT
 from prunus.unstructured.magnitude import Magnitude
 from prunus.unstructured.pruner import Pruner
-from prunus.unstructured.pruning import WalkOptions, prune, prune_matrix, sparsity_of
+from prunus.unstructured.pruning import WalkOptions, prune, prune_matrix
+from prunus.unstructured.record import sparsity_of
 from prunus.unstructured.semi_structured import Accelerated, accelerate_2to4
 from prunus.unstructured.sparsegpt import SparseGPT
 from prunus.unstructured.wanda import Wanda

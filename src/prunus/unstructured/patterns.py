@@ -62,9 +62,17 @@ class Quota:
     group: Group = "row"
     """`row`: every row loses the same number (the remainder, if any, goes where the next score is lowest);
     `matrix`: the lowest scores of the whole matrix go."""
+    zeros: Tensor | None = None
+    """Weights that are zero already and stay so, bool (R, C): they go first, and all of them go."""
 
     def select(self, scores_RC: Tensor) -> Tensor:
-        """The pruned positions, bool (R, C): exactly `pruned` of them, those with the lowest scores."""
+        """The pruned positions, bool (R, C): exactly `pruned` of them, those with the lowest scores, unless more are zero
+        already."""
+        if self.zeros is None:
+            return self._lowest(scores_RC)
+        return self._lowest(scores_RC.masked_fill(self.zeros, -torch.inf)) | self.zeros
+
+    def _lowest(self, scores_RC: Tensor) -> Tensor:
         rows, columns = scores_RC.shape
         if self.pattern is not None:
             return lowest_of_groups(scores_RC, self.pattern)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from prunus.anatomy import Matrix, by_block, choose, matrices
+from prunus.anatomy import ADAPTER, MEANT_DENSE, Matrix, by_block, choose, survey
 from prunus.batches import calls_the_model, checked, input_device
 from prunus.errors import PrunusError
-from prunus.plan import MatrixPlan, SparsityPlan, uniform
+from prunus.plan import DensePart, MatrixPlan, SparsityPlan, uniform
 from prunus.refusals import refuse_weights, refuse_wrapped
 from prunus.typed import Typed
 from prunus.undo import Undo
 from prunus.unstructured.fingerprint import Fingerprint
 from prunus.unstructured.patterns import NofM
 from prunus.unstructured.pruner import Pruner
+from prunus.unstructured.record import note, sparsity_of
 from prunus.unstructured.recorder import gather
 from prunus.unstructured.spill import Place, Spill
 from prunus.unstructured.statistics import InputStatistics
 from prunus.unstructured.walk import Call, Stop, Walk, Weights
+
+logger = logging.getLogger(__name__)
 
 
 class WalkOptions(Typed):
@@ -48,8 +53,9 @@ def prune(
     exclude: Sequence[str] = (),
     call: Call | None = None,
     options: WalkOptions | None = None,
+    keep_zeros: bool | None = None,
 ) -> SparsityPlan:
-    """Prunes the linear weights in the transformer blocks of a model, in place, tower by tower in execution order.
+    """Prunes the weights in the transformer blocks of a model, in place, tower by tower in execution order.
 
     Args:
         model: any model that `anatomy` knows.
@@ -61,9 +67,12 @@ def prune(
         exclude: globs that take away again.
         call: runs a batch; by default `model(**batch)`.
         options: how to walk.
+        keep_zeros: whether weights that are zero already stay so, and count as pruned; None is yes for a model that was
+            pruned before, by its record.
 
     Returns:
-        What was achieved, with a record of the calibration data. It is also put into the model's config, which
+        What was achieved: zeros counted in the weights as stored, what stays dense and why, and a record of the
+        calibration data. It is also put into the model's config, which
         `save_pretrained` keeps. Whatever exception leaves this function, the model is as it was before.
 
     Raises:
@@ -75,11 +84,13 @@ def prune(
     options = options or WalkOptions()
     chosen, plan = settle(model, method, plan, include, exclude)
     refuse_weights(model, chosen)
-    sparsity_of(model)  # a damaged record is found now and not when the new one is put beside it
+    earlier = sparsity_of(model)  # a damaged record is found now and not when the new one is put beside it
+    if keep_zeros is None:
+        keep_zeros = earlier is not None
     fingerprint = Fingerprint(checked(batches, calls_the_model(call)))
     with Undo() as undo:
         kept = _Kept(model, chosen, undo)
-        achieved = carry_out(model, method, plan, chosen, fingerprint, call, options, kept)
+        achieved = carry_out(model, method, plan, chosen, fingerprint, call, options, kept, keep_zeros=keep_zeros)
         note(model, achieved)
     return achieved
 
@@ -102,12 +113,19 @@ def settle(
     model: nn.Module, method: Pruner, plan: SparsityPlan | None, include: Sequence[str], exclude: Sequence[str]
 ) -> tuple[tuple[Matrix, ...], SparsityPlan]:
     """Which matrices are pruned and by how much, checked before anything is touched."""
-    # what is quantised is a candidate, too: it is refused by that name, and not passed over
-    name, candidates = type(model).__name__, matrices(model, any_type=True)
+    name, found = type(model).__name__, survey(model, any_type=True)
+    candidates = found.matrices  # what is quantised, too: it is refused by that name, and not passed over
+    if any(part.reason == ADAPTER for part in found.left_dense):
+        raise PrunusError(
+            "model", name, "it carries adapters, which would fill zeros when they are merged; merge them first (merge_and_unload)"
+        )  # fmt: skip
     if plan is not None:
         plan.check(name, candidates)
         pattern = method.nofm
-        if pattern is not None and any(abs(m.sparsity - pattern.sparsity) > 1e-9 for m in plan.matrices.values()):
+        if pattern is not None and any(
+            abs((m.pruned if m.asked is None else m.asked) / m.weights - pattern.sparsity) > 1e-9
+            for m in plan.matrices.values()
+        ):
             raise PrunusError(
                 "plan",
                 f"{plan.sparsity:.4g}",
@@ -122,7 +140,8 @@ def settle(
         chosen = tuple(matrix for matrix in chosen if matrix.name in plan.matrices)
     for matrix in chosen:
         _check_fit(matrix, method.nofm)
-    return chosen, plan
+    left_dense = {part.name: DensePart(weights=part.weights, reason=part.reason) for part in found.left_dense}
+    return chosen, plan.model_copy(update={"left_dense": left_dense, "block_weights": found.weights})
 
 
 def carry_out(
@@ -135,11 +154,13 @@ def carry_out(
     options: WalkOptions,
     weights: Weights | None = None,
     done: Mapping[str, Mapping[str, int]] | None = None,
+    keep_zeros: bool = False,
 ) -> SparsityPlan:
     """Walks, prunes, and returns what was achieved, with a record of the calibration data.
 
     Args:
-        done: blocks that are already pruned, with the pruned counts of their matrices; batches only pass through.
+        done: blocks that are already pruned, with the zeros of their matrices; batches only pass through.
+        keep_zeros: weights that are zero already stay so.
     """
     blocks = by_block(chosen)
     weights, done = weights or Weights(), done or {}
@@ -156,7 +177,7 @@ def carry_out(
             if stop.block in done:
                 achieved.update(done[stop.block])
             else:
-                counts = prune_block(model, method, plan, blocks[stop.block], stop)
+                counts = prune_block(model, method, plan, blocks[stop.block], stop, keep_zeros)
                 weights.changed(stop.block, counts)
                 achieved.update(counts)
             bar.advance(task)
@@ -165,38 +186,61 @@ def carry_out(
         raise PrunusError(
             "batches", unreached[0], "no calibration batch reached this block; give batches that use it, or exclude it"
         )
-    kept = {matrix.name: plan.matrices[matrix.name] for matrix in chosen}
-    return plan.model_copy(
+    carried_out = {m.name: plan.matrices[m.name] for m in chosen if m.name in achieved}
+    unused = {
+        m.name: DensePart(weights=m.weights, reason="expert: no calibration token was routed to it")
+        for m in chosen
+        if m.name not in achieved
+    }
+    record = plan.model_copy(
         update={
             "method": {**plan.method, **method.model_dump(mode="json")},
             "pattern": method.pattern,
             "model": type(model).__name__,
             "calibration": batches.summary(sequential=options.sequential, bf16=options.bf16),
-            "matrices": {n: MatrixPlan(**{**m.model_dump(), "pruned": achieved[n]}) for n, m in kept.items()},
+            "matrices": {
+                name: MatrixPlan(**{**matrix.model_dump(), "pruned": achieved[name], "asked": matrix.pruned})
+                for name, matrix in carried_out.items()
+            },
+            "left_dense": {**plan.left_dense, **unused},
         }
     )
+    for reason, share in record.dense_shares.items():
+        level = logging.INFO if reason.startswith(MEANT_DENSE) else logging.WARNING
+        logger.log(level, "%.2f %% of the weights in the blocks stay dense: %s", 100 * share, reason)
+    return record
 
 
 def prune_block(
-    model: nn.Module, method: Pruner, plan: SparsityPlan, targets: Sequence[Matrix], stop: Stop
+    model: nn.Module,
+    method: Pruner,
+    plan: SparsityPlan,
+    targets: Sequence[Matrix],
+    stop: Stop,
+    keep_zeros: bool = False,
 ) -> dict[str, int]:
-    """Gathers statistics over all visits and prunes the block's matrices; returns how many weights each has lost."""
+    """Gathers statistics over all visits and prunes the block's matrices; returns how many weights of each are zero then.
+    Experts that no token was routed to are passed over."""
     known = gather(model, targets, method.needs, stop) if method.needs or stop.keeps_outputs else {}
     counts: dict[str, int] = {}
     for matrix in targets:
+        if method.needs and matrix.is_expert and matrix.name not in known:
+            continue
         weight = matrix.view(model)
+        quota = method.quota(plan.matrices[matrix.name].pruned)
+        zeros_RC = weight == 0 if keep_zeros else None
         statistics = known.get(matrix.name) or InputStatistics(matrix.columns, method.needs)
         with torch.autocast(weight.device.type, enabled=False):
             try:
-                new_RC, pruned_RC = method.prune(
-                    weight.to(torch.float32, copy=True),
+                new_RC, _ = method.prune(
+                    weight.to(torch.float32, copy=True, memory_format=torch.contiguous_format),
                     statistics,
-                    method.quota(plan.matrices[matrix.name].pruned),
+                    replace(quota, zeros=zeros_RC),
                 )
             except PrunusError as error:
                 raise PrunusError(f"{matrix.name}: {error.field}", error.value, error.remedy) from None
-        weight.copy_(new_RC)
-        counts[matrix.name] = int(pruned_RC.sum())
+        weight.copy_(new_RC if zeros_RC is None else new_RC.masked_fill(zeros_RC, 0))
+        counts[matrix.name] = int((weight == 0).sum())
     return counts
 
 
@@ -230,23 +274,6 @@ def prune_matrix(weight: Tensor, inputs: Tensor, method: Pruner) -> tuple[Tensor
     pruned_count = plan.matrices["weight"].pruned
     new, pruned = method.prune(weight.detach().to(torch.float32, copy=True), statistics, method.quota(pruned_count))
     return new.to(weight.dtype), pruned
-
-
-RECORD = "prunus_sparsity"
-"""The entry of a config that holds the record."""
-
-
-def note(model: nn.Module, achieved: SparsityPlan) -> None:
-    """Puts the record into the config of a transformers model, beside what an earlier pruning did to other matrices."""
-    config = getattr(model, "config", None)
-    if config is not None:
-        setattr(config, RECORD, achieved.after(sparsity_of(model)).model_dump(mode="json"))
-
-
-def sparsity_of(model: nn.Module) -> SparsityPlan | None:
-    """The record of a model that was pruned by prunus, or loaded from what it saved; None otherwise."""
-    recorded = getattr(getattr(model, "config", None), RECORD, None)
-    return None if recorded is None else SparsityPlan.parse(recorded, "config.json")
 
 
 def _check_fit(matrix: Matrix, pattern: NofM | None) -> None:

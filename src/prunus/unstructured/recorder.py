@@ -1,22 +1,25 @@
-"""Listens to the linear layers of a block while batches run through it, and keeps statistics of what they are given.
+"""Listens to the matrices of a block while batches run through it, and keeps statistics of what they are given.
 
 Shapes: N sequences, T tokens, C columns, Q queries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from prunus.anatomy import Matrix
 from prunus.errors import PrunusError
+from prunus.unstructured.products import Products
 from prunus.unstructured.statistics import InputStatistics, Need
-from prunus.unstructured.walk import Stop, Visit
+from prunus.unstructured.walk import Stop, Visit, replaced
 
 MASKED = -1e3
 """Additive masks: anything below this switches a position off."""
@@ -24,39 +27,69 @@ ENCODER_STATES = ("encoder_hidden_states", "key_value_states")
 
 
 class Recorder:
-    """Statistics of the inputs of some linear layers of one block.
+    """Statistics of the inputs of some matrices of one block, whose weights are in memory.
 
-    Layers that are given the very same tensor (q, k and v; gate and up) share one set of statistics. Positions that an
-    attention mask switches off for everybody are padding and do not count.
+    Matrices that are given the very same tensor (q, k and v; gate and up) share one set of statistics. Positions that an
+    attention mask switches off for everybody are padding and do not count; an expert counts the tokens routed to it.
 
     Attributes:
-        statistics: by the layer's path.
+        statistics: by the matrix's name, of those that were given any token.
     """
 
     def __init__(self, model: nn.Module, targets: Sequence[Matrix], needs: Need):
-        self._linears = {matrix.name: model.get_submodule(matrix.name) for matrix in targets}
-        self._needs = needs
+        self._model, self._targets, self._needs = model, targets, needs
+        self._routed = {matrix.name for matrix in targets if matrix.is_expert}
+        self._experts = _modules_of_experts(model, targets)
         self._leader: dict[str, str] = {}
         self._own: dict[str, InputStatistics] = {}
         self._seen: list[tuple[Tensor, str]] = []
+        self._deaf, self._sequences = False, 0
 
     @property
     def statistics(self) -> dict[str, InputStatistics]:
-        return {name: self._own[leader] for name, leader in self._leader.items()}
+        return {
+            name: self._own[leader]
+            for name, leader in self._leader.items()
+            if not self._needs or self._own[leader].tokens
+        }
 
     @contextmanager
     def listening(self, visit: Visit) -> Iterator[None]:
-        """While the context is open, inputs count as those of this visit."""
-        with ExitStack() as hooks:
-            for name, linear in self._linears.items():
-                hooks.enter_context(linear.register_forward_pre_hook(partial(self._hear, visit, name)))
-            try:
-                yield
-            finally:
-                self._seen.clear()
+        """While the context is open, the stop of this visit runs it heard, and inputs count as the visit's."""
+        with ExitStack() as cleanup:
+            for experts in self._experts:
+                cleanup.enter_context(replaced(experts, partial(self._run_experts, visit, experts, experts.forward)))
+            cleanup.callback(self._seen.clear)
+            cleanup.callback(setattr, visit, "modes", visit.modes)
+            products = Products(self._model, self._targets, partial(self._hear, visit))
+            visit.modes = replace(visit.modes, functions=(*visit.modes.functions, products))
+            yield
 
-    def _hear(self, visit: Visit, name: str, linear: nn.Module, args: tuple[Any, ...]) -> None:
-        x_NTC = args[0]
+    def _run_experts(
+        self, visit: Visit, experts: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Runs experts as they are, unheard, and then those tokens that count, one expert at a time and heard."""
+        self._deaf = True
+        output = forward(*args, **kwargs)
+        self._deaf = False
+        hidden_TC = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        counted_T = counted_positions(visit, hidden_TC)
+
+        def counting(value: Any) -> Any:
+            is_by_token = isinstance(value, Tensor) and value.ndim and value.shape[0] == len(hidden_TC)
+            return value[counted_T] if is_by_token and counted_T is not None else value
+
+        self._sequences = sequences_of(visit, hidden_TC)[0]
+        try:
+            with _one_at_a_time(experts):
+                forward(*map(counting, args), **{name: counting(value) for name, value in kwargs.items()})
+        finally:
+            self._sequences = 0
+        return output
+
+    def _hear(self, visit: Visit, name: str, x_NTC: Tensor) -> None:
+        if self._deaf:
+            return
         shared = next((leader for tensor, leader in self._seen if tensor is x_NTC), None)
         leader = self._leader.setdefault(name, shared or name)
         if leader != name:
@@ -68,29 +101,78 @@ class Recorder:
         self._seen.append((x_NTC, name))
         if name not in self._own:
             self._own[name] = InputStatistics(x_NTC.shape[-1], self._needs, x_NTC.device)
-        sequences, sequence_T = sequences_of(visit, x_NTC)
-        x_TC = x_NTC.reshape(-1, x_NTC.shape[-1])
-        counted = counted_positions(visit, x_NTC)
-        if counted is not None:
-            x_TC, sequence_T = x_TC[counted], sequence_T[counted]
         try:
-            self._own[name].add(x_TC, sequences, sequence_T)
+            self._own[name].add(*self._counted_rows(visit, name, x_NTC))
         except PrunusError as error:
             raise PrunusError(
                 name, error.value, f"an input of this layer is not finite in calibration batch {visit.batch}; "
                 "look at that batch, or walk in bf16 or fp32 instead of fp16",
             ) from None  # fmt: skip
 
+    def _counted_rows(self, visit: Visit, name: str, x_NTC: Tensor) -> tuple[Tensor, int, Tensor]:
+        """Inputs of tokens that are no padding and were routed here, (tokens, C); how many sequences the visit has, and which
+        of them each token belongs to (those of an expert count as one)."""
+        x_TC = x_NTC.reshape(-1, x_NTC.shape[-1])
+        if self._sequences:
+            return x_TC, self._sequences, torch.zeros(len(x_TC), dtype=torch.long, device=x_TC.device)
+        sequences, sequence_T = sequences_of(visit, x_NTC)
+        counted = counted_positions(visit, x_NTC)
+        if name not in self._routed:
+            return (x_TC, sequences, sequence_T) if counted is None else (x_TC[counted], sequences, sequence_T[counted])
+        if counted is None and has_padding(visit):
+            raise PrunusError(
+                "batches", name, "it is an expert that is given some of the tokens, and which of them are padding cannot be told; "
+                "give batches without padding (batch size 1), or exclude it",
+            )  # fmt: skip
+        routed = x_TC.ne(0).any(1)  # experts that are all run on all tokens get zeros for those that are not theirs
+        routed = routed if counted is None else routed & counted
+        return x_TC[routed], sequences, sequence_T[routed]
+
+
+def _modules_of_experts(model: nn.Module, targets: Sequence[Matrix]) -> list[nn.Module]:
+    """Modules that are given all tokens of a block and the experts' choice of them, and hold some of these matrices."""
+    found: dict[int, nn.Module] = {}
+    for matrix in targets:
+        path = matrix.parameter.split(".")
+        if "experts" in path and matrix.is_expert:
+            experts = model.get_submodule(".".join(path[: path.index("experts") + 1]))
+            one_by_one = isinstance(experts, nn.ModuleDict | nn.ModuleList)
+            if type(experts).forward not in (nn.ModuleDict.forward, nn.ModuleList.forward) and (
+                one_by_one or hasattr(experts, "is_transposed")
+            ):
+                found[id(experts)] = experts
+    return list(found.values())
+
+
+@contextmanager
+def _one_at_a_time(experts: nn.Module) -> Iterator[None]:
+    """While the context is open, fused experts multiply one matrix after the other."""
+    config = getattr(experts, "config", None)
+    before = getattr(config, "_experts_implementation", None)
+    if config is None or before is None:
+        yield
+        return
+    config._experts_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._experts_implementation = before
+
 
 def gather(model: nn.Module, targets: Sequence[Matrix], needs: Need, stop: Stop) -> dict[str, InputStatistics]:
-    """Runs a block for all batches that have stopped at it, and returns what its layers were given."""
+    """Runs a block for all batches that have stopped at it, and returns what its matrices were given; experts that no token was
+    routed to are left out.
+
+    Raises:
+        PrunusError: no batch used a matrix that is no expert.
+    """
     recorder = Recorder(model, targets, needs)
     for visit in stop.visits:
         with recorder.listening(visit):
             stop.run(visit)
         stop.rest(visit)
     for matrix in targets:
-        if needs and matrix.name not in recorder.statistics:
+        if needs and not matrix.is_expert and matrix.name not in recorder.statistics:
             raise PrunusError(
                 "batches", matrix.name, "no calibration batch used this layer; give batches that do, or exclude it"
             )
@@ -116,25 +198,65 @@ def sequences_of(visit: Visit, x_NTC: Tensor) -> tuple[int, Tensor]:
     return sequences, torch.arange(rows, device=x_NTC.device) * sequences // max(rows, 1)
 
 
+def has_padding(visit: Visit) -> bool:
+    """Whether a mask of the block's inputs switches a position off for everybody."""
+    allowed = _allowed(visit.arguments.get("attention_mask"))
+    return allowed is not None and not bool(allowed.all())
+
+
 def counted_positions(visit: Visit, x_NTC: Tensor) -> Tensor | None:
     """Which rows of a layer's flattened inputs are no padding, bool (N·T,); None where all count.
 
     Read off the masks that the model gave the block: a position counts if any query may look at it.
     """
     from_encoder = any(x_NTC is visit.arguments.get(name) for name in ENCODER_STATES)
-    mask = visit.arguments.get("encoder_attention_mask" if from_encoder else "attention_mask")
-    if not isinstance(mask, Tensor):
+    allowed = _allowed(visit.arguments.get("encoder_attention_mask" if from_encoder else "attention_mask"))
+    if allowed is None:
         return None
-    allowed = mask if mask.dtype == torch.bool else (mask > MASKED if mask.ndim > 2 else mask > 0)
-    while allowed.ndim > 2:
-        allowed = allowed.any(dim=1)  # heads, then queries
     positions = x_NTC.shape[:-1]
     queries = visit.arguments.get("query_length")  # a Q-Former's: its mask is over queries, then text
     if isinstance(queries, int) and 0 < queries != positions[-1] == allowed.shape[-1] - queries:
         allowed = allowed[..., queries:]
-    if allowed.shape[-1] != positions[-1] and allowed.numel() != positions.numel():
+    if allowed.ndim == 2 and len(allowed) == 1 and positions.numel() % allowed.shape[-1] == 0:
+        allowed = allowed.expand(positions.numel() // allowed.shape[-1], -1)  # one mask for all sequences
+    if allowed.numel() != positions.numel():
         return None  # a mask over other positions than this layer's inputs
-    if len(positions) == 2 and allowed.shape[-1] == positions[-1]:
-        allowed = allowed.expand(positions)
     counted = allowed.reshape(-1)
     return None if bool(counted.all()) else counted
+
+
+def _allowed(mask: Any) -> Tensor | None:
+    """Which positions some query may look at, bool (N, T) or (T,), from a mask of any kind that transformers uses.
+
+    Raises:
+        PrunusError: a mask of an unknown kind.
+    """
+    if isinstance(mask, BlockMask):
+        batch, heads, queries, keys = mask.shape
+        mask = create_mask(mask.mask_mod, batch, heads, queries, keys, device=str(mask.kv_indices.device))
+    if isinstance(mask, dict):  # by the kind of layer (full, sliding): padding is the same in all
+        mask = next((value for value in mask.values() if value is not None), None)
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor):
+        raise PrunusError(
+            "attention_mask", type(mask).__name__, "prunus cannot read padding off this; load the model with attn_implementation='sdpa'"
+        )  # fmt: skip
+    if mask.is_floating_point():
+        additive = bool((mask < 0).any()) or not bool(mask.any())
+        allowed = mask > MASKED if additive else mask > 0
+    else:
+        allowed = mask > 0 if mask.dtype != torch.bool else mask
+        if _says_what_is_hidden(allowed):
+            allowed = ~allowed
+    while allowed.ndim > 2:
+        allowed = allowed.any(dim=1)  # heads, then queries
+    return allowed
+
+
+def _says_what_is_hidden(mask: Tensor) -> bool:
+    """Whether a boolean mask over queries and keys is true where a query must not look: it is if the future is true."""
+    queries, keys = mask.shape[-2:] if mask.ndim > 2 else (0, 0)
+    if queries != keys or queries < 2:
+        return False
+    return int(mask.triu(1).sum()) > int(mask.tril(-1).sum())

@@ -47,6 +47,9 @@ def accelerate_2to4(model: nn.Module, tokens: int = 1024) -> Accelerated:
     swapped: dict[str, float] = {}
     left: dict[str, str] = {}
     for matrix in matrices(model):
+        if matrix.index is not None or matrix.transposed:
+            left[matrix.name] = "torch has 2:4 tensors for linear layers alone"
+            continue
         linear = model.get_submodule(matrix.name)
         weight = matrix.view(model)
         if not has_2to4(weight):

@@ -52,23 +52,37 @@ class SparseGPT(Pruner):
         step = quota.pattern.of if quota.pattern else 1
         block, strip = _round_up(self.block_size, step), _round_up(STRIP, step)
         pruned_CR = torch.zeros_like(W_CR, dtype=torch.bool)
+        zeros_CR = None if quota.zeros is None else quota.zeros.T
         done = 0
         for start in range(0, columns, block):
             stop = min(start + block, columns)
-            due = quota.pruned * stop // columns
+            zeros_BR = None if zeros_CR is None else zeros_CR[start:stop]
+            due = quota.pruned * stop // columns - done
+            if zeros_BR is not None:
+                due = max(due, int(zeros_BR.sum()))
             errors_BR = _prune_block(
-                W_CR[start:stop], U_CC[start:stop, start:stop], pruned_CR[start:stop], due - done, quota.pattern, strip
+                W_CR[start:stop],
+                U_CC[start:stop, start:stop],
+                pruned_CR[start:stop],
+                due,
+                quota.pattern,
+                strip,
+                zeros_BR,
             )
-            done = due
+            done += due
             W_CR[stop:].addmm_(U_CC[start:stop, stop:].T, errors_BR, alpha=-1)
         return W_CR.masked_fill_(pruned_CR, 0).T.contiguous(), pruned_CR.T.contiguous()
 
 
-def _prune_block(W_BR: Tensor, U_BB: Tensor, pruned_BR: Tensor, count: int, pattern: NofM | None, strip: int) -> Tensor:
-    """Prunes a block in place; returns the errors (B, R) that the columns after it have to make up for."""
+def _prune_block(
+    W_BR: Tensor, U_BB: Tensor, pruned_BR: Tensor, count: int, pattern: NofM | None, strip: int, zeros_BR: Tensor | None
+) -> Tensor:
+    """Prunes a block in place, earlier zeros first; returns the errors (B, R) that the columns after it have to make up for."""
     diagonal_B = U_BB.diagonal()
     if pattern is None:
         scores_BR = (W_BR / diagonal_B[:, None]).square_()  # w² / [H⁻¹]_jj (equation 3 of the paper)
+        if zeros_BR is not None:
+            scores_BR.masked_fill_(zeros_BR, -1)
         pruned_BR.copy_(lowest(scores_BR.view(1, -1), count).view_as(W_BR))
     errors_BR = torch.empty_like(W_BR)
     for left in range(0, len(W_BR), strip):
@@ -77,7 +91,12 @@ def _prune_block(W_BR: Tensor, U_BB: Tensor, pruned_BR: Tensor, count: int, patt
             if pattern is not None and j % pattern.of == 0:
                 group = slice(j, j + pattern.of)
                 scores_RM = (W_BR[group] / diagonal_B[group, None]).square_().T
-                pruned_BR[group] = lowest_of_groups(scores_RM.contiguous(), pattern).T
+                if zeros_BR is None:
+                    pruned_BR[group] = lowest_of_groups(scores_RM.contiguous(), pattern).T
+                else:
+                    zeros_RM = zeros_BR[group].T
+                    pruned_RM = lowest_of_groups(scores_RM.masked_fill(zeros_RM, -1).contiguous(), pattern)
+                    pruned_BR[group] = (pruned_RM | zeros_RM).T
             torch.mul(W_BR[j], pruned_BR[j], out=errors_BR[j]).div_(diagonal_B[j])
             W_BR[j:right].addr_(U_BB[j, j:right], errors_BR[j], alpha=-1)
         W_BR[right:].addmm_(U_BB[left:right, right:].T, errors_BR[left:right], alpha=-1)

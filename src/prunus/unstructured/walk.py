@@ -282,15 +282,24 @@ def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 def quiet(model: nn.Module) -> Iterator[None]:
     """Eval mode and no key-value caches, which a block that runs twice would fill twice."""
     training = {module: module.training for module in model.modules()}
+    with caches_kept(model) as configs:
+        model.eval()
+        for config in configs:
+            config.use_cache = False
+        try:
+            yield
+        finally:
+            for module, was in training.items():
+                module.training = was
+
+
+@contextmanager
+def caches_kept(model: nn.Module) -> Iterator[list[Any]]:
+    """The configs that say a key-value cache is used; they say so again when the context ends."""
     held: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    configs = {id(config): config for config in held if getattr(config, "use_cache", False)}
-    model.eval()
-    for config in configs.values():
-        config.use_cache = False
+    configs = list({id(config): config for config in held if getattr(config, "use_cache", False)}.values())
     try:
-        yield
+        yield configs
     finally:
-        for config in configs.values():
+        for config in configs:
             config.use_cache = True
-        for module, was in training.items():
-            module.training = was
