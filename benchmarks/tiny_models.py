@@ -177,9 +177,8 @@ def _overrides(cls: type[tf.PreTrainedConfig]) -> dict[str, Any]:
     if len(kinds) > 1:
         found["layer_types"] = kinds
         found |= {name: len(kinds) for name in ("num_hidden_layers", "num_layers") if name in found}
-    if "backbone_config" in names and getattr(
-        default, "use_timm_backbone", getattr(default, "backbone_config", None) is None
-    ):
+    backbone = getattr(default, "backbone_config", None)
+    if "backbone_config" in names and getattr(backbone, "model_type", "timm_backbone") == "timm_backbone":
         found |= {
             "use_timm_backbone": False,
             "use_pretrained_backbone": False,

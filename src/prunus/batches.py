@@ -148,7 +148,13 @@ def naming_batch(which: str = "batch") -> AbstractContextManager[None]:
 
 
 def calls_the_model(call: Callable[..., object] | None) -> bool:
-    """Whether a batch is given to the model as it is, and not to a function of the caller's own."""
+    """Whether a batch is given to the model as it is, and not to a function of the caller's own.
+
+    Raises:
+        PrunusError: it is no function.
+    """
+    if call is not None and not callable(call):
+        raise PrunusError("call", call, "give a function(model, batch) that runs the batch through the model")
     return call is None or getattr(call, "func", call) is call_with_batch
 
 

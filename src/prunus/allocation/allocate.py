@@ -13,7 +13,7 @@ from prunus.batches import checked
 from prunus.errors import PrunusError
 from prunus.losses import Loss, own_loss
 from prunus.plan import MatrixPlan, SparsityPlan
-from prunus.refusals import refuse_wrapped
+from prunus.refusals import plain_model
 from prunus.unstructured.fingerprint import Fingerprint
 
 
@@ -44,7 +44,7 @@ def allocate(
     Raises:
         PrunusError: no batches, a tower that is not there, no loss, a score that is not finite, or an unreachable budget.
     """
-    refuse_wrapped(model)
+    model = plain_model(model)
     candidates = matrices(model, any_type=True)
     chosen = method.choose(candidates, include, exclude)
     seen = Fingerprint(checked(batches, loss is own_loss))

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from prunus.allocation.grouping import Aggregate, Granularity, budgets, kept_by_matrix
 from prunus.anatomy import CONNECTOR, Matrix, choose
+from prunus.anatomy.wrappers import unusable
 from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.losses import Loss, own_loss
 from prunus.plan.sparsity import per_tower
-from prunus.refusals import is_plain, refuse_weights
+from prunus.refusals import refuse_weights
 from prunus.typed import Share, Typed
 
 
@@ -45,7 +46,7 @@ class Question:
         """
         for matrix in self.chosen:
             weight = matrix.view(self.model)
-            if not is_plain(weight):
+            if unusable(weight) is not None:
                 raise PrunusError(
                     "weights", matrix.name, "it is offloaded or quantised; take ecoflap with order='zeroth', which only runs the model"
                 )  # fmt: skip

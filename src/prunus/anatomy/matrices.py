@@ -295,6 +295,8 @@ def choose(
             "model", "no matrices", "it has no transformer block that prunus knows; `prunus inspect` says why"
         )
     for field, patterns in (("include", include), ("exclude", exclude)):
+        if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+            raise PrunusError(field, patterns, "give a list of globs, such as ['*.mlp.*', 'vision']")
         for pattern in patterns:
             if not any(_matches(matrix, [pattern]) for matrix in candidates):
                 towers = ", ".join(dict.fromkeys(matrix.tower for matrix in candidates))

@@ -15,8 +15,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside of `torch.compile`, `DistributedDataParallel` and `DataParallel`; another model is returned as it is.
 
     Raises:
-        PrunusError: the weights are sharded by FSDP, so that no process has them all.
+        PrunusError: it is no model, or its weights are sharded by FSDP, so that no process has them all.
     """
+    if not isinstance(model, nn.Module):
+        raise PrunusError("model", type(model).__name__, "give a model, a torch.nn.Module")
     for module in model.modules():
         if type(module).__name__ in SHARDED:
             raise PrunusError(

@@ -77,7 +77,7 @@ def _check_entries(config: Mapping[Any, Any], source: str, depth: int) -> None:
     if depth > DEPTH_LIMIT:
         raise PrunusError(source, type(config).__name__, "no config lies so deep in others")
     heads, shared = config.get("num_attention_heads"), config.get("num_key_value_heads")
-    if isinstance(heads, int) and isinstance(shared, int) and shared > heads:
+    if isinstance(heads, int) and isinstance(shared, int) and 0 < heads < shared:
         raise PrunusError(f"{source}: num_key_value_heads", shared, f"there are only {heads} heads to share them")
     for name, value in config.items():
         where = f"{source}: {name}" if depth == 0 else f"{source}.{name}"

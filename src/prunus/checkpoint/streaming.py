@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from prunus.checkpoint.shards import Shards
 from prunus.errors import PrunusError
 from prunus.plan import SparsityPlan
 from prunus.refusals import refuse_weight
-from prunus.storage import write_text
+from prunus.storage import LOCK, claim_folder, locked, writable_path, write_text
 from prunus.unstructured import Pruner, WalkOptions
 from prunus.unstructured.fingerprint import Fingerprint
 from prunus.unstructured.pruning import carry_out, settle
@@ -67,7 +67,7 @@ def prune_folder(
         PrunusError: `output` exists, or cannot be written; its partial folder belongs to other work; weights are missing,
             damaged, changed since they were saved, or not readable.
     """
-    source, output, options = Path(source), Path(output), options or WalkOptions()
+    source, output, options = Path(source), writable_path(output), options or WalkOptions()
     if output.exists():
         raise PrunusError("output", str(output), "it exists; choose another folder, or delete it")
     if (source / "adapter_config.json").exists():
@@ -91,22 +91,24 @@ def prune_folder(
         "options": options.model_dump(mode="json", exclude={"progress", "activations"}),
     }
     work = _Work(output.with_name(output.name + ".partial"), hashlib.sha256(json.dumps(request).encode()).hexdigest())
-    work.begin(shards, dtypes)
-    weights = _FolderWeights(model, parts, work, fingerprint, torch.device(device), options.sequential)
-    with work.unless_refused(), weights.on_use:
-        achieved = carry_out(
-            model, method, plan, chosen, fingerprint, call or partial(call_with_batch, device=torch.device(device)),
-            options, weights, work.done, keep_zeros,
-        )  # fmt: skip
-    with work.writing():
-        config = json.loads((work.folder / "config.json").read_text())
-        record = achieved.after(earlier).model_dump(mode="json")
-        write_text(work.folder / "config.json", json.dumps({**config, RECORD: record}, indent=2) + "\n")
-        setattr(model.config, RECORD, record)
-        describe(work.folder, model)
-        write_checksums(work.folder)
-        work.folder.rename(output)
-        (output / JOURNAL).unlink()
+    with work.taken():
+        work.begin(shards, dtypes)
+        weights = _FolderWeights(model, parts, work, fingerprint, torch.device(device), options.sequential)
+        with work.unless_refused(), weights.on_use:
+            achieved = carry_out(
+                model, method, plan, chosen, fingerprint, call or partial(call_with_batch, device=torch.device(device)),
+                options, weights, work.done, keep_zeros,
+            )  # fmt: skip
+        with work.writing():
+            config = json.loads((work.folder / "config.json").read_text())
+            record = achieved.after(earlier).model_dump(mode="json")
+            write_text(work.folder / "config.json", json.dumps({**config, RECORD: record}, indent=2) + "\n")
+            setattr(model.config, RECORD, record)
+            describe(work.folder, model)
+            write_checksums(work.folder)
+            work.folder.rename(output)
+            for name in (JOURNAL, LOCK):
+                (output / name).unlink()
     return achieved
 
 
@@ -119,24 +121,45 @@ class _Work:
         self.calibration: str | None = None
         self._is_new = False
 
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Keeps the folder for this process.
+
+        Raises:
+            PrunusError: it holds other things than unfinished work, or another process is at work in it.
+        """
+        claim_folder(self.folder, JOURNAL)
+        with ExitStack() as held:
+            with self.writing():
+                held.enter_context(locked(self.folder))
+            yield
+
     def begin(self, shards: Shards, dtypes: Mapping[str, torch.dtype]) -> None:
         """Takes up earlier work, or copies the source, with other types for some tensors."""
         if (self.folder / JOURNAL).exists():
-            journal = json.loads((self.folder / JOURNAL).read_text())
-            if journal["request"] != self._request:
+            try:
+                journal = json.loads((self.folder / JOURNAL).read_text())
+                copied, request, done, calibration = (journal[n] for n in ("copied", "request", "done", "calibration"))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise PrunusError(
+                    "output", str(self.folder), f"its {JOURNAL} is damaged ({error}); delete the folder"
+                ) from None
+            if copied and request != self._request:
                 raise PrunusError(
                     "output",
                     str(self.folder),
                     "it holds unfinished work with other settings; finish that, or delete the folder",
                 )
-            self.done, self.calibration = journal["done"], journal["calibration"]
-            return
-        shutil.rmtree(self.folder, ignore_errors=True)
+            if copied:
+                self.done, self.calibration = done, calibration
+                return
         with self.writing():
             try:
+                self._write(copied=False)
                 shutil.copytree(
-                    shards.folder, self.folder, copy_function=shutil.copyfile, ignore=partial(_left_behind, shards)
-                )
+                    shards.folder, self.folder, copy_function=shutil.copyfile, ignore=partial(_left_behind, shards),
+                    dirs_exist_ok=True,
+                )  # fmt: skip
                 for path in (self.folder, *self.folder.rglob("*")):
                     path.chmod(path.stat().st_mode | (0o700 if path.is_dir() else 0o600))
                 shards.copy(self.folder, dtypes)
@@ -174,8 +197,8 @@ class _Work:
                 f"it cannot be written ({reason}); mend that and call again: finished blocks stay",
             ) from None
 
-    def _write(self) -> None:
-        journal = {"request": self._request, "calibration": self.calibration, "done": self.done}
+    def _write(self, copied: bool = True) -> None:
+        journal = {"copied": copied, "request": self._request, "calibration": self.calibration, "done": self.done}
         write_text(self.folder / JOURNAL, json.dumps(journal) + "\n")
 
 
@@ -195,7 +218,7 @@ def _left_behind(shards: Shards, folder: str, names: list[str]) -> list[str]:
         for name in names
         if Path(name).suffix in OTHER_WEIGHTS
         or (name.endswith(".index.json") and name not in kept)
-        or name in (".git", ".cache", CHECKSUMS)
+        or name in (".git", ".cache", CHECKSUMS, JOURNAL, LOCK)
     ]
 
 

@@ -6,19 +6,19 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, TrainerCallback, default_data_collator
+from transformers import PreTrainedModel, default_data_collator
 
 from prunus.anatomy import matrices, weight_of
 from prunus.batches import input_device
 from prunus.errors import PrunusError, refusing
 from prunus.losses import Predict, own_prediction
-from prunus.refusals import refuse_weight, refuse_wrapped
+from prunus.refusals import plain_model, refuse_weight
 from prunus.repair.distillation import Distillation, Lesson, Teacher
 from prunus.repair.finetune import Training, finetune
 from prunus.repair.lora import Adapters
@@ -28,6 +28,9 @@ from prunus.repair.teacher_cache import TeacherCache
 from prunus.undo import Undo
 from prunus.unstructured import sparsity_of
 from prunus.unstructured.record import note
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 DEFAULT_TRAINING = Training(steps=500, batch_size=8, learning_rate=1e-4, weight_decay=0.0, warmup_steps=20)
 
@@ -67,6 +70,7 @@ def repair(
         PrunusError: nothing is pruned, or all of it is frozen; a compiled, quantised or absent weight; data that are no items
             by index, or none that the model can take; distillation without a teacher; or a zero that was lost.
     """
+    model = plain_model(model)
     masks, trainable = _what_to_train(model, method, data, teacher)
     if collate is default_data_collator:
         collate = _collate
@@ -114,7 +118,6 @@ def _what_to_train(
     model: nn.Module, method: Repair, data: Any, teacher: object
 ) -> tuple[dict[str, BitMask], list[nn.Parameter]]:
     """The zeros, and the parameters that are not frozen, of a model that can be repaired; others are refused."""
-    refuse_wrapped(model)
     _refuse_data(data)
     if method.distillation is not None and teacher is None:
         raise PrunusError(

@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from prunus.errors import PrunusError
+from prunus.finished import Finished
 from prunus.plan import Plan
 from prunus.structured.preflight import COMPILED, REPLICAS, SHARDED
 from prunus.structured.search import Search
 from prunus.structured.upop import UPop
 
 
-class SearchCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
+class SearchCallback(Finished, ExportableState):  # type: ignore[misc]
     """Runs a search under `transformers.Trainer`, over all of its steps.
 
     Works with gradient accumulation, autocast, loss scaling, several processes, clipping and resuming. Scores are read
@@ -46,8 +46,6 @@ class SearchCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._max_grad_norm = 0.0
         self._clips = False
         """Whether clipping is ours for now; still so when a training was interrupted."""
-        self._is_over = False
-        """Whether a training was resumed whose steps had all been done."""
 
     def plan(self) -> Plan:
         """The decision, after training."""
@@ -65,13 +63,13 @@ class SearchCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         _check(args)
+        super().on_train_begin(args, state, control, model)
         if self.search is not None:
             self.search.close()
         self.search = Search(model, self.method, state.max_steps, self.mirrors)
         if state.global_step > 0:
             self.search.load_state(self._saved(state), "trainer_state.json")
         self.search.gates.mark_saved(True)
-        self._is_over = state.global_step >= state.max_steps
         if not self._clips or args.max_grad_norm:
             self._max_grad_norm, args.max_grad_norm, self._clips = args.max_grad_norm or 0.0, 0.0, True
 
@@ -90,8 +88,8 @@ class SearchCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self, args: Any, state: Any, control: Any, model: nn.Module, optimizer: Any = None, **kwargs: Any
     ) -> None:
         assert self.search is not None
-        if self._is_over:  # the Trainer begins a step before it asks whether any is left
-            model.zero_grad()
+        if self.is_over:
+            super().on_pre_optimizer_step(args, state, control, model)
             return
         scaler = getattr(optimizer, "scaler", None)
         if scaler is not None:
@@ -99,13 +97,6 @@ class SearchCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.search.step(scaler=scaler)
         if self._max_grad_norm > 0:
             nn.utils.clip_grad_norm_(model.parameters(), self._max_grad_norm)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if self._is_over:
-            state.global_step = state.max_steps
-            control.should_save = control.should_evaluate = control.should_log = False
-            control.should_training_stop = True
-        return control
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         args.max_grad_norm, self._clips = self._max_grad_norm, False

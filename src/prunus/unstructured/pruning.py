@@ -16,7 +16,7 @@ from prunus.anatomy import ADAPTER, MEANT_DENSE, Matrix, by_block, choose, surve
 from prunus.batches import calls_the_model, checked, input_device
 from prunus.errors import PrunusError
 from prunus.plan import DensePart, MatrixPlan, SparsityPlan, uniform
-from prunus.refusals import refuse_weights, refuse_wrapped
+from prunus.refusals import plain_model, refuse_weights
 from prunus.typed import Typed
 from prunus.undo import Undo
 from prunus.unstructured.fingerprint import Fingerprint
@@ -80,7 +80,7 @@ def prune(
             the model cannot take, a compiled, quantised or absent weight, a block that no batch reached, or an input that is
             not finite; the error names the batch or the module.
     """
-    refuse_wrapped(model)
+    model = plain_model(model)
     options = options or WalkOptions()
     chosen, plan = settle(model, method, plan, include, exclude)
     refuse_weights(model, chosen)

@@ -295,11 +295,18 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def caches_kept(model: nn.Module) -> Iterator[list[Any]]:
-    """The configs that say a key-value cache is used; they say so again when the context ends."""
-    held: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    configs = list({id(config): config for config in held if getattr(config, "use_cache", False)}.values())
+    """The configs that say a key-value cache is used; when the context ends, all configs say of it what they did before."""
+    held: list[Any] = [vars(module).get("config") for module in model.modules()]
+    configs = list({id(config): config for config in held if config is not None}.values())
+    before = [vars(config).get("use_cache", MISSING) for config in configs]
     try:
-        yield configs
+        yield [config for config, was in zip(configs, before, strict=True) if was is not MISSING and was]
     finally:
-        for config in configs:
-            config.use_cache = True
+        for config, was in zip(configs, before, strict=True):
+            if was is not MISSING:
+                config.use_cache = was
+            elif "use_cache" in vars(config):
+                del config.use_cache
+
+
+MISSING: Any = object()

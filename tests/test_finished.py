@@ -1,0 +1,30 @@
+"""A training that had ended, or died after its last checkpoint, is not trained any further when it runs again."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.data import TensorDataset
+
+from prunus import Training
+from prunus.repair.finetune import finetune
+from tests.families import build
+
+
+def test_a_training_resumed_after_its_last_step_ends_with_the_same_bits(tmp_path) -> None:
+    """Six steps of an epoch of seven: the Trainer by itself would take the seventh."""
+    ids = torch.randint(10, 40, (13, 7), generator=torch.Generator().manual_seed(0))
+    training = Training(steps=6, batch_size=2, learning_rate=1e-2, bf16=False, save_every=3)
+    states, logs, folders = [], [], []
+    for _ in range(3):
+        model = build("llama", 4).model
+        logs.append(
+            finetune(
+                model, training, tmp_path, TensorDataset(ids), lambda rows: {"input_ids": torch.stack([row[0] for row in rows])},
+                lambda model, batch: model(**batch, labels=batch["input_ids"]).loss,
+            )
+        )  # fmt: skip
+        states.append(model.state_dict())
+        folders.append(sorted(path.name for path in tmp_path.iterdir()))
+    assert folders == [["checkpoint-3", "checkpoint-6", "training.json"]] * 3
+    assert [row["step"] for log in logs for row in log if "loss" in row] == [5, 5, 5]
+    assert all(torch.equal(tensor, state[key]) for state in states[1:] for key, tensor in states[0].items())
