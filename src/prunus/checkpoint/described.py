@@ -21,8 +21,8 @@ from prunus.errors import PrunusError
 from prunus.plan.record import RECORD, configs_of, marks, plan_of, records_of, true_record
 from prunus.storage import write_text
 from prunus.structured.gates import warn_of_gates
-from prunus.unstructured import sparsity_of
 from prunus.unstructured.record import RECORD as SPARSITY
+from prunus.unstructured.record import recorded_sparsity
 
 CARD, COPY = "README.md", "prunus.json"
 FORMAT = "prunus.folder/1"
@@ -47,7 +47,7 @@ def describe(folder: Path, model: PreTrainedModel) -> None:
 
 def card(model: PreTrainedModel) -> str:
     """The model card: what was done, to what, how to load it, and who is misled."""
-    plan, sparsity, parts = plan_of(model), sparsity_of(model), anatomy(model)
+    plan, sparsity, parts = plan_of(model), recorded_sparsity(model), anatomy(model)
     name, done = type(model).__name__, ["narrowed"] * (plan is not None) + ["sparse"] * (sparsity is not None)
     origin = str(getattr(model.config, "_name_or_path", "") or "")
     base = origin if re.fullmatch(r"[\w.-]+/[\w.-]+", origin) and not os.path.exists(origin) else None
