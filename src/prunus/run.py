@@ -41,7 +41,7 @@ from prunus.repair import Lesson, LoRA, Training, finetune, repair
 from prunus.repair.lora import adapted
 from prunus.report import Report, write_report
 from prunus.storage import claim_folder, locked, new_folder, write_text
-from prunus.structured import SearchCallback, UPop
+from prunus.structured import UPop
 from prunus.tasks import Task
 from prunus.unstructured import sparsity_of
 from prunus.unstructured.pruning import settle
@@ -72,8 +72,14 @@ def run(recipe: Recipe, console: Console | None = None) -> Report:
     if given is not None and os.path.isdir(given):
         recipe.task.for_model(Path(given)).check_model(Path(given))
     claim_folder(folder, RECORD)
-    with locked(folder):
-        return _carry_out_all(recipe, folder, console)
+    try:
+        with locked(folder):
+            return _carry_out_all(recipe, folder, console)
+    except OSError as error:
+        where, why = error.filename2 or error.filename or folder, error.strerror or error
+        raise PrunusError(
+            "output", str(where), f"it cannot be written or read ({why}); the run goes on once it can"
+        ) from error
 
 
 def _carry_out_all(recipe: Recipe, folder: Path, console: Console) -> Report:
@@ -297,6 +303,8 @@ def _carry_out(step: Step, recipe: Recipe, models: _Models, folder: Path) -> Non
     model = load_model(models.current)
     course: dict[str, Any] = {}
     if isinstance(step, SearchStep):
+        from prunus.structured.callback import SearchCallback
+
         callback = SearchCallback(step.method)
         course["log"] = _train(model, step.train, folder / "checkpoints", recipe, "search", (callback,))
         assert callback.search is not None
