@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prunus import DSnoT, Magnitude, PrunusError, SparseGPT, Uniform, WalkOptions, Wanda, allocate, prune, prune_matrix
 from prunus.unstructured.sparsegpt import inverse_factor
+from tests.families import build
 from tests.holder import FC1, Holder
 from tests.shared import golden
 
@@ -259,3 +260,14 @@ def test_dsnot_leaves_the_expected_change_of_a_row_nearer_zero() -> None:
 
     assert error(DSnoT()) < 0.5 * error(Wanda())
     assert error(DSnoT(max_cycles=0)) == error(Wanda())
+
+
+def test_a_connector_is_pruned_only_where_it_is_named() -> None:
+    for method, expected in ((Wanda(), False), (Wanda(sparsity={"connector": 0.5, "vision": 0.5}), True)):
+        case = build("instructblip_t5", 1)
+        found = prune(case.model, method, [case.inputs], options=QUIET)
+        assert ("connector" in found.towers) == expected
+        assert (
+            any("qformer" in n and bool((p == 0).any()) for n, p in case.model.named_parameters() if p.ndim == 2)
+            == expected
+        )

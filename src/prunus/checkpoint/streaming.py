@@ -140,7 +140,8 @@ class _Work:
             try:
                 journal = json.loads((self.folder / JOURNAL).read_text())
                 copied, request, done, calibration = (journal[n] for n in ("copied", "request", "done", "calibration"))
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                done = {block: {name: int(count) for name, count in counts.items()} for block, counts in done.items()}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise PrunusError(
                     "output", str(self.folder), f"its {JOURNAL} is damaged ({error}); delete the folder"
                 ) from None
