@@ -244,6 +244,20 @@ def test_dsnot_is_its_plain_self(start: str, pattern: str | None) -> None:
     assert len(masks) >= (6 if pattern is None else 4), "every setting tells"
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("same_sign", [True, False])
+def test_weights_of_inputs_that_are_always_zero_are_never_grown(same_sign: bool) -> None:
+    for seed in range(4):
+        weight, inputs = example(seed, 20, 24)
+        inputs[..., ::3] = 0
+        expected = swapped(
+            weight.double().numpy(), inputs.double().numpy(), "wanda", 12, same_sign=same_sign, threshold=0.0
+        )
+        _, zeros = pruned(weight, inputs, DSnoT(sparsity=0.5, same_sign=same_sign, threshold=0.0))
+        assert np.array_equal(zeros, expected)
+        assert zeros[:, ::3].all()
+
+
 def test_dsnot_s_defaults() -> None:
     method = DSnoT()
     assert (method.start, method.max_cycles, method.threshold, method.variance_power) == ("wanda", 50, 0.1, 1.0)
