@@ -133,7 +133,20 @@ def _what_to_train(
         raise PrunusError(
             "model", type(model).__name__, "all of it is frozen; requires_grad_(True) on what is to be trained"
         )
+    _refuse_shared(model)
     return masks, trainable
+
+
+def _refuse_shared(model: nn.Module) -> None:
+    """Refuses what no checkpoint of the training could hold: transformers saves shared weights only where it tied them itself."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    first: dict[nn.Parameter, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        other = first.setdefault(parameter, name)
+        if other != name and isinstance(model, PreTrainedModel) and not {name, other} & {*tied, *tied.values()}:
+            raise PrunusError(
+                "model", name, f"its weight is that of {other}, which transformers cannot save; copy it first"
+            )
 
 
 def _refuse_data(data: Any) -> None:
