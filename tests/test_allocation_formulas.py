@@ -185,13 +185,13 @@ def test_zeroth_order_scores_weigh_the_change_by_the_weights() -> None:
 
 def test_draws_are_averaged() -> None:
     """The mean of |z| over many draws is √(2/π); a batch twice is the sum of two."""
-    assert noisy([2.0], draws=2000, epsilon=1e-3) == pytest.approx(12 * math.sqrt(2 / math.pi), rel=0.06)
+    assert noisy([2.0], draws=500, epsilon=1e-3) == pytest.approx(12 * math.sqrt(2 / math.pi), rel=0.14)
     model = Holder((1, 1))
     model.hold(0, torch.tensor([[2.0]]))
     x = torch.ones(1, 1, 1, dtype=torch.float64)
-    method = ECoFLaP(order="zeroth", draws=2000, epsilon=1e-3)
+    method = ECoFLaP(order="zeroth", draws=500, epsilon=1e-3)
     twice = allocate(model.double(), method, [x, x], cubic, [FC1], progress=False)
-    assert scores(twice)[0] == pytest.approx(24 * math.sqrt(2 / math.pi), rel=0.06)
+    assert scores(twice)[0] == pytest.approx(24 * math.sqrt(2 / math.pi), rel=0.1)
 
 
 # OWL

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import transformers as tf
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
+from typer.testing import CliRunner
 
 from prunus import (
     DSnoT,
@@ -29,10 +31,11 @@ from prunus import (
 )
 from prunus.allocation import ECoFLaP
 from prunus.anatomy import survey, weight_of
+from prunus.cli import app
 from prunus.unstructured.recorder import Recorder, counted_positions
 from prunus.unstructured.statistics import Need
 from prunus.unstructured.walk import Visit, Walk
-from tests.families import build
+from tests.families import FAMILIES, build
 
 QUIET = WalkOptions(progress=False)
 SIZES: dict[str, Any] = {
@@ -224,6 +227,25 @@ def test_the_record_is_what_the_weights_are(seed: int, method: Any, dtype: torch
     assert sparsity_of(model) == record
 
 
+METHODS = [
+    Magnitude(sparsity=0.3), SparseGPT(sparsity=0.5), Wanda(sparsity=0.6, group="matrix"), DSnoT(sparsity=0.5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "name"), list(enumerate(FAMILIES)))
+def test_the_record_is_what_the_weights_are_in_every_family(number: int, name: str) -> None:
+    case = build(name, number)
+    model = case.model.to([torch.float32, torch.bfloat16][number % 2])
+    with torch.no_grad():
+        for matrix in matrices(model)[::3]:
+            matrix.view(model)[:, ::4] = 0
+    record = prune(model, METHODS[number % len(METHODS)], [case.inputs], options=QUIET)
+    for n, matrix in record.matrices.items():
+        assert matrix.pruned == int((weight_of(model, n) == 0).sum())
+    assert record.block_weights >= sum(m.weights for m in record.matrices.values())
+    assert sparsity_of(model) == record
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -359,3 +381,25 @@ def test_masks_of_every_kind_say_the_same() -> None:
         assert counted_positions(visit(mask), x) is None
     with pytest.raises(PrunusError, match="sdpa"):
         counted_positions(visit(object()), x)
+
+
+def test_inspect_counts_the_zeros_of_a_folder(tmp_path: Path) -> None:
+    case = build("llama", 3)
+    prune(case.model, Wanda(sparsity=0.5), [case.inputs], options=QUIET)
+    case.model.save_pretrained(tmp_path / "pruned")
+    told = CliRunner().invoke(app, ["inspect", str(tmp_path / "pruned")]).output
+    assert "its weights have the zeros of the record" in told
+    with torch.no_grad():
+        for parameter in case.model.parameters():
+            parameter.add_(1e-3)  # as a training step does
+    case.model.save_pretrained(tmp_path / "trained")
+    told = CliRunner().invoke(app, ["inspect", str(tmp_path / "trained")]).output
+    assert "NOT as recorded" in told
+    assert "LlamaForCausalLM: 0.00% of" in told
+
+
+def test_inspect_names_what_stays_dense(tmp_path: Path) -> None:
+    made("qwen3_moe").save_pretrained(tmp_path)
+    assert "2.04%   router: it decides where tokens go: model.layers.0.mlp.gate.weight and 1 more" in (
+        CliRunner().invoke(app, ["inspect", str(tmp_path)]).output
+    )

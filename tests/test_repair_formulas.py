@@ -234,3 +234,65 @@ def test_predictions_that_do_not_fit_are_refused() -> None:
 
     with pytest.raises(PrunusError, match="predict"):
         own_prediction(Odd(), {"labels": torch.zeros(2, 4, dtype=torch.long)})
+
+
+# memory and training
+
+
+def test_a_weight_is_held_twice_only_where_the_pruner_changed_what_it_kept() -> None:
+    torch.manual_seed(0)
+    kept = torch.tensor([[1, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 1]]).bool()
+    dense = Holder((3, 4))
+    for factor in (1.0, 1.5):
+        model = Holder((3, 4))
+        model.load_state_dict(dense.state_dict())
+        model.hold(0, dense.fc1().detach() * kept * factor)
+        adapters = Adapters(model, {"layers.0.mlp.fc1": BitMask(kept)}, 1, 1.0, teacher=dense)
+        assert adapters.holds_teacher
+        layer: Any = adapters.layers["layers.0.mlp.fc1"].linear
+        assert (layer.pruned_weight is None) == (factor == 1)
+        assert torch.equal(layer.weight, dense.fc1())
+        x = torch.randn(2, 4)
+        torch.testing.assert_close(layer(x), x @ (dense.fc1() * kept * factor).T)
+        with adapters.off():
+            torch.testing.assert_close(layer(x), x @ dense.fc1().T)
+
+
+def test_features_of_blocks_that_return_several_things_are_the_first() -> None:
+    class Pair(nn.Module):
+        def __init__(self, value: float):
+            super().__init__()
+            self.value = nn.Parameter(torch.tensor(value))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.value * x, x * 0 + 7
+
+    class Model(nn.Module):
+        def __init__(self, value: float):
+            super().__init__()
+            self.block = Pair(value)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.block(x)[0]  # type: ignore[no-any-return]
+
+    def predict(model: nn.Module, x: Tensor) -> Prediction:
+        return Prediction(torch.tensor(0.0), model(x) * 0, torch.ones(len(x), dtype=torch.bool))
+
+    lesson = Lesson(Distillation(features=1.0), predict, Model(1.0), ["block"])
+    assert float(lesson(Model(3.0), torch.tensor([[1.0, -2.0]]))) == pytest.approx(4.0)
+
+
+def test_towers_learn_at_their_own_rates() -> None:
+    case = build("clip", 5)
+    prune(case.model, Wanda(), [case.inputs], options=WalkOptions(progress=False))
+    before = {name: value.clone() for name, value in case.model.state_dict().items()}
+    items = [{k: v[row] for k, v in case.inputs.items()} for row in range(2)]
+    training = Training(
+        steps=1, batch_size=2, learning_rate=1e-2, bf16=False, warmup_steps=0, tower_learning_rates={"vision": 0.0}
+    )
+    repair(case.model, MaskedFinetune(), items, training)
+    moved = {
+        name.split(".")[0] for name, value in case.model.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert "text_model" in moved
+    assert "vision_model" not in moved

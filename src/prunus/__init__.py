@@ -4,6 +4,10 @@ Importing it also teaches transformers to load Prunus checkpoints. What is named
 else is promised.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from prunus.allocation import OWL, ECoFLaP, IterativeGlobal, Manual, Uniform, allocate
 from prunus.anatomy import Anatomy, Matrix, anatomy, matrices
 from prunus.calibration import image_batches, pair_batches, text_batches
@@ -11,7 +15,7 @@ from prunus.checkpoint import extract, load_model, plan_of, prune_folder
 from prunus.errors import PrunusError
 from prunus.plan import Plan, SparsityPlan, draw_plans
 from prunus.repair import RESSA, Distillation, LoRA, MaskedFinetune, MaskedLoRA, Training, hold_zeros, repair
-from prunus.structured import Search, SearchCallback, UPop
+from prunus.structured import Search, UPop
 from prunus.unstructured import (
     DSnoT,
     Magnitude,
@@ -24,6 +28,9 @@ from prunus.unstructured import (
     sparsity_of,
 )
 
+if TYPE_CHECKING:
+    from prunus.structured.callback import SearchCallback
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -33,3 +40,13 @@ __all__ = [
     "load_model", "matrices", "pair_batches", "plan_of", "prune", "prune_folder", "prune_matrix", "repair", "sparsity_of",
     "text_batches",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """What needs the Trainer is imported when it is asked for: that brings peft and quantisers with it, where they are
+    installed."""
+    if name == "SearchCallback":
+        from prunus.structured.callback import SearchCallback
+
+        return SearchCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

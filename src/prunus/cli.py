@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +15,12 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from prunus.anatomy import anatomy
+from prunus.anatomy import LeftDense, anatomy, survey
 from prunus.checkpoint import bare_model, local_folder, plan_of
 from prunus.checkpoint.checksums import verify
+from prunus.checkpoint.zeros import sparsity_in
 from prunus.errors import PrunusError, shown
+from prunus.plan import SparsityPlan
 from prunus.recipe import Recipe, demo_recipe, load_recipe
 from prunus.report import Report, format_metric, terminal_table, write_report
 from prunus.run import evaluate_here, run
@@ -25,7 +28,7 @@ from prunus.storage import write_text
 from prunus.tasks import AnyTask, EasyVQA, Noise, Text
 from prunus.tasks.harness import harness_scores
 from prunus.typed import first_problem
-from prunus.unstructured import sparsity_of
+from prunus.unstructured.record import recorded_sparsity
 
 app = typer.Typer(
     help="Makes vision-language transformers small: prune, narrow, repair, and get a plain transformers checkpoint.",
@@ -66,7 +69,8 @@ def inspect(
     units: Annotated[bool, typer.Option("--units", help="List every unit by its name.")] = False,
     verified: Annotated[bool, typer.Option("--verify", help="Compare the weights with their checksums.")] = False,
 ) -> None:
-    """What MODEL (hub id, folder or config file) is made of: towers, blocks, units, costs. Reads no weights."""
+    """What MODEL (hub id, folder or config file) is made of: towers, blocks, units, costs. Of a pruned folder the zeros are
+    counted; otherwise no weights are read."""
     if verified:
         known = verify(local_folder(model))
         typer.echo(
@@ -74,7 +78,7 @@ def inspect(
         )
     with torch.device("meta"):
         built = bare_model(model)
-    plan, sparsity = plan_of(built), sparsity_of(built)
+    plan, sparsity = plan_of(built), recorded_sparsity(built)
     parts = anatomy(built)
     typer.echo(str(parts))
     if units:
@@ -82,8 +86,20 @@ def inspect(
         for unit in parts:
             typer.echo(f"{unit.name:<66}{unit.tower:<16}{unit.channels:>9,}{unit.channel_cost:>20,}")
     if sparsity is not None:
-        typer.echo(f"\npruned by prunus ({sparsity.method.get('method')}), zeros in place:\n{sparsity}")
+        counted = sparsity_in(Path(model)) if Path(model).is_dir() else None
+        told = "as recorded" if counted is None else "in place"
+        typer.echo(f"\npruned by prunus ({sparsity.method.get('method')}), zeros {told}:\n{counted or sparsity}")
+        if counted is not None:
+            _say_what_differs(sparsity, counted)
         typer.echo("  calibration: " + ", ".join(f"{name} {value}" for name, value in sparsity.calibration.items()))
+    found = survey(built)
+    if found.left_dense:
+        typer.echo("\nno candidates of unstructured pruning, of all weights in the blocks:")
+    for reason, inside in _by_reason(found.left_dense).items():
+        share = sum(part.weights for part in inside) / found.weights
+        typer.echo(
+            f"  {share:8.2%}   {reason}: {inside[0].name}" + (f" and {len(inside) - 1} more" if inside[1:] else "")
+        )
     if plan is not None:
         kept = sum(len(unit.kept) for unit in plan.units.values())
         total = sum(unit.channels for unit in plan.units.values())
@@ -91,6 +107,28 @@ def inspect(
             f"\nnarrowed by prunus: {plan.ratio:.2%} of the searched units' cost removed, {kept:,} of {total:,} channels kept; "
             "the table shows what is left"
         )
+
+
+def _by_reason(left: Sequence[LeftDense]) -> dict[str, list[LeftDense]]:
+    reasons: dict[str, list[LeftDense]] = {}
+    for part in left:
+        reasons.setdefault(part.reason, []).append(part)
+    return reasons
+
+
+def _say_what_differs(recorded: SparsityPlan, counted: SparsityPlan) -> None:
+    there = counted.matrices
+    wrong = [
+        name for name, matrix in recorded.matrices.items() if name not in there or there[name].pruned != matrix.pruned
+    ]
+    if not wrong:
+        typer.echo("  its weights have the zeros of the record")
+        return
+    first = there[wrong[0]].pruned if wrong[0] in there else "no such matrix"
+    typer.echo(
+        f"  NOT as recorded ({recorded.sparsity:.2%}): the weights differ in {len(wrong)} of {len(recorded.matrices)} matrices, such "
+        f"as {wrong[0]} with {recorded.matrices[wrong[0]].pruned:,} zeros recorded and {first} there"
+    )
 
 
 @app.command()

@@ -41,7 +41,7 @@ from prunus.repair import Lesson, LoRA, Training, finetune, repair
 from prunus.repair.lora import adapted
 from prunus.report import Report, write_report
 from prunus.storage import claim_folder, locked, new_folder, write_text
-from prunus.structured import SearchCallback, UPop
+from prunus.structured import UPop
 from prunus.tasks import Task
 from prunus.unstructured import sparsity_of
 from prunus.unstructured.pruning import settle
@@ -297,6 +297,8 @@ def _carry_out(step: Step, recipe: Recipe, models: _Models, folder: Path) -> Non
     model = load_model(models.current)
     course: dict[str, Any] = {}
     if isinstance(step, SearchStep):
+        from prunus.structured.callback import SearchCallback
+
         callback = SearchCallback(step.method)
         course["log"] = _train(model, step.train, folder / "checkpoints", recipe, "search", (callback,))
         assert callback.search is not None

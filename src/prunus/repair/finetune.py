@@ -6,19 +6,22 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 
 from prunus.errors import PrunusError
 from prunus.finished import Finished
 from prunus.storage import write_text
 from prunus.typed import Count, Steps, Typed
 from prunus.unstructured.walk import caches_kept
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 
 class Training(Typed):

@@ -6,16 +6,16 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, TrainerCallback, default_data_collator
+from transformers import PreTrainedModel, default_data_collator
 
 from prunus.anatomy import matrices, weight_of
-from prunus.batches import input_device
+from prunus.batches import check_batch, input_device
 from prunus.errors import PrunusError, refusing
 from prunus.losses import Predict, own_prediction
 from prunus.refusals import plain_model, refuse_weight
@@ -28,6 +28,9 @@ from prunus.repair.teacher_cache import TeacherCache
 from prunus.undo import Undo
 from prunus.unstructured import sparsity_of
 from prunus.unstructured.record import note
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 DEFAULT_TRAINING = Training(steps=500, batch_size=8, learning_rate=1e-4, weight_decay=0.0, warmup_steps=20)
 
@@ -160,7 +163,9 @@ def _refuse_data(data: Any) -> None:
 
 def _collate(items: list[Any]) -> dict[str, Any]:
     with refusing("data", type(items[0]).__name__, "items do not make a batch, so pass a function as collate"):
-        return dict(default_data_collator(items))
+        batch = dict(default_data_collator(items))
+    check_batch(batch, "data")
+    return batch
 
 
 def _set_modes(modes: dict[nn.Module, bool]) -> None:

@@ -1,9 +1,8 @@
 """The structured road: gates, scores, schedules, selection, the search methods (one file each), surgery."""
 
-from prunus.structured.callback import SearchCallback
 from prunus.structured.search import Search
 from prunus.structured.selection import select
 from prunus.structured.surgery import narrow
 from prunus.structured.upop import UPop
 
-__all__ = ["Search", "SearchCallback", "UPop", "narrow", "select"]
+__all__ = ["Search", "UPop", "narrow", "select"]

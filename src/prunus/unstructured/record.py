@@ -19,7 +19,7 @@ def note(model: nn.Module, achieved: SparsityPlan) -> None:
     config = getattr(model, "config", None)
     if config is not None:
         before = recorded_sparsity(model)
-        earlier = None if before is None else _counted(model, _named_here(model, before))
+        earlier = None if before is None else _counted(model, named_here(model, before))
         setattr(config, RECORD, achieved.after(earlier).model_dump(mode="json"))
 
 
@@ -42,7 +42,7 @@ def sparsity_of(model: nn.Module) -> SparsityPlan | None:
     record = recorded_sparsity(model)
     if record is None:
         return None
-    record = _named_here(model, record)
+    record = named_here(model, record)
     counted = _counted(model, record)
     wrong = [name for name, matrix in counted.matrices.items() if record.matrices[name].pruned != matrix.pruned]
     if wrong:
@@ -65,7 +65,7 @@ def zeros_in(weight: Tensor, recorded: int) -> int:
     return int((weight == 0).sum()) if plain else recorded
 
 
-def _named_here(model: nn.Module, record: SparsityPlan) -> SparsityPlan:
+def named_here(model: nn.Module, record: SparsityPlan) -> SparsityPlan:
     """The record with the names that its matrices have in this model: without the path of a part that holds them there, or
     below the path of one that holds them here. Matrices that this model lacks are dropped."""
     paths = dict(model.named_modules(remove_duplicate=False))
