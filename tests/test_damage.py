@@ -275,3 +275,13 @@ def test_damaged_tokenizers_are_refused(name: str, text_model: Path, tmp_path: P
     (tmp_path / "text").write_text("a b c d " * 20)
     with pytest.raises(PrunusError, match="tokenizer"):
         evaluate_here(folder, Text(evaluation=tmp_path / "text", length=8), 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[", "[]", "{}", "null", '{"copied": true, "request": "", "calibration": null, "done": [1]}']
+)
+def test_damaged_journals_are_refused(text: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "prunus-journal.json").write_text(text)
+    with pytest.raises(PrunusError, match=r"journal.*damaged"):
+        prune_folder(folder, tmp_path / "out", Wanda(sparsity=0.5), [build("vit", 0).inputs])

@@ -72,8 +72,14 @@ def run(recipe: Recipe, console: Console | None = None) -> Report:
     if given is not None and os.path.isdir(given):
         recipe.task.for_model(Path(given)).check_model(Path(given))
     claim_folder(folder, RECORD)
-    with locked(folder):
-        return _carry_out_all(recipe, folder, console)
+    try:
+        with locked(folder):
+            return _carry_out_all(recipe, folder, console)
+    except OSError as error:
+        where, why = error.filename2 or error.filename or folder, error.strerror or error
+        raise PrunusError(
+            "output", str(where), f"it cannot be written or read ({why}); the run goes on once it can"
+        ) from error
 
 
 def _carry_out_all(recipe: Recipe, folder: Path, console: Console) -> Report:
