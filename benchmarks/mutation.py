@@ -20,7 +20,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.machinery import ModuleSpec, SourceFileLoader
@@ -41,7 +41,7 @@ SECONDS = 240
 
 ROOMS: dict[str, list[str]] = {
     "structured": ["test_selection.py", "test_structured*.py", "test_upop*.py", "test_search*.py"],
-    "unstructured": ["test_pruner_formulas.py", "test_statistics.py", "test_pruners.py", "test_semi_structured.py", "test_walk.py"],
+    "unstructured": ["test_pruner_formulas.py", "test_statistics.py", "test_pruners.py", "test_semi_structured.py", "test_numbers.py", "test_walk.py"],
     "allocation": ["test_allocation_formulas.py", "test_allocation.py"],
     "repair": ["test_repair_formulas.py", "test_repair.py"],
     "plan": ["test_numbers.py", "test_plan.py", "test_record*.py", "test_allocation_formulas.py"],
@@ -58,8 +58,8 @@ SLOW = (
     "two_processes", "belong_to_one_repair", "quantised_model", "serves_the_structured", "teach_like_the_teacher", "two_prunings",
     "harness", "a_recipe_prunes", "outside_of_autocast", "differs_elsewhere", "what_noise_does_not", "prune_batches",
 )  # fmt: skip
-"""Tests, by a part of their name, that go through every family, start processes or train for long: left out here. The quick ones must
-notice."""
+"""Tests, by a part of their name, that go through every family, start processes or train for long: only what the others do not notice is
+shown to them."""
 
 PRELOADED = (
     "torch", "torch._dynamo", "torch.utils.checkpoint", "torch.utils.flop_counter", "transformers", "accelerate", "pydantic", "hypothesis",
@@ -148,10 +148,13 @@ FREE = (ast.Raise, ast.Assert, ast.arguments, ast.Import, ast.ImportFrom)
 
 def generated(file: str) -> list[Mutant]:
     """Every change that the rules make to a file."""
+    source = (SOURCE / file).read_text()
     found = []
-    for place, node in enumerate(_places(ast.parse((SOURCE / file).read_text()))):
+    for place, node in enumerate(_places(ast.parse(source))):
+        line = getattr(node, "lineno", 1)
         for number, (change, _) in enumerate(_changes(node)):
-            found.append(Mutant(file, change, getattr(node, "lineno", 0), partial(_changed, file, place, number)))
+            words = f"{source.splitlines()[line - 1].strip()} · {change}"
+            found.append(Mutant(file, words, line, partial(_changed, file, place, number)))
     return found
 
 
@@ -318,12 +321,15 @@ def preload() -> None:
 
 OPTIONS = [
     "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--capture", "no", "--rootdir", str(ROOT), "-m", "not long",
-    "-k", " and ".join(f"not {name}" for name in SLOW),
 ]  # fmt: skip
+NO_TESTS = 5
+"""What pytest returns when it found none."""
 
 
-def survives(room: str, mutants: Sequence[Mutant | None]) -> Iterator[tuple[Mutant | None, bool, float]]:
-    """For every mutant whether all tests of its room pass with it, and the seconds; None is the code as it is.
+def survives(
+    room: str, mutants: Sequence[Mutant | None], slow: bool = False
+) -> Iterator[tuple[Mutant | None, bool, float]]:
+    """For every mutant whether all quick, or all slow, tests of its room pass with it, and the seconds; None is the code as it is.
 
     Where only functions differ, the room's tests are collected once, and every mutant is a fork in which those functions have other
     code. Where a constant, a class or a default differs, the fork begins before prunus is imported.
@@ -334,7 +340,7 @@ def survives(room: str, mutants: Sequence[Mutant | None]) -> Iterator[tuple[Muta
         child = os.fork()
         if child == 0:
             os.close(here)
-            _quietly(lambda: _pytest(room, [_Loop(inside, there)]))
+            _quietly(lambda: _pytest(room, slow, [_Loop(inside, there)]))
         os.close(there)
         with os.fdopen(here) as lines:
             for line in lines:
@@ -347,14 +353,16 @@ def survives(room: str, mutants: Sequence[Mutant | None]) -> Iterator[tuple[Muta
             child = os.fork()
             if child == 0:
                 sys.meta_path.insert(0, _Finder(mutant))  # type: ignore[arg-type]
-                _quietly(lambda: _pytest(room))
+                _quietly(lambda: _pytest(room, slow))
             yield mutant, _ended_well(child), time.monotonic() - start
 
 
-def _pytest(room: str, plugins: Sequence[object] = ()) -> int:
+def _pytest(room: str, slow: bool, plugins: Sequence[object] = ()) -> int:
     import pytest
 
-    return int(pytest.main([*OPTIONS, *tests_of(room)], plugins=list(plugins)))
+    chosen = " or ".join(SLOW) if slow else " and ".join(f"not {name}" for name in SLOW)
+    status = int(pytest.main([*OPTIONS, "-k", chosen, *tests_of(room)], plugins=list(plugins)))
+    return 0 if status == NO_TESTS else status
 
 
 def _quietly(work: Callable[[], int]) -> None:
@@ -467,13 +475,11 @@ def run(mutants: Sequence[Mutant], title: str) -> list[Mutant]:
     reasons, left, counts = equivalent(), [], {}  # type: ignore[var-annotated]
     asked = [mutant for mutant in mutants if (mutant.file, mutant.change) not in reasons]
     for room in dict.fromkeys(mutant.room for mutant in asked):
-        counts[room] = [0, 0]
-        for mutant, alive, seconds in survives(room, [mutant for mutant in asked if mutant.room == room]):
-            assert mutant is not None
-            counts[room][0] += not alive
-            counts[room][1] += 1
-            print(f"{'SURVIVES' if alive else 'killed  '} {seconds:5.1f} s  {mutant}", flush=True)
-            left += [mutant] * alive
+        members = [mutant for mutant in asked if mutant.room == room]
+        quick = list(_shown(survives(room, members)))
+        still = list(_shown(survives(room, quick, slow=True))) if quick else []
+        counts[room] = [len(members) - len(still), len(members)]
+        left += still
     killed, total = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
     print(f"\n{title}: {killed} of {total} noticed" + (f", {killed / total:.0%}" if total else ""))
     for room, (hit, of) in counts.items():
@@ -482,6 +488,14 @@ def run(mutants: Sequence[Mutant], title: str) -> list[Mutant]:
         print(f"  survives: {mutant}")
     print(flush=True)
     return left
+
+
+def _shown(results: Iterable[tuple[Mutant | None, bool, float]]) -> Iterator[Mutant]:
+    """Prints every result, and passes on who is alive."""
+    for mutant, alive, seconds in results:
+        print(f"{'survives' if alive else 'noticed '} {seconds:5.1f} s  {mutant}", flush=True)
+        if alive and mutant is not None:
+            yield mutant
 
 
 UNTOUCHED = ("__init__.py", "drawing.py", "easy_vqa.py")

@@ -39,7 +39,7 @@ def narrowed(name: str, seed: int = 2):
 def test_a_saved_model_reloads_bit_for_bit_with_its_stock_class(name: str, tmp_path) -> None:
     small, case = narrowed(name)
     small.save_pretrained(tmp_path)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".safetensors"}
     again, report = type(small).from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]

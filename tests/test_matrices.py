@@ -29,7 +29,7 @@ from prunus import (
     prune,
     sparsity_of,
 )
-from prunus.allocation import ECoFLaP
+from prunus.allocation import OWL, ECoFLaP
 from prunus.anatomy import survey, weight_of
 from prunus.cli import app
 from prunus.unstructured.recorder import Recorder, counted_positions
@@ -403,3 +403,8 @@ def test_inspect_names_what_stays_dense(tmp_path: Path) -> None:
     assert "2.04%   router: it decides where tokens go: model.layers.0.mlp.gate.weight and 1 more" in (
         CliRunner().invoke(app, ["inspect", str(tmp_path)]).output
     )
+
+
+def test_an_expert_that_no_token_chose_has_no_outliers() -> None:
+    plan = allocate(made("qwen3_moe"), OWL(sparsity=0.5), [{"input_ids": torch.tensor([[5]])}])
+    assert plan.sparsity == pytest.approx(0.5, abs=1e-3)

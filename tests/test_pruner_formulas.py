@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prunus import DSnoT, Magnitude, PrunusError, SparseGPT, Uniform, WalkOptions, Wanda, allocate, prune, prune_matrix
 from prunus.unstructured.sparsegpt import inverse_factor
+from tests.families import build
 from tests.holder import FC1, Holder
 from tests.shared import golden
 
@@ -243,6 +244,20 @@ def test_dsnot_is_its_plain_self(start: str, pattern: str | None) -> None:
     assert len(masks) >= (6 if pattern is None else 4), "every setting tells"
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("same_sign", [True, False])
+def test_weights_of_inputs_that_are_always_zero_are_never_grown(same_sign: bool) -> None:
+    for seed in range(4):
+        weight, inputs = example(seed, 20, 24)
+        inputs[..., ::3] = 0
+        expected = swapped(
+            weight.double().numpy(), inputs.double().numpy(), "wanda", 12, same_sign=same_sign, threshold=0.0
+        )
+        _, zeros = pruned(weight, inputs, DSnoT(sparsity=0.5, same_sign=same_sign, threshold=0.0))
+        assert np.array_equal(zeros, expected)
+        assert zeros[:, ::3].all()
+
+
 def test_dsnot_s_defaults() -> None:
     method = DSnoT()
     assert (method.start, method.max_cycles, method.threshold, method.variance_power) == ("wanda", 50, 0.1, 1.0)
@@ -259,3 +274,14 @@ def test_dsnot_leaves_the_expected_change_of_a_row_nearer_zero() -> None:
 
     assert error(DSnoT()) < 0.5 * error(Wanda())
     assert error(DSnoT(max_cycles=0)) == error(Wanda())
+
+
+def test_a_connector_is_pruned_only_where_it_is_named() -> None:
+    for method, expected in ((Wanda(), False), (Wanda(sparsity={"connector": 0.5, "vision": 0.5}), True)):
+        case = build("instructblip_t5", 1)
+        found = prune(case.model, method, [case.inputs], options=QUIET)
+        assert ("connector" in found.towers) == expected
+        assert (
+            any("qformer" in n and bool((p == 0).any()) for n, p in case.model.named_parameters() if p.ndim == 2)
+            == expected
+        )

@@ -91,3 +91,15 @@ def test_layers_with_flattened_inputs_count_every_sequence(size: int) -> None:
         masks.append({name: value == 0 for name, value in model.state_dict().items()})
     assert outliers[0] == outliers[1]
     assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
+
+
+def test_a_call_without_tokens_changes_nothing() -> None:
+    statistics = InputStatistics(2, EVERYTHING)
+    for sequence in SEQUENCES:
+        statistics.add(torch.tensor(sequence), 1)
+        statistics.add(torch.zeros(0, 2), 1)
+    assert (statistics.sequences, statistics.tokens) == (2, 6)
+    np.testing.assert_allclose(statistics.variances_C.numpy(), by_hand()["variances"], rtol=1e-6)
+    nothing = InputStatistics(2, Need.NOTHING)
+    nothing.add(torch.full((3, 2), torch.nan), 1)
+    assert nothing.tokens == 0

@@ -69,6 +69,9 @@ class OWL(Allocator):
                 statistics = gather(model, blocks[stop.block], method.needs, stop)
                 groups: dict[str, dict[str, Tensor]] = {}
                 for matrix in blocks[stop.block]:
+                    if matrix.name not in statistics:  # an expert that no token was routed to
+                        found[matrix.name] = 0.0
+                        continue
                     scores = method.scores(matrix.view(model).float(), statistics[matrix.name])
                     groups.setdefault(group_of(matrix, self.granularity), {})[matrix.name] = scores
                 for group in groups.values():

@@ -58,8 +58,11 @@ def write_checksums(folder: str | Path) -> None:
     write_text(folder / CHECKSUMS, noted.model_dump_json(indent=1) + "\n")
 
 
-def verify(folder: str | Path) -> bool:
+def verify(folder: str | Path, with_config: bool = True) -> bool:
     """Compares a checkpoint folder with its checksums, a megabyte in memory at a time.
+
+    Args:
+        with_config: compare the entries of its config, too.
 
     Returns:
         Whether the folder has checksums; nothing is known of one that has none.
@@ -76,7 +79,8 @@ def verify(folder: str | Path) -> bool:
         noted = Checksums.model_validate_json(side.read_bytes())
     except (OSError, ValidationError, ValueError):
         raise PrunusError("checksums", str(side), f"the file is damaged; {MEANT}") from None
-    _compare_config(noted.config, _config(folder), folder / "config.json")
+    if with_config:
+        _compare_config(noted.config, _config(folder), folder / "config.json")
     files = {name: file for file in weight_files(folder) for name in _entries(file)}
     missing = next((name for name in noted.tensors if name not in files), None)
     unknown = next((name for name in files if name not in noted.tensors), None)

@@ -16,6 +16,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, PreTrainedModel
 
 from prunus.checkpoint.checksums import verify, weight_files
+from prunus.checkpoint.described import restore_records
 from prunus.checkpoint.plausible import bounded, check_config, memory, read_config, reason, understood
 from prunus.checkpoint.shards import Shards
 from prunus.errors import PrunusError
@@ -31,7 +32,7 @@ def load_model(path: str | Path) -> PreTrainedModel:
     config, cls = _config_and_named_class(path)
     if Path(path).is_dir():
         _refuse_without_weights(Path(path))
-        verify(path)
+        verify(path, with_config=not restore_records(Path(path), config))
     loaded: PreTrainedModel = _read(path, config, cls)
     return loaded
 
@@ -86,7 +87,9 @@ def _read(path: str | Path, config: Any, cls: Any) -> Any:
     too_large = "its config asks for many more weights than its files hold; one of them is damaged"
     limit = _elements_in(Path(path), config) if Path(path).is_dir() else math.inf
     with understood(str(path), config.to_dict(), "load the model"), bounded(limit, too_large, "model", str(path)):
-        model, said = cls.from_pretrained(path, output_loading_info=True, use_safetensors=True, trust_remote_code=False)
+        model, said = cls.from_pretrained(
+            path, config=config, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+        )
     missing = sorted(said["missing_keys"])
     if missing:
         more = f" and {len(missing) - 1} others" if missing[1:] else ""

@@ -19,15 +19,18 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prunus.anatomy import Anatomy, anatomy, has_module, module_of, refuse_unusable, unwrapped
+from prunus.anatomy import Anatomy, anatomy, has_module, module_of, refuse_unusable, survey, unwrapped, weight_of
 from prunus.checkpoint.checksums import weight_files
 from prunus.checkpoint.naming import keys_in_files
 from prunus.errors import PrunusError
-from prunus.plan import Plan, UnitPlan
+from prunus.plan import DensePart, Plan, SparsityPlan, UnitPlan
 from prunus.plan.record import RECORD, Narrowing, mark, marks, plan_of, recorded, records_of, write_record
-from prunus.structured.gates import remove_gates, warn_of_gates
+from prunus.structured.gates import remove_gates
 from prunus.structured.retired import retire
 from prunus.structured.surgery import narrow
+from prunus.unstructured import sparsity_of
+from prunus.unstructured.patterns import UNSTRUCTURED, parse_pattern
+from prunus.unstructured.record import RECORD as SPARSITY
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -62,6 +65,7 @@ def extract(model: Model, plan: Plan, inplace: bool = False) -> Model:
     applied = before is not None and plan.units.items() <= before.units.items() and not _fits(plan, parts)
     if not applied:
         plan.check(parts)
+    zeros = sparsity_of(inner)
     small: Model = inner if inplace else copy.deepcopy(inner)  # type: ignore[assignment]
     remove_gates(small)
     if not applied:
@@ -70,7 +74,31 @@ def extract(model: Model, plan: Plan, inplace: bool = False) -> Model:
         stay = {id(parameter) for parameter in small.parameters()}
         retire(parameter for parameter in before_narrowing if id(parameter) not in stay)
         write_record(small, plan if before is None else plan.after(before))
+        if zeros is not None:
+            _count_zeros_again(small, zeros)
     return small
+
+
+def _count_zeros_again(model: nn.Module, record: SparsityPlan) -> None:
+    """Makes the record of zeros say what the narrow weights say: their sizes, their zeros, and n:m only where it is left."""
+    pattern, found = parse_pattern(record.pattern), survey(model)
+    counted, holds = {}, True
+    for name, known in record.matrices.items():
+        zeros = weight_of(model, name) == 0
+        rows, columns = zeros.shape
+        about = {"rows": rows, "columns": columns, "pruned": int(zeros.sum()), "asked": None}
+        is_cut = (known.rows, known.columns) != (rows, columns)
+        counted[name] = known.model_copy(update=about) if is_cut else known
+        holds = holds and (pattern is None or pattern.holds(zeros))
+    sizes = {part.name: part.weights for part in found.left_dense}
+    left_dense = {
+        name: DensePart(weights=sizes.get(name, p.weights), reason=p.reason) for name, p in record.left_dense.items()
+    }
+    updated = record.model_copy(update={
+        "matrices": counted, "pattern": record.pattern if holds else UNSTRUCTURED, "left_dense": left_dense,
+        "block_weights": found.weights if record.block_weights else 0,
+    })  # fmt: skip
+    setattr(model.config, SPARSITY, updated.model_dump(mode="json"))
 
 
 def _fits(plan: Plan, parts: Anatomy) -> bool:
@@ -109,8 +137,8 @@ def _narrow_part(part: PreTrainedModel, record: Narrowing) -> None:
     wide: dict[str, UnitPlan] = {}
     for name, unit in planned.items():
         where = f"config.{RECORD}.units[{name}]"
-        if name in followers:
-            continue
+        if name in followers or (name not in known and not has_module(part, name)):
+            continue  # a unit of another class, whose module has the same path
         if name not in known:
             raise PrunusError(
                 where, unit.channels, f"this {parts.model} has such a module, but nothing in it that can be narrowed; "
@@ -186,7 +214,6 @@ def teach_transformers() -> None:
     if getattr(PreTrainedModel.post_init, "__wrapped__", None) is not None:
         return
     post_init = PreTrainedModel.post_init
-    save_pretrained = PreTrainedModel.save_pretrained
     from_pretrained = PreTrainedModel.from_pretrained.__func__
     from_dict = PreTrainedConfig.from_dict.__func__
 
@@ -194,11 +221,6 @@ def teach_transformers() -> None:
     def narrowing_post_init(self: PreTrainedModel) -> None:
         post_init(self)
         narrow_as_recorded(self)
-
-    @wraps(save_pretrained)
-    def honest_save_pretrained(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-        warn_of_gates(self)
-        return save_pretrained(self, *args, **kwargs)
 
     @wraps(from_pretrained)
     def explaining_from_pretrained(cls: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -221,7 +243,6 @@ def teach_transformers() -> None:
         return from_dict(cls, config_dict, **kwargs)
 
     PreTrainedModel.post_init = narrowing_post_init
-    PreTrainedModel.save_pretrained = honest_save_pretrained
     PreTrainedModel.from_pretrained = classmethod(explaining_from_pretrained)
     PreTrainedConfig.from_dict = classmethod(reading_from_dict)
 

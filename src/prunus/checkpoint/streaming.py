@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from prunus.anatomy import Matrix, by_parameter, place_of
 from prunus.batches import call_with_batch, calls_the_model, checked
 from prunus.checkpoint.checksums import CHECKSUMS, verify, write_checksums
+from prunus.checkpoint.described import describe
 from prunus.checkpoint.loading import without_weights
 from prunus.checkpoint.naming import Group, groups
 from prunus.checkpoint.on_use import OnUse, hollow
@@ -102,6 +103,8 @@ def prune_folder(
             config = json.loads((work.folder / "config.json").read_text())
             record = achieved.after(earlier).model_dump(mode="json")
             write_text(work.folder / "config.json", json.dumps({**config, RECORD: record}, indent=2) + "\n")
+            setattr(model.config, RECORD, record)
+            describe(work.folder, model)
             write_checksums(work.folder)
             work.folder.rename(output)
             for name in (JOURNAL, LOCK):

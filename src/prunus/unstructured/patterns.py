@@ -29,6 +29,12 @@ class NofM:
     def sparsity(self) -> float:
         return 1 - self.kept / self.of
 
+    def holds(self, zeros_RC: Tensor) -> bool:
+        """Whether every group of a matrix has its zeros; `zeros_RC` is true where a weight is zero."""
+        if zeros_RC.shape[1] % self.of:
+            return False
+        return bool((zeros_RC.reshape(zeros_RC.shape[0], -1, self.of).sum(2) >= self.of - self.kept).all())
+
 
 def parse_pattern(text: str) -> NofM | None:
     """`unstructured` is None, "2:4" keeps 2 of every 4.
