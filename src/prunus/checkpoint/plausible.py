@@ -26,6 +26,8 @@ COUNT_LIMIT = 1_000_000
 SIZE = re.compile(
     r"(_heads|_layers|_dim|_channels|^d_model|^d_ff|^d_kv|(hidden|intermediate|vocab|image|patch|head)_size)$"
 )
+WIDTHS = frozenset({"hidden_size", "intermediate_size", "vocab_size", "num_attention_heads"})
+"""Never zero, as some other sizes are."""
 DEPTH_LIMIT = 20
 """Of configs within configs."""
 FILE_LIMIT = 100 << 20
@@ -102,6 +104,8 @@ def _check_number(name: str, number: object, where: str, within: bool) -> None:
         raise PrunusError(where, number, f"no model has so many; take at most {limit:,}")
     if number < 0 and not within and SIZE.search(name):
         raise PrunusError(where, number, "it must not be negative")
+    if number == 0 and name in WIDTHS:
+        raise PrunusError(where, number, "it must be at least 1")
 
 
 @contextmanager
