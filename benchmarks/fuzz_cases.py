@@ -401,7 +401,9 @@ def tensors_changed(file: Path, rng: random.Random) -> None:
         tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
     except Exception:  # damaged before
         return
-    name = rng.choice(list(tensors))
+    name = rng.choice([name for name, tensor in tensors.items() if tensor.numel()] or [""])
+    if not name:
+        return
     like = [
         other for other, t in tensors.items() if t.shape == tensors[name].shape and not torch.equal(t, tensors[name])
     ]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 import transformers as tf
-from torch import nn
+from torch import Tensor, nn
 
 from prunus import ECoFLaP, WalkOptions, Wanda, allocate, prune
 from prunus.batches import call_with_batch, for_model, input_dtype
 from prunus.losses import own_loss
+from prunus.tasks import EasyVQA
 
 QUIET = WalkOptions(progress=False)
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 24}
@@ -61,3 +65,34 @@ def test_every_verb_takes_pixels_of_any_type(dtype: torch.dtype, given: torch.dt
     prune(one, Wanda(), [batch], options=QUIET)
     prune(other, Wanda(), [same], options=QUIET)
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+class Blip(nn.Module):
+    """As much of a BLIP as `EasyVQA.predict` calls, on another device, whose tensors do not mix with those of the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, device="meta"), requires_grad=False)
+        self._hf_hook = SimpleNamespace(execution_device="meta")
+
+    def vision_model(self, pixel_values: Tensor) -> Any:
+        return SimpleNamespace(last_hidden_state=pixel_values.flatten(2) * self.weight)
+
+    def text_encoder(self, **inputs: Tensor) -> Any:
+        states = sum(value.float().sum() for value in inputs.values()) * self.weight
+        return SimpleNamespace(last_hidden_state=states)
+
+    def text_decoder(self, labels: Tensor, **inputs: Tensor) -> Any:
+        loss = sum(value.float().sum() for value in inputs.values()) * self.weight
+        return SimpleNamespace(loss=loss, logits=labels[..., None] * self.weight)
+
+
+def test_the_loss_of_a_task_places_its_batch_where_the_model_is() -> None:
+    batch = {
+        "pixel_values": torch.ones(1, 2, 2, 2), "image_of_question": torch.zeros(2, dtype=torch.long),
+        "input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": torch.ones(2, 3, dtype=torch.long),
+        "labels": torch.ones(2, 3, dtype=torch.long),
+    }  # fmt: skip
+    prediction = EasyVQA().predict(Blip(), batch)
+    for value in (prediction.loss, prediction.logits, prediction.counted):
+        assert value.is_meta

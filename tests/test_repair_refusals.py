@@ -78,11 +78,15 @@ def test_a_training_that_breaks_off_leaves_every_bit(method: Any, dtype: torch.d
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_compiled_and_absent_models_are_refused() -> None:
+def test_compiled_shared_and_absent_models_are_refused() -> None:
     compiled = pruned()
     compiled.compile()
     with pytest.raises(PrunusError, match="compiled"):
         repair(compiled, MaskedFinetune(), DATA, TRAINING)
+    shared = pruned()
+    shared.model.layers[0].self_attn.q_proj.weight = shared.model.layers[0].self_attn.o_proj.weight
+    with pytest.raises(PrunusError, match="cannot save"):
+        repair(shared, MaskedFinetune(), DATA, TRAINING)
     with pytest.raises(PrunusError, match="not in memory"):
         repair(pruned().to("meta"), MaskedFinetune(), DATA, TRAINING)
 

@@ -137,8 +137,8 @@ def _narrow_part(part: PreTrainedModel, record: Narrowing) -> None:
     wide: dict[str, UnitPlan] = {}
     for name, unit in planned.items():
         where = f"config.{RECORD}.units[{name}]"
-        if name in followers:
-            continue
+        if name in followers or (name not in known and not has_module(part, name)):
+            continue  # a unit of another class, whose module has the same path
         if name not in known:
             raise PrunusError(
                 where, unit.channels, f"this {parts.model} has such a module, but nothing in it that can be narrowed; "

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, default_data_collator
 
 from prunus.anatomy import matrices, weight_of
-from prunus.batches import input_device
+from prunus.batches import check_batch, input_device
 from prunus.errors import PrunusError, refusing
 from prunus.losses import Predict, own_prediction
 from prunus.refusals import plain_model, refuse_weight
@@ -136,7 +136,20 @@ def _what_to_train(
         raise PrunusError(
             "model", type(model).__name__, "all of it is frozen; requires_grad_(True) on what is to be trained"
         )
+    _refuse_shared(model)
     return masks, trainable
+
+
+def _refuse_shared(model: nn.Module) -> None:
+    """Refuses what no checkpoint of the training could hold: transformers saves shared weights only where it tied them itself."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    first: dict[nn.Parameter, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        other = first.setdefault(parameter, name)
+        if other != name and isinstance(model, PreTrainedModel) and not {name, other} & {*tied, *tied.values()}:
+            raise PrunusError(
+                "model", name, f"its weight is that of {other}, which transformers cannot save; copy it first"
+            )
 
 
 def _refuse_data(data: Any) -> None:
@@ -150,7 +163,9 @@ def _refuse_data(data: Any) -> None:
 
 def _collate(items: list[Any]) -> dict[str, Any]:
     with refusing("data", type(items[0]).__name__, "items do not make a batch, so pass a function as collate"):
-        return dict(default_data_collator(items))
+        batch = dict(default_data_collator(items))
+    check_batch(batch, "data")
+    return batch
 
 
 def _set_modes(modes: dict[nn.Module, bool]) -> None:
