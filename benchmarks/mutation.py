@@ -44,7 +44,7 @@ ROOMS: dict[str, list[str]] = {
     "unstructured": ["test_pruner_formulas.py", "test_statistics.py", "test_pruners.py", "test_semi_structured.py", "test_numbers.py", "test_walk.py"],
     "allocation": ["test_allocation_formulas.py", "test_allocation.py"],
     "repair": ["test_repair_formulas.py", "test_repair.py"],
-    "plan": ["test_numbers.py", "test_plan.py", "test_record*.py", "test_allocation_formulas.py"],
+    "plan": ["test_numbers.py", "test_plan.py", "test_record*.py", "test_allocation_formulas.py", "test_narrow*.py", "test_construction*.py", "test_checkpoint.py", "test_matrices.py"],
     "cost.py": ["test_numbers.py"],
     "losses.py": ["test_repair_formulas.py", "test_losses*.py"],
     "tasks": ["test_numbers.py", "test_text.py"],
