@@ -41,7 +41,10 @@ SECONDS = 240
 
 ROOMS: dict[str, list[str]] = {
     "structured": ["test_settings.py", "test_selection.py", "test_structured*.py", "test_upop*.py", "test_search*.py"],
-    "unstructured": ["test_pruner_formulas.py", "test_statistics.py", "test_pruners.py", "test_semi_structured.py", "test_numbers.py", "test_walk.py"],
+    "unstructured": [
+        "test_pruner_formulas.py", "test_statistics.py", "test_pruners.py", "test_semi_structured.py", "test_numbers.py", "test_walk.py",
+        "test_matrices.py", "test_refusals.py", "test_streaming.py", "test_cuts.py",
+    ],
     "allocation": ["test_settings.py", "test_allocation_formulas.py", "test_allocation.py"],
     "repair": ["test_settings.py", "test_repair_formulas.py", "test_repair.py", "test_repair_refusals.py"],
     "plan": ["test_numbers.py", "test_plan.py", "test_record*.py", "test_allocation_formulas.py", "test_narrow*.py", "test_construction*.py", "test_checkpoint.py", "test_matrices.py"],
@@ -56,7 +59,8 @@ SLOW = (
     "every_repair_keeps", "exactly_as_many", "keeps_n_of_m", "turns_into_channel_ratios", "drawn_side_by_side", "are_elsewhere",
     "mean_noise_is", "padding_does_not_count", "nm_patterns_survive", "merging_is_exact", "real_language_model", "goes_on_with_the_same",
     "two_processes", "belong_to_one_repair", "quantised_model", "serves_the_structured", "teach_like_the_teacher", "two_prunings",
-    "harness", "a_recipe_prunes", "outside_of_autocast", "differs_elsewhere", "what_noise_does_not", "prune_batches",
+    "harness", "a_recipe_prunes", "outside_of_autocast", "a_full_disk", "pruned_like_a_model", "interrupted_work", "of_any_size", "either_side_or_none",
+    "exports_as_one_graph", "folders_of_version", "evaluation_that_is", "differs_elsewhere", "what_noise_does_not", "prune_batches",
 )  # fmt: skip
 """Tests, by a part of their name, that go through every family, start processes or train for long: only what the others do not notice is
 shown to them."""
@@ -143,7 +147,14 @@ SWAPS = {
 }
 DROPPED = ("abs", "sqrt", "square", "square_", "neg", "exp", "log")
 FREE = (ast.Raise, ast.Assert, ast.arguments, ast.Import, ast.ImportFrom)
-"""Messages, types and defaults of type hints: nothing that a method computes. Defaults of arguments are constants of calls."""
+"""Messages, checks of the code's own, types, and defaults of arguments, which only tune: nothing that a method computes."""
+SAID = ("logger", "logging", "bar", "Progress")
+"""Whose calls only tell people something."""
+SPOKEN = ("__str__", "__repr__")
+SPEED = ("STRIP", "SMALL", "REPEATS", "LIMIT")
+"""Constants that say how much is done at a time, or from where on a file is damaged: the results are the same."""
+NEUTRAL = ("strict", "sorted", "non_blocking", "cache_enabled", "include_url", "indent")
+"""Arguments of torch and others that change speed, order or looks, or that check what cannot happen."""
 
 
 def generated(file: str) -> list[Mutant]:
@@ -171,17 +182,31 @@ def _places(tree: ast.AST) -> Iterator[ast.AST]:
     for name, value in ast.iter_fields(tree):
         if name in ("annotation", "returns", "decorator_list", "bases"):
             continue
-        for child in value if isinstance(value, list) else [value]:
-            if not isinstance(child, ast.AST) or isinstance(child, FREE) or _is_text(child):
-                continue
-            if isinstance(child, ast.Assign) and isinstance(child.targets[0], ast.Name) and _is_hint(child):
+        children = value if isinstance(value, list) else [value]
+        if children and isinstance(children[-1], ast.Raise) and all(isinstance(c, ast.Assign) for c in children[:-1]):
+            continue  # all that happens is that a message is made
+        for child in children:
+            if not isinstance(child, ast.AST) or isinstance(child, FREE) or _is_free(child):
                 continue
             yield child
             yield from _places(child)
 
 
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+def _is_free(node: ast.AST) -> bool:
+    """Whether nothing that a method computes is in there."""
+    match node:
+        case ast.Expr(value):
+            return isinstance(value, ast.Constant)
+        case ast.Call(ast.Name(name) | ast.Attribute(ast.Name(name))):
+            return name in SAID
+        case ast.FunctionDef(name):
+            return name in SPOKEN
+        case ast.Assign([ast.Name(name)]):
+            return name in SPEED or _is_hint(node)
+        case ast.keyword(name):
+            return name in NEUTRAL
+        case _:
+            return False
 
 
 def _is_hint(node: ast.Assign) -> bool:
@@ -213,8 +238,14 @@ def _set(node: ast.AST, **fields: Any) -> Callable[[], object]:
 
 def _comparison(node: ast.Compare) -> Iterator[Change]:
     if len(node.ops) == 1:
-        for other in COMPARISONS[type(node.ops[0])]:
+        others = COMPARISONS[type(node.ops[0])]
+        for other in others[-1:] if _is_tolerance(node.comparators[0]) else others:
             yield other.__name__, _set(node, ops=[other()])
+
+
+def _is_tolerance(node: ast.AST) -> bool:
+    """Whether it is a number so small that it only stands for rounding."""
+    return isinstance(node, ast.Constant) and isinstance(node.value, float) and 0 < node.value < 1e-6
 
 
 def _operator(node: ast.BinOp | ast.AugAssign) -> Iterator[Change]:
@@ -246,7 +277,7 @@ def _condition(node: ast.IfExp) -> Iterator[Change]:
 
 def _constant(node: ast.Constant) -> Iterator[Change]:
     value = node.value
-    if isinstance(value, bool | int | float):
+    if isinstance(value, bool | int | float) and not _is_tolerance(node):
         new = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value * 2 or 1.0
         yield repr(new), _set(node, value=new)
 
