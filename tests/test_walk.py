@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
-from prunus import Magnitude, PrunusError, WalkOptions, Wanda, matrices, prune
-from prunus.unstructured.recorder import Recorder
+from prunus import Magnitude, PrunusError, SparseGPT, WalkOptions, Wanda, matrices, prune
+from prunus.anatomy import Matrix
+from prunus.unstructured.recorder import Recorder, gather
 from prunus.unstructured.spill import Spill
 from prunus.unstructured.statistics import Need
-from prunus.unstructured.walk import Walk
+from prunus.unstructured.walk import Stop, Visit, Walk
 from tests.families import FAMILIES, build
 
 
@@ -166,6 +169,53 @@ def test_layers_with_one_input_share_its_statistics() -> None:
     assert found["self_attn.q_proj"] == found["self_attn.k_proj"] == found["self_attn.v_proj"]
     assert found["mlp.gate_proj"] == found["mlp.up_proj"]
     assert len(set(found.values())) == 4
+
+
+class SometimesTogether(nn.Module):
+    """A block whose second layer is given what the first is, but in one call only, as in T5Gemma 2's merged attention."""
+
+    def __init__(self, apart: str):
+        super().__init__()
+        self.first, self.second, self.apart = nn.Linear(4, 4), nn.Linear(4, 4), apart
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x) + self.second(x)
+        if self.apart in ("both", "second"):
+            y = y + self.second(x * 2)
+        if self.apart in ("both", "first"):
+            y = y + self.first(x * 3)
+        return y
+
+
+@pytest.mark.parametrize("apart", ["both", "second", "first"])
+def test_layers_with_one_input_in_some_calls_only_have_their_own_statistics(apart: str) -> None:
+    block = SometimesTogether(apart)
+    x = torch.randn(2, 3, 4)
+    targets = [
+        Matrix(name=n, parameter=f"{n}.weight", block="", tower="", rows=4, columns=4) for n in ("first", "second")
+    ]
+    stop = Stop("", [Visit(0, "", {}, (x,)), Visit(1, "", {}, (-x,))], block.forward, Spill(block, "keep"))
+    with torch.no_grad():
+        known = gather(block, targets, Need.SQUARES | Need.GRAM, stop)
+    once = (x * x).sum((0, 1)) * 2
+    squares = {name: known[name].squares_C * known[name].sequences for name in known}
+    torch.testing.assert_close(squares["first"], once * (1 + 9 * (apart != "second")))
+    torch.testing.assert_close(squares["second"], once * (1 + 4 * (apart != "first")))
+    assert known["first"].tokens == 12 * (1 + (apart != "second"))
+
+
+def test_a_model_that_fills_a_cache_whatever_its_config_says_is_walked() -> None:
+    sizes = {"vocab_size": 50, "emb_dim": 16, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 32}
+    torch.manual_seed(0)
+    model = transformers.XLMModel(transformers.XLMConfig(**sizes)).eval()
+    batch = {"input_ids": torch.randint(3, 50, (2, 7))}
+    with torch.no_grad():
+        dense = model(**batch).last_hidden_state
+        pruned = copy.deepcopy(model)
+        prune(pruned, SparseGPT(sparsity=0.0), [batch], options=WalkOptions(progress=False))
+        torch.testing.assert_close(pruned(**batch).last_hidden_state, dense)
+        record = prune(model, SparseGPT(sparsity=0.5), [batch] * 2, options=WalkOptions(progress=False))
+    assert record.sparsity == 0.5
 
 
 def test_later_blocks_see_the_pruned_earlier_ones_unless_told_otherwise() -> None:

@@ -18,7 +18,7 @@ from prunus.anatomy import matrices, weight_of
 from prunus.batches import check_batch, input_device
 from prunus.errors import PrunusError, refusing
 from prunus.losses import Predict, own_prediction
-from prunus.refusals import plain_model, refuse_weight
+from prunus.refusals import is_absent, plain_model, refuse_weight
 from prunus.repair.distillation import Distillation, Lesson, Teacher
 from prunus.repair.finetune import Training, finetune
 from prunus.repair.lora import Adapters
@@ -126,7 +126,7 @@ def _what_to_train(
             f"{method.method} learns from the model before it was pruned; give it, or distillation=None",
         )
     for name, parameter in model.named_parameters():
-        if parameter.is_meta:
+        if is_absent(parameter):
             refuse_weight(name, parameter)
     masks = zeros_of(model)
     for name in masks:

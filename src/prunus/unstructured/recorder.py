@@ -5,7 +5,8 @@ Shapes: N sequences, T tokens, C columns, Q queries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -29,19 +30,24 @@ ENCODER_STATES = ("encoder_hidden_states", "key_value_states")
 class Recorder:
     """Statistics of the inputs of some matrices of one block, whose weights are in memory.
 
-    Matrices that are given the very same tensor (q, k and v; gate and up) share one set of statistics. Positions that an
+    Matrices that are given the very same tensors (q, k and v; gate and up) share one set of statistics. Positions that an
     attention mask switches off for everybody are padding and do not count; an expert counts the tokens routed to it.
+
+    Args:
+        apart: names of matrices that have statistics of their own, whatever they are given.
 
     Attributes:
         statistics: by the matrix's name, of those that were given any token.
     """
 
-    def __init__(self, model: nn.Module, targets: Sequence[Matrix], needs: Need):
-        self._model, self._targets, self._needs = model, targets, needs
+    def __init__(self, model: nn.Module, targets: Sequence[Matrix], needs: Need, apart: Collection[str] = ()):
+        self._model, self._targets, self._needs, self._apart = model, targets, needs, apart
         self._routed = {matrix.name for matrix in targets if matrix.is_expert}
         self._experts = _modules_of_experts(model, targets)
         self._leader: dict[str, str] = {}
         self._own: dict[str, InputStatistics] = {}
+        self._calls: Counter[str] = Counter()
+        self._shared: Counter[str] = Counter()
         self._seen: list[tuple[Tensor, str]] = []
         self._deaf, self._sequences = False, 0
 
@@ -51,6 +57,15 @@ class Recorder:
             name: self._own[leader]
             for name, leader in self._leader.items()
             if not self._needs or self._own[leader].tokens
+        }
+
+    @property
+    def parted(self) -> set[str]:
+        """Matrices that were given what another was, but not in every call of either: the statistics are not theirs."""
+        return {
+            name
+            for name, leader in self._leader.items()
+            if name != leader and not self._shared[name] == self._calls[name] == self._calls[leader]
         }
 
     @contextmanager
@@ -90,15 +105,14 @@ class Recorder:
     def _hear(self, visit: Visit, name: str, x_NTC: Tensor) -> None:
         if self._deaf:
             return
-        shared = next((leader for tensor, leader in self._seen if tensor is x_NTC), None)
-        leader = self._leader.setdefault(name, shared or name)
+        shared = next((leader for tensor, leader in self._seen if tensor is x_NTC), name)
+        leader = self._leader.setdefault(name, name if name in self._apart else shared)
+        self._calls[name] += 1
         if leader != name:
-            if shared != leader:
-                raise PrunusError(
-                    name, "its input", f"it is that of {leader} in some calls only; exclude one of the two"
-                )
+            self._shared[name] += shared == leader
             return
-        self._seen.append((x_NTC, name))
+        if name not in self._apart:
+            self._seen.append((x_NTC, name))
         if name not in self._own:
             self._own[name] = InputStatistics(x_NTC.shape[-1], self._needs, x_NTC.device)
         try:
@@ -166,17 +180,26 @@ def gather(model: nn.Module, targets: Sequence[Matrix], needs: Need, stop: Stop)
     Raises:
         PrunusError: no batch used a matrix that is no expert.
     """
-    recorder = Recorder(model, targets, needs)
-    for visit in stop.visits:
-        with recorder.listening(visit):
-            stop.run(visit)
-        stop.rest(visit)
+    apart: set[str] = set()
+    recorder = _heard(model, targets, needs, stop, apart)
+    while recorder.parted:
+        apart |= recorder.parted
+        recorder = _heard(model, targets, needs, stop, apart)
     for matrix in targets:
         if needs and not matrix.is_expert and matrix.name not in recorder.statistics:
             raise PrunusError(
                 "batches", matrix.name, "no calibration batch used this layer; give batches that do, or exclude it"
             )
     return recorder.statistics
+
+
+def _heard(model: nn.Module, targets: Sequence[Matrix], needs: Need, stop: Stop, apart: Collection[str]) -> Recorder:
+    recorder = Recorder(model, targets, needs, apart)
+    for visit in stop.visits:
+        with recorder.listening(visit):
+            stop.run(visit)
+        stop.rest(visit)
+    return recorder
 
 
 def sequences_of(visit: Visit, x_NTC: Tensor) -> tuple[int, Tensor]:

@@ -11,6 +11,7 @@ still holds.
 from __future__ import annotations
 
 import contextvars
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import nn
+from transformers import Cache
 
 from prunus.batches import call_with_batch, calls_the_model, naming_batch
 from prunus.errors import PrunusError
@@ -234,7 +236,7 @@ class Stop:
         """What the block computes, as it is now, for one batch."""
         self._spill.bring_back(visit.args, visit.kwargs)
         with visit.modes.active(), self._naming(f"batch {visit.batch} in {self.block}"):
-            output = self._forward(*visit.args, **visit.kwargs)
+            output = self._forward(*_with_own_cache(visit.args), **_with_own_cache(visit.kwargs))
         if self.keeps_outputs:
             self._kept.setdefault(visit.batch, output)
         return output
@@ -253,6 +255,16 @@ class Stop:
                 output = self._forward(*visit.args, **visit.kwargs)
         visit.args, visit.kwargs, visit.arguments = (), {}, {}
         return output
+
+
+def _with_own_cache(values: Any) -> Any:
+    """Arguments of a block with copies of key-value caches, which models may fill whatever their config says: a block that runs
+    again finds them as they were."""
+    if isinstance(values, Mapping):
+        return {name: _with_own_cache(value) for name, value in values.items()}
+    if type(values) is tuple:
+        return tuple(_with_own_cache(value) for value in values)
+    return copy.deepcopy(values) if isinstance(values, Cache) else values
 
 
 def _named(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
