@@ -40,17 +40,17 @@ SECONDS = 240
 """A mutant that runs longer has been noticed: it does not end."""
 
 ROOMS: dict[str, list[str]] = {
-    "structured": ["test_selection.py", "test_structured*.py", "test_upop*.py", "test_search*.py"],
+    "structured": ["test_settings.py", "test_selection.py", "test_structured*.py", "test_upop*.py", "test_search*.py"],
     "unstructured": [
         "test_pruner_formulas.py", "test_statistics.py", "test_pruners.py", "test_semi_structured.py", "test_numbers.py", "test_walk.py",
         "test_matrices.py", "test_refusals.py",
     ],
-    "allocation": ["test_allocation_formulas.py", "test_allocation.py"],
-    "repair": ["test_repair_formulas.py", "test_repair.py"],
+    "allocation": ["test_settings.py", "test_allocation_formulas.py", "test_allocation.py"],
+    "repair": ["test_settings.py", "test_repair_formulas.py", "test_repair.py", "test_repair_refusals.py"],
     "plan": ["test_numbers.py", "test_plan.py", "test_record*.py", "test_allocation_formulas.py", "test_narrow*.py", "test_construction*.py", "test_checkpoint.py", "test_matrices.py"],
     "cost.py": ["test_numbers.py"],
     "losses.py": ["test_repair_formulas.py", "test_losses*.py"],
-    "tasks": ["test_numbers.py", "test_text.py"],
+    "tasks": ["test_settings.py", "test_numbers.py", "test_noise.py", "test_text.py"],
 }  # fmt: skip
 """Room → its tests, the quick ones first."""
 
