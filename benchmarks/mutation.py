@@ -59,7 +59,7 @@ SLOW = (
     "every_repair_keeps", "exactly_as_many", "keeps_n_of_m", "turns_into_channel_ratios", "drawn_side_by_side", "are_elsewhere",
     "mean_noise_is", "padding_does_not_count", "nm_patterns_survive", "merging_is_exact", "real_language_model", "goes_on_with_the_same",
     "two_processes", "belong_to_one_repair", "quantised_model", "serves_the_structured", "teach_like_the_teacher", "two_prunings",
-    "harness", "a_recipe_prunes", "outside_of_autocast", 
+    "harness", "a_recipe_prunes", "outside_of_autocast",
     "exports_as_one_graph", "folders_of_version", "evaluation_that_is", "differs_elsewhere", "what_noise_does_not", "prune_batches",
 )  # fmt: skip
 """Tests, by a part of their name, that go through every family, start processes or train for long: only what the others do not notice is

@@ -161,6 +161,8 @@ def test_a_q_former_s_mask_is_over_queries_and_then_text() -> None:
     assert counted(queries, attention_mask=mask, query_length=2) is None
     assert counted(both, attention_mask=mask, query_length=0) == mask.bool().flatten().tolist()
     assert counted(text, attention_mask=mask, query_length="2") is None
+    assert counted(both.reshape(-1, 8), attention_mask=mask, query_length=2) == mask.bool().flatten().tolist()
+    assert counted(text[:1], attention_mask=mask[0], query_length=2) == [True, True, True, False]
     one = torch.tensor([[1, 1, 0]])
     assert counted(torch.zeros(1, 2, 8), attention_mask=one, query_length=1) == [True, False]
 
