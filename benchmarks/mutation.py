@@ -40,17 +40,17 @@ SECONDS = 240
 """A mutant that runs longer has been noticed: it does not end."""
 
 ROOMS: dict[str, list[str]] = {
-    "structured": ["test_selection.py", "test_structured*.py", "test_upop*.py", "test_search*.py"],
+    "structured": ["test_settings.py", "test_selection.py", "test_structured*.py", "test_upop*.py", "test_search*.py"],
     "unstructured": [
         "test_pruner_formulas.py", "test_statistics.py", "test_pruners.py", "test_semi_structured.py", "test_numbers.py", "test_walk.py",
-        "test_matrices.py", "test_refusals.py", "test_streaming.py", "test_cuts.py",
+        "test_matrices.py", "test_refusals.py",
     ],
-    "allocation": ["test_allocation_formulas.py", "test_allocation.py"],
-    "repair": ["test_repair_formulas.py", "test_repair.py"],
+    "allocation": ["test_settings.py", "test_allocation_formulas.py", "test_allocation.py"],
+    "repair": ["test_settings.py", "test_repair_formulas.py", "test_repair.py", "test_repair_refusals.py"],
     "plan": ["test_numbers.py", "test_plan.py", "test_record*.py", "test_allocation_formulas.py", "test_narrow*.py", "test_construction*.py", "test_checkpoint.py", "test_matrices.py"],
     "cost.py": ["test_numbers.py"],
     "losses.py": ["test_repair_formulas.py", "test_losses*.py"],
-    "tasks": ["test_numbers.py", "test_text.py"],
+    "tasks": ["test_settings.py", "test_numbers.py", "test_noise.py", "test_text.py"],
 }  # fmt: skip
 """Room → its tests, the quick ones first."""
 
@@ -59,7 +59,7 @@ SLOW = (
     "every_repair_keeps", "exactly_as_many", "keeps_n_of_m", "turns_into_channel_ratios", "drawn_side_by_side", "are_elsewhere",
     "mean_noise_is", "padding_does_not_count", "nm_patterns_survive", "merging_is_exact", "real_language_model", "goes_on_with_the_same",
     "two_processes", "belong_to_one_repair", "quantised_model", "serves_the_structured", "teach_like_the_teacher", "two_prunings",
-    "harness", "a_recipe_prunes", "outside_of_autocast", "a_full_disk", "pruned_like_a_model", "interrupted_work", "of_any_size", "either_side_or_none",
+    "harness", "a_recipe_prunes", "outside_of_autocast",
     "exports_as_one_graph", "folders_of_version", "evaluation_that_is", "differs_elsewhere", "what_noise_does_not", "prune_batches",
 )  # fmt: skip
 """Tests, by a part of their name, that go through every family, start processes or train for long: only what the others do not notice is

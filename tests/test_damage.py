@@ -207,6 +207,13 @@ def test_a_training_ends_at_the_first_loss_that_is_no_number(tmp_path: Path) -> 
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+def test_a_folder_of_others_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-500").mkdir()
+    with pytest.raises(PrunusError, match="checkpoint-500"):
+        train(Tiny(1.0), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-500"]
+
+
 def test_a_spoilt_weight_is_not_kept(tmp_path: Path) -> None:
     model = Tiny(1.0)
     model.register_parameter("other", torch.nn.Parameter(torch.tensor([torch.nan])))

@@ -9,6 +9,7 @@ import torch
 from benchmarks.disk_sweep import compare
 from benchmarks.tiny_models import build
 from safetensors.torch import load_file
+from transformers import CONFIG_MAPPING
 
 from prunus.checkpoint.loading import without_weights
 from prunus.checkpoint.naming import groups
@@ -35,6 +36,8 @@ def test_disk_and_memory_agree(model_type: str, dtype: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen3_vl_moe", "deepseek_v3", "molmo2_text", "kimi_k25"])
 def test_what_is_merged_while_loading_is_written_back_as_it_was(model_type: str, tmp_path: Path) -> None:
+    if model_type not in CONFIG_MAPPING:
+        pytest.skip(f"this release of transformers has no {model_type}")
     build(model_type).model.save_pretrained(tmp_path)
     files = load_file(tmp_path / "model.safetensors")
     model, shards = without_weights(tmp_path)

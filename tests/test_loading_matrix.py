@@ -32,6 +32,13 @@ def test_a_class_loads_the_narrow_folder_as_it_loads_the_dense_one(family: str, 
     assert check(pair, cls, next(w for w in WAYS if w.name == way)) is None
 
 
+def test_a_quantiser_is_held_to_what_it_can_do_to_dense_layers() -> None:
+    pytest.importorskip("torchao")
+    torchao = next(way for way in WAYS if way.name == "torchao")
+    assert torchao.takes(2, 24)
+    assert not torchao.takes(1, 24)
+
+
 @pytest.mark.parametrize("family", ["clip", "blip_vqa", "t5", "llava"])
 def test_every_tower_is_saved_and_loaded_alone(family: str, tmp_path) -> None:
     found = dict(towers(saved(family, tmp_path), tmp_path / "towers"))

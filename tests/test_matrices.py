@@ -6,12 +6,14 @@ import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers as tf
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 from typer.testing import CliRunner
@@ -32,9 +34,13 @@ from prunus import (
 from prunus.allocation import OWL, ECoFLaP
 from prunus.anatomy import survey, weight_of
 from prunus.cli import app
+from prunus.plan import MatrixPlan, SparsityPlan
+from prunus.unstructured.products import Products
+from prunus.unstructured.record import named_here, zeros_in
 from prunus.unstructured.recorder import Recorder, counted_positions
 from prunus.unstructured.statistics import Need
 from prunus.unstructured.walk import Visit, Walk
+from tests.fake_devices import Elsewhere
 from tests.families import FAMILIES, build
 
 QUIET = WalkOptions(progress=False)
@@ -329,6 +335,114 @@ def test_what_is_recorded_but_not_so_is_said(caplog: pytest.LogCaptureFixture) -
     assert found is not None
     assert found.matrices[name].pruned == 0
     assert all(m == found.matrices[n] for n, m in record.matrices.items() if n != name)
+
+
+class Layers(nn.Module):
+    """Linear layers (2, 3) at the ends of these paths; paths with the same object share the layer."""
+
+    def __init__(self, **layers: nn.Module):
+        super().__init__()
+        for path, layer in layers.items():
+            *parents, name = path.split("_")
+            inside: nn.Module = self
+            for parent in parents:
+                if not hasattr(inside, parent):
+                    inside.add_module(parent, nn.Module())
+                inside = getattr(inside, parent)
+            inside.add_module(name, layer)
+
+
+def test_a_record_s_names_are_looked_for_inside_and_around() -> None:
+    def named(model: nn.Module, name: str, columns: int = 3) -> list[str]:
+        matrix = MatrixPlan(rows=2, columns=columns, pruned=1, tower="")
+        return list(named_here(model, SparsityPlan(model="M", matrices={name: matrix})).matrices)
+
+    shared = nn.Linear(3, 2)
+    model = Layers(a_b_c=nn.Linear(3, 2), a_d=shared, e_d=shared, f=nn.Linear(3, 2))
+    assert named(model, "a.b.c") == ["a.b.c"]
+    assert named(model, "outer.a.b.c") == ["a.b.c"], "without the path of what holds this model there"
+    assert named(model, "one.two.three.f") == ["f"]
+    assert named(model, "b.c") == ["a.b.c"], "below the path of what holds the other one here"
+    assert named(model, "c") == ["a.b.c"]
+    assert named(model, "e.d") == ["e.d"], "a layer that is shared goes by all its names"
+    assert named(model, "d") == [], "there are two"
+    assert named(model, "f", columns=4) == []
+    assert named(model, "g") == []
+    assert named(model, "a") == [], "no layer, and nothing that has a weight"
+    experts = MODELS["mixtral"]()
+    name = next(m.name for m in matrices(experts) if m.name.endswith("[1]"))
+    rows, columns = weight_of(experts, name).shape
+    one = SparsityPlan(model="M", matrices={name: MatrixPlan(rows=rows, columns=columns, pruned=1, tower="")})
+    assert list(named_here(experts.model, one).matrices) == [name.removeprefix("model.")]
+    missing = one.model_copy(update={"matrices": {name.replace("[1]", "[9]"): one.matrices[name]}})
+    assert named_here(experts, missing).matrices == {}
+
+
+def test_zeros_are_counted_where_that_is_possible() -> None:
+    weight = torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, -1.0]])
+    assert zeros_in(weight, 9) == 3
+    assert zeros_in(weight.half(), 9) == 3
+    assert zeros_in(weight.to("meta"), 9) == 9
+    assert zeros_in(weight.int(), 9) == 9
+    assert zeros_in(Elsewhere(weight, torch.device("cpu")), 9) == 9, "a tensor of a kind of its own"
+
+
+PRODUCTS: list[tuple[Callable[..., Any], list[str]]] = [
+    (lambda x, w, s: F.linear(x, w), ["w"]),
+    (lambda x, w, s: F.linear(input=x, weight=w), ["w"]),
+    (lambda x, w, s: x @ s, ["s"]),
+    (lambda x, w, s: torch.matmul(x, other=s), ["s"]),
+    (lambda x, w, s: torch.mm(x, mat2=s), ["s"]),
+    (lambda x, w, s: torch.mm(input=x, mat2=s), ["s"]),
+    (lambda x, w, s: x.mm(s), ["s"]),
+    (lambda x, w, s: x.matmul(s), ["s"]),
+    (lambda x, w, s: torch.addmm(torch.zeros(2), x, s), ["s"]),
+    (lambda x, w, s: torch.addmm(input=torch.zeros(2), mat1=x, mat2=s), ["s"]),
+    (lambda x, w, s: torch.zeros(4, 2).addmm(x, s), ["s"]),
+    (lambda x, w, s: x @ w.T, ["w"]),
+    (lambda x, w, s: F.linear(x, nn.Parameter(w.clone())), []),
+    (lambda x, w, s: F.linear(x, w[0]), []),
+    (lambda x, w, s: x @ s[:, 0], []),
+    (lambda x, w, s: torch.einsum, []),
+    (lambda x, w, s: x + s.sum(), []),
+    (lambda x, w, s: F.linear(x, Elsewhere(w.detach(), torch.device("cpu"))), []),
+    (lambda x, w, s: x @ Elsewhere(s.detach(), torch.device("cpu")), []),
+]
+EXPERTS: list[tuple[Callable[..., Any], bool]] = [
+    (torch.bmm, True),
+    (lambda x, e: torch.bmm(x, mat2=e), True),
+    (lambda x, e: x @ e, True),
+    (lambda x, e: torch.baddbmm(torch.zeros(1, 1, 2), x, e), True),
+    (lambda x, e: torch.baddbmm(torch.zeros(1, 1, 2), batch1=x, batch2=e), False),
+    (lambda x, e: x[0] @ e, False),
+    (lambda x, e: x[None] @ e[None], False),
+    (lambda x, e: torch.bmm(x, e.clone()), False),
+]
+
+
+def matrix_of(name: str, weight: Tensor) -> Any:
+    return SimpleNamespace(name=name, view=lambda _model: weight)
+
+
+@pytest.mark.parametrize(("product", "expected"), PRODUCTS)
+def test_products_are_heard_by_their_weight(product: Callable[..., Any], expected: list[str]) -> None:
+    x, w, s = torch.randn(4, 3), nn.Parameter(torch.randn(2, 3)), nn.Parameter(torch.randn(3, 2))
+    heard: list[tuple[str, Tensor]] = []
+    with Products(nn.Identity(), [matrix_of("w", w), matrix_of("s", s.T)], lambda *found: heard.append(found)):
+        product(x, w, s)
+    assert [name for name, _ in heard] == expected
+    assert all(given is x for _, given in heard)
+
+
+@pytest.mark.parametrize(("product", "expected"), EXPERTS)
+def test_products_of_all_experts_at_once_are_heard_one_by_one(product: Callable[..., Any], expected: bool) -> None:
+    x, e = torch.randn(3, 4, 5), nn.Parameter(torch.randn(3, 5, 2))
+    heard: list[tuple[str, Tensor]] = []
+    targets = [matrix_of(str(i), e[i].T) for i in range(3)]
+    with Products(nn.Identity(), targets, lambda *found: heard.append(found)):
+        product(x, e)
+    assert [name for name, _ in heard] == (["0", "1", "2"] if expected else [])
+    assert all(torch.equal(given, x[int(name)]) for name, given in heard)
 
 
 def test_names_are_those_of_the_model_that_is_asked() -> None:

@@ -400,6 +400,19 @@ def test_a_model_without_a_record_is_saved_as_ever(tmp_path) -> None:
     assert "import prunus" not in text
 
 
+def test_what_is_saved_over_another_model_is_what_loads(tmp_path) -> None:
+    case = build("llama", 5)
+    small = extract(case.model, random_plan(case.model, 5))
+    for model, size in ((case.model, "1GB"), (small, "10KB"), (small, "1GB"), (small, "10KB")):
+        model.save_pretrained(tmp_path, max_shard_size=size)
+        loaded = load_model(tmp_path)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    case.model.save_pretrained(tmp_path / "over")
+    small.save_pretrained(tmp_path / "over")
+    case.model.save_pretrained(tmp_path / "over")
+    assert not [path.name for path in (tmp_path / "over").iterdir() if "prunus" in path.name or path.suffix == ".md"]
+
+
 def test_a_plan_that_the_config_lost_is_taken_from_the_copy(tmp_path) -> None:
     small, case = narrowed("clip")
     small.save_pretrained(tmp_path)

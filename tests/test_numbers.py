@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,6 +85,40 @@ def test_peak_memory_is_in_bytes() -> None:
     held = torch.ones(60_000_000)
     assert cost.peak_memory() >= before
     assert cost.peak_memory() > 4 * held.numel()
+
+
+def test_peak_memory_is_what_the_system_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted() -> int:
+        return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+
+    if Path("/proc/self/status").exists():
+        before = counted()
+        assert before <= cost.peak_memory() <= counted()
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    monkeypatch.setattr(cost.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=5000))
+    for platform, unit in (("linux", 1024), ("darwin", 1)):
+        monkeypatch.setattr(cost.sys, "platform", platform)
+        assert cost.peak_memory() == 5000 * unit
+
+
+def test_fused_attention_multiplies_queries_with_keys_and_probabilities_with_values() -> None:
+    """2 batches, 3 heads, 5 queries of width 7, 11 keys, values of width 13."""
+    found = cost._fused_attention_flops((2, 3, 5, 7), (2, 3, 11, 7), (2, 3, 11, 13))
+    assert found == 2 * (2 * 3 * 5 * 11 * 7 + 2 * 3 * 5 * 11 * 13)
+
+
+def test_counting_leaves_no_hook_and_no_gradient_off() -> None:
+    """BLIP-2's query tokens, a parameter that blocks are called with, trip over torch's counter while they train."""
+    case = build("blip2_opt", 3)
+    case.model.qformer.layernorm.weight.requires_grad_(False)
+    required = [parameter.requires_grad for parameter in case.model.parameters()]
+    assert 0 < sum(required) < len(required)
+    found = cost.multiply_accumulates(case.model, lambda: case.model(**case.inputs))
+    assert 0 < sum(count for tower, count in found.items() if tower != "total") < found["total"]
+    with pytest.raises(ZeroDivisionError):
+        cost.multiply_accumulates(case.model, lambda: 1 // 0)
+    assert [parameter.requires_grad for parameter in case.model.parameters()] == required
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in case.model.modules())
 
 
 # plans

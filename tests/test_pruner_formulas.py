@@ -258,6 +258,35 @@ def test_weights_of_inputs_that_are_always_zero_are_never_grown(same_sign: bool)
         assert zeros[:, ::3].all()
 
 
+@pytest.mark.parametrize("same_sign", [True, False])
+def test_weights_that_change_no_expected_output_are_neither_grown_nor_cut(same_sign: bool) -> None:
+    """Their inputs go up and down around zero, by little in one column of four, where weights are pruned, and by much in another."""
+    for seed in range(4):
+        weight, inputs = example(seed, 20, 24)
+        inputs, turns = inputs[:, :6], torch.tensor([1.0, -1.0] * 3)[:, None]
+        inputs[..., ::4], inputs[..., 1::4] = turns / 1024, turns * 2
+        expected = swapped(
+            weight.double().numpy(), inputs.double().numpy(), "wanda", 12, same_sign=same_sign, threshold=0.0
+        )
+        _, zeros = pruned(weight, inputs, DSnoT(sparsity=0.5, same_sign=same_sign, threshold=0.0))
+        assert np.array_equal(zeros, expected)
+
+
+@pytest.mark.parametrize(
+    ("row", "pattern", "swapped_columns"), [([1, 2, -3, 4], None, [0, 2]), ([1, 2, 3, 4], "2:4", [0, 2])]
+)
+def test_a_row_whose_change_is_the_threshold_is_done(
+    row: list[int], pattern: str | None, swapped_columns: list[int]
+) -> None:
+    """Sums are 1 in every column, so that weights 1 and 2, which go first, change the row by 3; growing 2 pays most."""
+    inputs = torch.tensor([[[2.0, 1, 1, 1], [-1, 0, 0, 0]]])
+    budget: dict[str, Any] = {"sparsity": 0.5} if pattern is None else {"pattern": pattern}
+    for threshold, expected in ((3.0, [0, 1]), (2.9, swapped_columns)):
+        method = DSnoT(threshold=threshold, max_cycles=1, same_sign=False, **budget)
+        _, zeros = prune_matrix(torch.tensor([row]).float(), inputs, method)
+        assert zeros[0].nonzero().flatten().tolist() == expected
+
+
 def test_dsnot_s_defaults() -> None:
     method = DSnoT()
     assert (method.start, method.max_cycles, method.threshold, method.variance_power) == ("wanda", 50, 0.1, 1.0)

@@ -9,10 +9,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prunus import DSnoT, Magnitude, PrunusError, SparseGPT, Wanda, prune_matrix
+from prunus import DSnoT, Magnitude, PrunusError, SparseGPT, WalkOptions, Wanda, matrices, prune_matrix
+from prunus.anatomy import survey
+from prunus.plan.sparsity import uniform
 from prunus.unstructured.patterns import NofM, Quota, parse_pattern
+from prunus.unstructured.pruning import settle
 from prunus.unstructured.sparsegpt import inverse_factor
 from prunus.unstructured.statistics import InputStatistics, Need
+from tests.families import build
 from tests.shared import golden
 
 PATTERNS = ["2:4", "4:8"]
@@ -184,6 +188,117 @@ def test_sparsegpt_beats_wanda_on_the_output() -> None:
 def test_bad_requests_are_refused(make, message) -> None:
     with pytest.raises(PrunusError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("weight", "inputs"), [((6,), (1, 2, 6)), ((1, 3, 6), (1, 2, 3)), ((3, 6), (2, 6)), ((3, 6), (1, 1, 2, 6)), ((3, 6), (1, 6, 5))]
+)  # fmt: skip
+def test_shapes_that_do_not_fit_are_refused(weight: tuple[int, ...], inputs: tuple[int, ...]) -> None:
+    with pytest.raises(PrunusError, match="samples, tokens, in"):
+        prune_matrix(torch.ones(weight), torch.ones(inputs), Magnitude())
+
+
+@pytest.mark.parametrize("method", [Magnitude(), SparseGPT(), DSnoT()])
+def test_the_weight_that_is_given_stays(method) -> None:
+    weight = torch.randn(4, 8)
+    before = weight.clone()
+    prune_matrix(weight, torch.randn(2, 3, 8), method)
+    assert torch.equal(weight, before)
+
+
+def test_what_is_asked_for_follows_from_the_pattern() -> None:
+    assert Wanda().target == 0.5
+    assert Wanda(sparsity=0.3).target == 0.3
+    assert Wanda(pattern="1:4").target == 0.75
+    assert Wanda(pattern=124).pattern == "2:4", "as YAML reads it"
+    assert Wanda(pattern="2:4", sparsity=0.5).target == 0.5
+    assert Wanda(pattern="2:4", sparsity={"vision": 0.5}).target == {"vision": 0.5}
+    assert parse_pattern("3:5") == NofM(3, 5)
+    assert parse_pattern("unstructured") is None
+    for sparsity in (0.4, 0.6, {"vision": 0.5, "language": 0.7}):
+        with pytest.raises(PrunusError, match=r"2:4 always prunes 0\.5"):
+            Wanda(pattern="2:4", sparsity=sparsity)
+    for pattern in ("0:4", "4:4", "2:4:8", "2", "a2:4"):
+        with pytest.raises(PrunusError, match="0 < n < m"):
+            parse_pattern(pattern)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "lowest", "highest"),
+    [
+        (DSnoT, "max_cycles", 0, 1_000_000),
+        (DSnoT, "variance_power", 0, 100),
+        (DSnoT, "threshold", 0, 1e6),
+        (SparseGPT, "damping", 1e-12, 1e6),
+        (SparseGPT, "block_size", 1, 1_000_000),
+        (Wanda, "sparsity", 0, 0.999),
+    ],
+)
+def test_settings_have_limits(kind, name, lowest, highest) -> None:
+    for value in (lowest, highest):
+        assert getattr(kind(**{name: value}), name) == value
+    for value in (-0.01, 0 if lowest else -1, highest + 1):
+        with pytest.raises(PrunusError, match=name):
+            kind(**{name: value})
+
+
+def test_defaults_are_those_of_the_papers() -> None:
+    assert (SparseGPT().block_size, SparseGPT().damping) == (128, 0.01)
+    assert WalkOptions().model_dump() == {"sequential": True, "bf16": False, "activations": "keep", "progress": True}
+
+
+@pytest.mark.parametrize("kind", [SparseGPT, DSnoT, Wanda])
+def test_zeros_that_stay_go_first_and_all_of_them(kind) -> None:
+    """In a block of SparseGPT, in rows, and in groups of four of which one has more zeros than go."""
+    torch.manual_seed(0)
+    inputs = InputStatistics(8, kind().needs)
+    for _ in range(3):
+        inputs.add(torch.randn(20, 8), 1)
+    zeros = torch.tensor([[1, 1, 1, 0, 0, 0, 0, 1], [0, 0, 0, 0, 1, 1, 1, 0]]).bool()
+    weight = torch.randn(2, 8).masked_fill(zeros, 0)
+    for quota, count in (
+        (Quota(8, zeros=zeros), 8),
+        (Quota(4, zeros=zeros), 7),
+        (Quota(8, NofM(2, 4), zeros=zeros), 10),
+    ):
+        new, gone = kind().prune(weight.clone(), inputs, quota)
+        assert bool((gone[zeros]).all())
+        assert bool((new[gone] == 0).all())
+        assert kind is DSnoT or int(gone.sum()) == count
+
+
+def test_settling_on_a_plan_touches_nothing_and_checks_everything() -> None:
+    model = build("instructblip_t5", 1).model
+    candidates = matrices(model)
+    everything = uniform(type(model).__name__, candidates, 0.5)
+    chosen, plan = settle(model, Wanda(), everything, (), ())
+    assert chosen == candidates, "a plan says by itself that the connector is in it"
+    assert plan.block_weights == survey(model).weights
+    chosen, _ = settle(model, Wanda(), everything, ("vision",), ())
+    assert {m.tower for m in chosen} == {"vision"}
+    few = everything.model_copy(update={"matrices": dict(list(everything.matrices.items())[:3])})
+    assert settle(model, Wanda(), few, (), ())[0] == candidates[:3]
+    fits = [m for m in candidates if m.columns % 4 == 0]
+    half = uniform(type(model).__name__, fits, 0.5)
+    counted = {
+        n: m.model_copy(update={"pruned": m.pruned + 1, "asked": m.weights // 2}) for n, m in half.matrices.items()
+    }
+    recorded = half.model_copy(update={"matrices": counted})
+    for fitting in (half, recorded):
+        assert len(settle(model, Wanda(pattern="2:4"), fitting, (), ())[0]) == len(fits)
+    name = fits[0].name
+    more = half.model_copy(
+        update={"matrices": {**half.matrices, name: half.matrices[name].model_copy(update={"pruned": 1})}}
+    )
+    with pytest.raises(PrunusError, match="the pattern 2:4 prunes the same share"):
+        settle(model, Wanda(pattern="2:4"), more, (), ())
+    for method, towers in (
+        (Wanda(), {"vision", "language"}),
+        (Wanda(sparsity={"vision": 0.5}), {"vision"}),
+        (Wanda(sparsity={"vision": 0.5, "connector": 0.5}), {"vision", "connector"}),
+    ):
+        chosen, plan = settle(model, method, None, (), ())
+        assert {m.tower for m in chosen} == set(plan.towers) == towers
 
 
 def test_the_type_of_the_weight_stays() -> None:

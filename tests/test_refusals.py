@@ -25,6 +25,7 @@ from prunus import (
     prune_folder,
     sparsity_of,
 )
+from prunus.checkpoint.on_use import hollow
 from prunus.cli import main
 from prunus.undo import Undo
 from prunus.unstructured.walk import Walk
@@ -336,3 +337,14 @@ def test_evaluation_that_is_not_possible_is_one_line_and_status_2(
     assert ended.value.code == 2
     assert "Traceback" not in said
     assert reason in " ".join(said.split())
+
+
+def test_zeros_of_emptied_weights_are_not_counted_but_taken_from_the_record() -> None:
+    model = llama()
+    prune(model, Magnitude(sparsity=0.5), [ids()], options=QUIET)
+    before = sparsity_of(model)
+    for parameter in model.parameters():
+        parameter.data = hollow(parameter, torch.device("cpu")).data
+    assert sparsity_of(model) == before
+    with pytest.raises(PrunusError, match="not in memory"):
+        prune(model, Magnitude(sparsity=0.5), [ids()], options=QUIET)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from prunus import OWL, DSnoT, WalkOptions, allocate, prune
-from prunus.unstructured.recorder import sequences_of
+from prunus import OWL, DSnoT, PrunusError, WalkOptions, allocate, prune
+from prunus.unstructured.recorder import counted_positions, has_padding, sequences_of
 from prunus.unstructured.statistics import InputStatistics, Need
 from prunus.unstructured.walk import Visit
 from tests.families import build
@@ -103,3 +105,112 @@ def test_a_call_without_tokens_changes_nothing() -> None:
     nothing = InputStatistics(2, Need.NOTHING)
     nothing.add(torch.full((3, 2), torch.nan), 1)
     assert nothing.tokens == 0
+
+
+def test_packed_rows_and_flattened_ones_know_their_sequence() -> None:
+    x = torch.randn(2, 3, 4)
+    packed = torch.randn(7, 4)
+    bounds = {"cu_seqlens": torch.tensor([0, 4, 5, 7])}
+    count, places = sequences_of(Visit(0, "block", bounds), packed)
+    assert (count, places.tolist()) == (3, [0, 0, 0, 0, 1, 2, 2])
+    # bounds of something else, and what else a block is given, say nothing
+    other = {
+        "cu_seqlens": torch.tensor([0, 3, 5]),
+        "position": torch.zeros(7, 1),
+        "four": torch.zeros(7, 1, 1, 1),
+        "x": x,
+    }
+    assert sequences_of(Visit(0, "block", other), packed)[0] == 1
+    assert sequences_of(Visit(0, "block", {**other, "hidden": torch.zeros(3, 2, 5)}), x.reshape(6, 4))[0] == 2
+    assert sequences_of(Visit(0, "block", {"cu_seqlens": [0, 7]}), packed)[0] == 1
+    count, places = sequences_of(Visit(0, "block", {}), torch.randn(2, 3, 5, 4))
+    assert (count, places.tolist()) == (2, [0] * 15 + [1] * 15)
+    assert sequences_of(Visit(0, "block", {}), torch.zeros(1, 0, 4))[1].tolist() == []
+    assert sequences_of(Visit(0, "block", {}), torch.zeros(1, 1, 4))[1].tolist() == [0]
+
+
+def counted(x: Tensor, **arguments: Any) -> list[bool] | None:
+    found = counted_positions(Visit(0, "block", arguments), x)
+    return None if found is None else found.tolist()
+
+
+def test_masks_count_where_they_are_over_a_layer_s_inputs() -> None:
+    x = torch.zeros(2, 3, 4)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    flat = [True, True, False, True, True, True]
+    assert counted(x, attention_mask=mask) == flat
+    assert counted(x.reshape(-1, 4), attention_mask=mask) == flat
+    assert counted(x, attention_mask=mask[:, :2]) is None
+    assert counted(torch.zeros(1, 3, 4), attention_mask=mask) is None
+    assert counted(x, attention_mask=mask[:1]) == flat[:3] * 2, "one mask for all sequences"
+    assert counted(torch.zeros(4, 3, 4), attention_mask=mask) is None, "two masks for four sequences"
+    assert counted(torch.zeros(2, 4, 4), attention_mask=mask[:1]) is None
+    assert counted(torch.zeros(3, 4), attention_mask=mask[0].bool()) == flat[:3]
+    states = torch.zeros(2, 3, 4)
+    for name in ("encoder_hidden_states", "key_value_states"):
+        given = {name: states, "encoder_attention_mask": mask, "attention_mask": mask.flip(1)}
+        assert counted(states, **given) == flat
+        assert counted(x, **given) == [False, True, True, True, True, True]
+
+
+def test_a_q_former_s_mask_is_over_queries_and_then_text() -> None:
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]])
+    text, queries, both = (torch.zeros(2, length, 8) for length in (4, 2, 6))
+    assert counted(text, attention_mask=mask, query_length=2) == [True, True, True, False] + [True] * 4
+    assert counted(both, attention_mask=mask, query_length=2) == mask.bool().flatten().tolist()
+    assert counted(queries, attention_mask=mask, query_length=2) is None
+    assert counted(both, attention_mask=mask, query_length=0) == mask.bool().flatten().tolist()
+    assert counted(text, attention_mask=mask, query_length="2") is None
+    assert counted(both.reshape(-1, 8), attention_mask=mask, query_length=2) == mask.bool().flatten().tolist()
+    assert counted(text[:1], attention_mask=mask[0], query_length=2) == [True, True, True, False]
+    one = torch.tensor([[1, 1, 0]])
+    assert counted(torch.zeros(1, 2, 8), attention_mask=one, query_length=1) == [True, False]
+
+
+def test_masks_are_read_by_what_they_hold() -> None:
+    x = torch.zeros(1, 3, 2)
+    shown = [True, True, False]
+    causal = torch.ones(3, 3).tril() * torch.tensor([1.0, 1, 0])
+    for mask in (
+        {"full": None, "sliding": torch.tensor([[1, 1, 0]])},
+        torch.tensor([[2, 1, 0]]),
+        torch.tensor([[0.5, 1.0, 0.0]]),
+        torch.tensor([[0.0, 0.0, -1e3]]),
+        torch.tensor([[0.0, -999.0, -1001.0]]),
+        torch.tensor([[1.0, 0.0, -1e4]]),
+        causal[None, None].long(),
+        (causal == 0)[None],
+        ~causal.bool()[None, None].expand(1, 4, 3, 3),
+    ):
+        assert counted(x, attention_mask=mask) == shown, mask
+        assert has_padding(Visit(0, "block", {"attention_mask": mask}))
+    for mask in (None, {"full": None}, {}, torch.zeros(1, 3), torch.ones(1, 3), torch.tensor([[-1.0, 0, -999]]),
+                 torch.ones(1, 1, 3, 3).tril(), torch.ones(1, 1, 3, 3, dtype=torch.bool)):  # fmt: skip
+        assert counted(x, attention_mask=mask) is None, mask
+        assert not has_padding(Visit(0, "block", {"attention_mask": mask}))
+    # two positions: the second may look at the first, or must not
+    pair = torch.tensor([[[False, True], [False, False]]])
+    assert counted(torch.zeros(1, 2, 2), attention_mask=pair) is None
+    assert counted(torch.zeros(1, 2, 2), attention_mask=torch.tensor([[[True, False], [True, False]]])) == [True, False]
+    # one query over one key: what is there says what may be looked at
+    assert counted(torch.zeros(2, 1, 2), attention_mask=torch.tensor([[[True]], [[False]]])) == [True, False]
+    # more queries than keys
+    assert counted(torch.zeros(1, 2, 2), attention_mask=torch.tensor([[[True, False]] * 3])) == [True, False]
+    with pytest.raises(PrunusError, match="sdpa"):
+        has_padding(Visit(0, "block", {"attention_mask": "causal"}))
+
+
+def test_means_are_by_sequence_and_of_nothing_they_are_zero() -> None:
+    nothing = InputStatistics(2, EVERYTHING)
+    for value in found(nothing).values():
+        assert not value.any()
+    one = InputStatistics(2, EVERYTHING)
+    one.add(torch.tensor([[3.0, 1.0]]), 1)
+    assert one.squares_C.tolist() == [9, 1]
+    assert one.sums_C.tolist() == [3, 1]
+    assert one.variances_C.tolist() == [0, 0]
+    assert one.gram_CC.tolist() == [[18, 6], [6, 2]]
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        with pytest.raises(PrunusError, match="not finite"):
+            one.add(torch.tensor([[0.0, 1.0], [bad, 0.0]]), 1)
+    assert (one.sequences, one.tokens) == (1, 1)

@@ -62,11 +62,7 @@ def reached(case) -> list[str]:
     return list(seen)
 
 
-NOT_YET = {"siglip2_vision", "idefics3"}
-"""Their forwards read a value off a skeleton on `meta`."""
-
-
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in NOT_YET])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_folder_is_pruned_like_a_model(name: str, tmp_path: Path) -> None:
     case = build(name, 3)
     case.model.save_pretrained(tmp_path / "dense", max_shard_size="20KB")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +23,7 @@ from prunus.recipe import parse_recipe
 from prunus.run import run
 from prunus.tasks import Text
 from prunus.tasks.harness import harness_scores
-from prunus.tasks.text import windows
+from prunus.tasks.text import check_length, windows
 from tests.shared import FOLDER
 
 WORDS = [f"w{index}" for index in range(40)]
@@ -86,6 +89,77 @@ def test_calibration_windows_are_spread_and_repeatable(folder: Path) -> None:
     assert spread(torch.arange(10), 5).tolist() == [0, 2, 4, 6, 8]
     with pytest.raises(PrunusError, match="there are 31"):
         settings.calibration(32, 1)
+
+
+def test_training_items_and_the_measured_call_are_windows_of_the_text(folder: Path) -> None:
+    settings, model = task(folder), load_model(folder / "model")
+    data = settings.train_data()
+    batch = settings.collate([data[2], data[5]])
+    text = settings._evaluation
+    assert torch.equal(batch["input_ids"], torch.stack([text[32:48], text[80:96]]))
+    assert torch.equal(batch["labels"], batch["input_ids"])
+    assert bool((batch["attention_mask"] == 1).all())
+    seen: list[dict[str, Any]] = []
+    model.register_forward_pre_hook(lambda module, args, given: seen.append(given), with_kwargs=True)
+    settings.example(model, 3)()
+    assert torch.equal(seen[0]["input_ids"], text[:16].expand(3, -1))
+    assert (seen[0]["use_cache"], seen[0]["logits_to_keep"]) == (False, 1)
+    settings.evaluate(model, limit=2, progress=False)
+    assert [len(given["input_ids"][0]) for given in seen[1:]] == [16, 16]
+
+
+def test_long_windows_are_counted_piece_by_piece(folder: Path) -> None:
+    settings, model = task(folder, length=300), load_model(folder / "model")
+    model.config.max_position_embeddings = 300
+    ids, losses = settings._evaluation, []
+    for start, stop in ((0, 300), (300, len(ids))):
+        with torch.no_grad():
+            log = model(input_ids=ids[None, start:stop]).logits[0].double().log_softmax(-1)
+        losses += [-log[i - 1, ids[start + i]].item() for i in range(1, stop - start)]
+    found = settings.evaluate(model, progress=False)["perplexity"]
+    assert found == pytest.approx(math.exp(sum(losses) / (len(ids) - 2)), rel=1e-5)
+
+
+def test_texts_that_a_model_cannot_read_are_refused(folder: Path, tmp_path: Path) -> None:
+    def check(text: str | bytes, **more: Any) -> None:
+        path = tmp_path / "text.txt"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        settings = Text(evaluation=path, **{"length": 16, **more})
+        settings.check()
+        settings.check_model(folder / "model")
+
+    check("w3 w4")
+    check("w3 w4", length=64)
+    for text, more, message in (
+        ("w3", {}, "1 tokens leave none to predict"),
+        ("w3 w4", {"length": 65}, "64 positions"),
+        (b"w3 \xff", {}, "UTF-8"),
+        ("w3 \0 w4", {}, "zero bytes"),
+        ("w3 w4", {"training": tmp_path / "absent.txt"}, "no such file"),
+    ):
+        with pytest.raises(PrunusError, match=message):
+            check(text, **more)  # type: ignore[arg-type]
+    named = Text(evaluation=tmp_path / "text.txt", tokenizer="other")
+    assert named.for_model(folder) is named
+    assert Text(evaluation=tmp_path / "text.txt").for_model(folder).tokenizer == str(folder)
+    with pytest.raises(PrunusError, match=r"task\.tokenizer"):
+        _ = Text(evaluation=tmp_path / "text.txt")._evaluation
+    with pytest.raises(PrunusError, match=r"task\.training"):
+        Text(evaluation=tmp_path / "text.txt").train_data()
+
+
+def test_lengths_and_words_are_compared_with_the_text_model_s() -> None:
+    text = SimpleNamespace(max_position_embeddings=8, vocab_size=10)
+    for config in (text, SimpleNamespace(get_text_config=lambda: text)):
+        check_length(config, 8, 9)
+        with pytest.raises(PrunusError, match=r"task\.length"):
+            check_length(config, 9, 9)
+        with pytest.raises(PrunusError, match="knows 10 tokens"):
+            check_length(config, 8, 10)
+    for positions in (None, -1):  # relative, or not said
+        check_length(SimpleNamespace(max_position_embeddings=positions, vocab_size=None), 99, 99)
+    with pytest.raises(PrunusError, match=r"task\.length"):
+        check_length(SimpleNamespace(max_position_embeddings=1), 2, 0)
 
 
 RECIPE = """
@@ -185,6 +259,38 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
     assert set(scores) == {"prunus_words acc"}
     with pytest.raises(PrunusError, match="no such task"):
         harness_scores(folder / "model", ["prunus_nothing"])
+
+
+def test_scores_of_the_harness_are_its_numbers_without_their_errors(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def simple_evaluate(**given: Any) -> dict[str, Any]:
+        asked.update(given)
+        return {"results": {"a": {"alias": "a", "acc,none": 0.5, "acc_stderr,none": 0.1, "f1,strict": 0.25}}}
+
+    def manager(include_path: str | None) -> SimpleNamespace:
+        return SimpleNamespace(all_tasks=["a"], path=include_path)
+
+    for name, parts in {
+        "lm_eval": {"simple_evaluate": simple_evaluate},
+        "lm_eval.models": {},
+        "lm_eval.models.huggingface": {
+            "HFLM": lambda pretrained, tokenizer, batch_size: (type(pretrained), batch_size)
+        },
+        "lm_eval.tasks": {"TaskManager": manager},
+    }.items():
+        module = ModuleType(name)
+        vars(module).update(parts)
+        monkeypatch.setitem(sys.modules, name, module)
+    assert harness_scores(folder / "model", ["a"], limit=7, batch_size=3) == {"a acc": 0.5, "a f1,strict": 0.25}
+    assert (asked["limit"], asked["tasks"], asked["task_manager"].path) == (7, ["a"], None)
+    assert asked["model"] == (LlamaForCausalLM, 3)
+    harness_scores(folder / "model", ["a"], task_folder=tmp_path)
+    assert asked["task_manager"].path == str(tmp_path)
+    with pytest.raises(PrunusError, match="no such task"):
+        harness_scores(folder / "model", ["b"])
 
 
 @pytest.mark.long

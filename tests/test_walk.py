@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 from prunus import Magnitude, PrunusError, SparseGPT, WalkOptions, Wanda, matrices, prune
 from prunus.anatomy import Matrix, by_block
+from prunus.unstructured.order import Order
 from prunus.unstructured.recorder import Recorder, gather
 from prunus.unstructured.spill import Spill
 from prunus.unstructured.statistics import Need
-from prunus.unstructured.walk import Stop, Visit, Walk
+from prunus.unstructured.walk import Stop, Visit, Walk, _named
 from tests.families import FAMILIES, build
 
 
@@ -325,3 +327,75 @@ def test_training_mode_caches_and_forwards_are_put_back() -> None:
     assert case.model.training
     assert case.model.config.use_cache
     assert all("forward" not in module.__dict__ for module in case.model.modules())
+
+
+def test_batches_with_inputs_of_the_same_names_are_of_one_kind() -> None:
+    order = Order()
+    batches = [{"a": 1}, {"a": 2, "b": None}, {"a": 3, "b": 4}, [1], [2], [1, 2], (1,), torch.zeros(3), torch.zeros(4)]
+    examples = [0, 0, 2, 3, 3, 5, 6, 7, 7]
+    for number, batch in enumerate(batches):
+        order.note(number, batch)
+    assert [order.example(number) is batches[first] for number, first in enumerate(examples)] == [True] * 9
+    assert not order.watches("block.0"), "nobody watches"
+    state = torch.random.get_rng_state()
+    with order.watching(1):
+        torch.randn(3)
+        assert [order.watches(path) for path in ("block.1", "block.0", "block.1")] == [True] * 3
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert not order.watches("block.2")
+    assert [order.knows(number) for number in range(9)] == [True, True] + [False] * 7
+    passes = {
+        (block, later): order.comes_to(0, block, later)
+        for block in ("block.0", "block.1", "block.2")
+        for later in ("block.0", "block.1", "block.2")
+    }
+    assert [pair for pair, comes in passes.items() if comes] == [("block.1", "block.0")]
+
+
+@pytest.mark.parametrize("place", ["keep", "cpu", "disk"])
+def test_what_is_spilled_comes_back(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prunus.unstructured.spill.SMALL", 40)
+    model = nn.Linear(10, 1, bias=False)
+    large, edge, small, shared = torch.arange(20.0), torch.arange(10.0), torch.arange(9.0), torch.arange(30.0)
+    held = [large, edge, small, shared, model.weight]
+    before = [tensor.clone() for tensor in held]
+    spill = Spill(model, place)
+    spill.keep_shared({"table": shared, "own": large}, [shared, edge])
+    arguments = {"states": [large[:5], (edge,)], "small": small, "table": shared, "weight": model.weight, "bare": 3}
+    spill.put_away(arguments, torch.zeros(3, device="meta"))
+    sizes = [tensor.untyped_storage().nbytes() for tensor in held]
+    assert sizes == ([0, 0, 36, 120, 40] if place == "disk" else [80, 40, 36, 120, 40])
+    spill.put_away(arguments)  # once is enough
+    spill.bring_back(arguments)
+    assert all(torch.equal(one, other) for one, other in zip(held, before, strict=True))
+    spill.put_away(arguments)
+    folder = None if spill._folder is None else Path(spill._folder.name)
+    assert (folder is not None and any(folder.iterdir())) == (place == "disk")
+    del edge, arguments, held
+    spill.close()
+    assert torch.equal(large, before[0])
+    assert folder is None or not folder.exists()
+
+
+def test_outputs_are_kept_where_what_was_computed_first_goes_on() -> None:
+    for keep, expected in ((True, [11]), (False, [11, 11])):
+        calls: list[int] = []
+
+        def forward(x: int, calls: list[int] = calls) -> list[int]:
+            calls.append(x + 10)
+            return calls
+
+        visit = Visit(0, "block", {"x": 1}, (1,), {})
+        stop = Stop("block", [visit], forward, Spill(nn.Identity(), "keep"), keep)
+        assert stop.run(visit) is calls
+        assert stop.last_output(visit) is calls
+        assert calls == expected
+        assert (visit.args, visit.kwargs, visit.arguments) == ((), {}, {})
+
+
+def test_arguments_are_those_by_the_names_of_the_block_s_forward() -> None:
+    def forward(x: int, y: int = 2, **extra: int) -> None: ...
+
+    assert _named(forward, (1,), {"z": 3}) == {"x": 1, "z": 3}
+    assert _named(forward, (1, 5), {}) == {"x": 1, "y": 5}
+    assert _named(lambda x: x, (1,), {"other": 2}) == {"other": 2}

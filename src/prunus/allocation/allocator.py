@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from prunus.allocation.grouping import Aggregate, Granularity, budgets, kept_by_matrix
 from prunus.anatomy import CONNECTOR, Matrix, choose
-from prunus.anatomy.wrappers import unusable
 from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.losses import Loss, own_loss
 from prunus.plan.sparsity import per_tower
-from prunus.refusals import refuse_weights
+from prunus.refusals import refuse_weights, unusable
 from prunus.typed import Share, Typed
 
 

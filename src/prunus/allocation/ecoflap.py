@@ -18,6 +18,7 @@ from prunus.allocation.first_order import REDUCTIONS, Score, gradient_scores
 from prunus.allocation.zeroth_order import loss_changes
 from prunus.anatomy import Matrix
 from prunus.errors import PrunusError
+from prunus.refusals import unusable
 from prunus.typed import Seed
 
 
@@ -64,7 +65,7 @@ class ECoFLaP(Scoring):
 
     def _weighted(self, question: Question, matrix: Matrix, change: float) -> float:
         weight = matrix.view(question.model)
-        if weight.is_meta or not weight.is_floating_point():
+        if unusable(weight) is not None:
             raise PrunusError(
                 "score",
                 self.score,

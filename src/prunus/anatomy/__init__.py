@@ -1,4 +1,4 @@
-"""What a model is made of. Imports nothing of ours but the error type."""
+"""What a model is made of. Of ours it imports the error type and the refusals."""
 
 from prunus.anatomy.discover import anatomy, tower_of
 from prunus.anatomy.matrices import (
@@ -19,10 +19,9 @@ from prunus.anatomy.matrices import (
     weight_of,
 )
 from prunus.anatomy.units import Anatomy, Site, Unit, Unmapped, has_module, linears, module_of
-from prunus.anatomy.wrappers import refuse_unusable, unusable, unwrapped
 
 __all__ = [
     "ADAPTER", "CONNECTOR", "MEANT_DENSE", "Anatomy", "LeftDense", "Matrix", "Place", "Site", "Survey", "Unit", "Unmapped",
     "anatomy", "by_block", "by_parameter", "choose", "has_module", "linears", "matrices", "module_of", "place_of",
-    "refuse_unusable", "sharing", "survey", "tower_of", "unusable", "unwrapped", "weight_of",
+    "sharing", "survey", "tower_of", "weight_of",
 ]  # fmt: skip

@@ -13,8 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from prunus.anatomy.catalog import FUSED_EXPERTS, OPAQUE
 from prunus.anatomy.discover import anatomy, block_of, is_inside, tower_of
-from prunus.anatomy.wrappers import packed
 from prunus.errors import PrunusError
+from prunus.refusals import packed
 
 CONNECTOR = "connector"
 """The tower that is left alone unless it is asked for."""

@@ -167,6 +167,7 @@ def _describe_or_clear(folder: Path, model: PreTrainedModel) -> None:
     if not (folder / "config.json").exists():
         return
     if marks(model) or any(_entries(config) for config in configs_of(model.config).values()):
+        _remove_stale_weights(folder)
         describe(folder, model)
         if weight_files(folder):
             write_checksums(folder)
@@ -175,6 +176,14 @@ def _describe_or_clear(folder: Path, model: PreTrainedModel) -> None:
         (folder / file).unlink(missing_ok=True)
     if (folder / CARD).exists() and _is_ours(folder / CARD):
         (folder / CARD).unlink()
+
+
+def _remove_stale_weights(folder: Path) -> None:
+    """Removes the one weight file of a model that was here before, where shards were saved after it: transformers leaves it,
+    and would load it instead of them."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists() and index.exists() and single.stat().st_mtime_ns < index.stat().st_mtime_ns:
+        single.unlink()
 
 
 def _entries(config: PreTrainedConfig) -> dict[str, Any]:

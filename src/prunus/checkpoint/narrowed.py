@@ -19,12 +19,13 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prunus.anatomy import Anatomy, anatomy, has_module, module_of, refuse_unusable, survey, unwrapped, weight_of
+from prunus.anatomy import Anatomy, anatomy, has_module, module_of, survey, weight_of
 from prunus.checkpoint.checksums import weight_files
 from prunus.checkpoint.naming import keys_in_files
 from prunus.errors import PrunusError
 from prunus.plan import DensePart, Plan, SparsityPlan, UnitPlan
 from prunus.plan.record import RECORD, Narrowing, mark, marks, plan_of, recorded, records_of, write_record
+from prunus.refusals import refuse_unusable, unwrapped
 from prunus.structured.gates import remove_gates
 from prunus.structured.retired import retire
 from prunus.structured.surgery import narrow

@@ -85,7 +85,7 @@ def finetune(
         What was logged: rows with `step` and any of `loss`, `learning_rate`, `grad_norm`, `eval_…`.
 
     Raises:
-        PrunusError: the folder holds another training, or a damaged one; a tower with its own learning rate is not there; a
+        PrunusError: the folder holds another training, or a damaged one, or other things; a tower with its own learning rate is not there; a
             loss or a weight is no number, which ends the training at once.
     """
     from transformers import ProgressCallback, TrainingArguments
@@ -153,6 +153,22 @@ def finetune(
     return list(trainer.state.log_history)
 
 
+def refuse_foreign(folder: Path) -> None:
+    """Refuses a folder that holds what is not of a training of ours: checkpoints of others would be removed as half-written.
+
+    Raises:
+        PrunusError: it does, or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise PrunusError("folder", str(folder), "it is a file; name a folder")
+    inside = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    foreign = sorted(name for name in inside if name != TEACHER and not name.startswith(f".{IDENTITY}."))
+    if foreign and IDENTITY not in inside:
+        raise PrunusError(
+            "folder", str(folder), f"it holds other things, such as {foreign[0]}; take a new or an empty folder"
+        )
+
+
 def _claim(folder: Path, model: nn.Module, training: Training, seed: int, identity: Mapping[str, Any]) -> None:
     """Takes a folder for this training: what other settings have left there is not gone on with."""
     shapes = [[name, list(p.shape)] for name, p in model.named_parameters() if p.requires_grad]
@@ -160,6 +176,7 @@ def _claim(folder: Path, model: nn.Module, training: Training, seed: int, identi
     ours = {
         name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16] for name, part in parts.items()
     }
+    refuse_foreign(folder)
     record = folder / IDENTITY
     if record.exists():
         try:
@@ -178,6 +195,8 @@ def _claim(folder: Path, model: nn.Module, training: Training, seed: int, identi
 
 IDENTITY = "training.json"
 """Says which training a folder belongs to."""
+TEACHER = "teacher"
+"""Holds what a teacher said, from before the training begins."""
 
 _SCHEDULERS = {
     "constant": "constant_with_warmup",

@@ -18,9 +18,9 @@ from prunus.anatomy import matrices, weight_of
 from prunus.batches import check_batch, input_device
 from prunus.errors import PrunusError, refusing
 from prunus.losses import Predict, own_prediction
-from prunus.refusals import plain_model, refuse_weight
+from prunus.refusals import is_absent, plain_model, refuse_weight
 from prunus.repair.distillation import Distillation, Lesson, Teacher
-from prunus.repair.finetune import Training, finetune
+from prunus.repair.finetune import TEACHER, Training, finetune, refuse_foreign
 from prunus.repair.lora import Adapters
 from prunus.repair.masks import BitMask, check_zeros, holding, in_fp32, zeros_of
 from prunus.repair.methods import LoRA, MaskedFinetune, MaskedLoRA, Repair
@@ -72,6 +72,8 @@ def repair(
     """
     model = plain_model(model)
     masks, trainable = _what_to_train(model, method, data, teacher)
+    if folder is not None:
+        refuse_foreign(Path(folder))
     if collate is default_data_collator:
         collate = _collate
     with Undo() as undo, ExitStack() as cleanup:
@@ -126,7 +128,7 @@ def _what_to_train(
             f"{method.method} learns from the model before it was pruned; give it, or distillation=None",
         )
     for name, parameter in model.named_parameters():
-        if parameter.is_meta:
+        if is_absent(parameter):
             refuse_weight(name, parameter)
     masks = zeros_of(model)
     for name in masks:
@@ -195,7 +197,7 @@ def _lesson(
     lesson = Lesson(distillation, predict, own_teacher or _opened(teacher), blocks)
     if distillation.top_k is None:
         return lesson, data, collate
-    cache = TeacherCache(place / "teacher", distillation, predict, data, collate)
+    cache = TeacherCache(place / TEACHER, distillation, predict, data, collate)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     cache.fill(lesson.teacher, input_device(model))

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from prunus.anatomy import Anatomy, Unit, linears, unusable
+from prunus.anatomy import Anatomy, Unit, linears
 from prunus.errors import PrunusError
+from prunus.refusals import plain_model, unusable, unwrapped
 from prunus.structured.gates import gates_of
 
 REPLICAS = "its replicas know nothing of each other's gates; start one process per device (torchrun)"
@@ -21,18 +22,12 @@ def searchable(model: nn.Module) -> nn.Module:
     Raises:
         PrunusError: it is compiled, sharded or replicated in one process, or another search is on.
     """
-    if not isinstance(model, nn.Module):
-        raise PrunusError("model", type(model).__name__, "give a torch module")
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
     if isinstance(model, nn.DataParallel):
         raise PrunusError("model", "DataParallel", REPLICAS)
-    for module in model.modules():
-        kind = type(module).__name__
-        if kind == "FullyShardedDataParallel":
-            raise PrunusError("model", kind, SHARDED)
-        if kind == "OptimizedModule" or module._compiled_call_impl is not None:
-            raise PrunusError("model", type(model).__name__, COMPILED)
+    outer = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    if unwrapped(outer) is not outer:
+        raise PrunusError("model", type(outer).__name__, COMPILED)
+    model = plain_model(outer)
     if any(True for _ in gates_of(model)):
         raise PrunusError("model", type(model).__name__, "another search is on it; call close() on that one first")
     return model

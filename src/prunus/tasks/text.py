@@ -190,9 +190,7 @@ def windows(tokens: int, length: int, stride: int) -> list[tuple[int, int, int]]
     spans, counted = [], 1
     for start in range(0, tokens - 1, stride):
         stop = min(start + length, tokens)
-        first = max(counted - start, 1)
-        if first < stop - start:
-            spans.append((start, stop, first))
+        spans.append((start, stop, max(counted - start, 1)))
         counted = stop
         if stop == tokens:
             break

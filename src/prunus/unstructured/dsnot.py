@@ -116,7 +116,7 @@ class _Candidates:
     """For each row two lists of columns, each in the order in which they are taken: side 0 and side 1."""
 
     def __init__(self, keys0_RC: Tensor, allowed0_RC: Tensor, keys1_RC: Tensor, allowed1_RC: Tensor, limit: int):
-        width = max(1, min(limit, keys0_RC.shape[1]))
+        width = min(limit, keys0_RC.shape[1])
         sides = ((keys0_RC, allowed0_RC), (keys1_RC, allowed1_RC))
         self._columns_2RK = torch.stack(
             [keys.masked_fill(~allowed, torch.inf).topk(width, dim=1, largest=False).indices for keys, allowed in sides]
@@ -129,8 +129,7 @@ class _Candidates:
         """Each row's next column, from side 1 where `second_R`; and whether there is one."""
         side_R = second_R.long()
         position_R = self._taken_2R[side_R, self._rows_R]
-        last = self._columns_2RK.shape[2] - 1
-        column_R = self._columns_2RK[side_R, self._rows_R, position_R.clamp_max(last)]
+        column_R = self._columns_2RK[side_R, self._rows_R, position_R]
         return column_R, position_R < self._counts_2R[side_R, self._rows_R]
 
     def take(self, second_R: Tensor, moved_R: Tensor) -> None:

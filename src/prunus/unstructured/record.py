@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from prunus.anatomy import weight_of
 from prunus.plan import MatrixPlan, SparsityPlan
+from prunus.refusals import unusable
 
 logger = logging.getLogger(__name__)
 RECORD = "prunus_sparsity"
@@ -61,8 +62,7 @@ def _counted(model: nn.Module, record: SparsityPlan) -> SparsityPlan:
 
 def zeros_in(weight: Tensor, recorded: int) -> int:
     """How many weights are zero; as recorded, where that cannot be counted."""
-    plain = type(weight) is Tensor and weight.is_floating_point() and not weight.is_meta
-    return int((weight == 0).sum()) if plain else recorded
+    return int((weight == 0).sum()) if unusable(weight) is None else recorded
 
 
 def named_here(model: nn.Module, record: SparsityPlan) -> SparsityPlan:

@@ -260,7 +260,7 @@ def _by_mask_of_block(visit: Visit, x_NTC: Tensor, from_encoder: bool) -> Tensor
     queries = visit.arguments.get("query_length")  # a Q-Former's: its mask is over queries, then text
     if isinstance(queries, int) and 0 < queries != positions[-1] == allowed.shape[-1] - queries:
         allowed = allowed[..., queries:]
-    if allowed.ndim == 2 and len(allowed) == 1 and positions.numel() % allowed.shape[-1] == 0:
+    if allowed.ndim == 2 and len(allowed) == 1:
         allowed = allowed.expand(positions.numel() // allowed.shape[-1], -1)  # one mask for all sequences
     # else it is a mask over other positions than this layer's inputs
     return allowed.reshape(-1) if allowed.numel() == positions.numel() else None
