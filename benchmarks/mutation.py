@@ -151,7 +151,7 @@ FREE = (ast.Raise, ast.Assert, ast.arguments, ast.Import, ast.ImportFrom)
 SAID = ("logger", "logging", "bar", "Progress")
 """Whose calls only tell people something."""
 SPOKEN = ("__str__", "__repr__")
-SPEED = ("STRIP", "SMALL", "REPEATS", "LIMIT")
+SPEED = ("STRIP", "CHUNK", "ITEMS_PER_FILE", "SMALL", "REPEATS", "LIMIT")
 """Constants that say how much is done at a time, or from where on a file is damaged: the results are the same."""
 NEUTRAL = ("strict", "sorted", "non_blocking", "cache_enabled", "include_url", "indent")
 """Arguments of torch and others that change speed, order or looks, or that check what cannot happen."""
@@ -462,14 +462,16 @@ def _swap_code(mutant: Mutant, held: Sequence[FunctionType]) -> bool:
     changed = False
     for function in held:
         code = new.get(_place(function.__code__))
-        if function.__code__.co_filename == file and code is not None and code != function.__code__:
+        if function.__code__.co_filename != file or code is None or code.co_freevars != function.__code__.co_freevars:
+            continue
+        if code != function.__code__:
             function.__code__ = code
             changed = True
     return changed
 
 
 def _place(code: CodeType) -> tuple[object, ...]:
-    return code.co_qualname, code.co_firstlineno, next(iter(code.co_positions()), None)
+    return code.co_qualname, code.co_firstlineno, next((at for at in code.co_positions() if None not in at), None)
 
 
 def _functions(code: CodeType) -> Iterator[CodeType]:

@@ -104,6 +104,25 @@ def test_ties_zeros_and_single_groups() -> None:
     assert share_out({"a": 10, "b": 10}, {"a": 0, "b": 5}, 10, 0.6) == {"a": 4, "b": 6}
     assert share_out({"a": 10, "b": 10}, {"a": 0, "b": 5}, 16, 0.6) == {"a": 6, "b": 10}
     assert share_out({"a": 7}, {"a": 2}, 4, 0.9) == {"a": 4}
+    assert share_out({"a": 7, "b": 2}, {"a": 0.5, "b": 1}, 0, 1.0) == {"a": 0, "b": 0}
+    assert share_out({"a": 7, "b": 2}, {"a": 0.5, "b": 1}, 9, 0.9) == {"a": 7, "b": 2}
+    assert share_out({"a": 3, "b": 3}, {"a": 1, "b": 1}, 3, 0.5) == {"a": 2, "b": 1}
+    # b is above its floor of 4 already; a's floor of 1.2 is rounded up before b's 4.8 is
+    assert share_out({"a": 3, "b": 10}, {"a": 0, "b": 5}, 6, 0.6) == {"a": 2, "b": 4}
+    # one weight above the floors needs no score; two do
+    assert share_out({"a": 4, "b": 4}, {"a": 0, "b": 0}, 3, 0.75) == {"a": 2, "b": 1}
+    with pytest.raises(PrunusError, match="all 2 are zero"):
+        share_out({"a": 4, "b": 4}, {"a": 0, "b": 0}, 4, 0.75)
+    # floors a hair below one are one each, and one too many
+    assert share_out({"a": 10, "b": 10}, {"a": 1, "b": 1}, 1, 0.9 + 1e-11) == {"a": 0, "b": 1}
+
+
+def test_when_all_that_score_are_full_the_others_share_by_what_they_lack() -> None:
+    """Floors 4, 12 and 4; c takes 6 and is full; a and b lack 6 and 18."""
+    sizes, scores = {"a": 10, "b": 30, "c": 10}, {"a": 0.0, "b": 0.0, "c": 5.0}
+    assert share_out(sizes, scores, 30, 0.6) == {"a": 5, "b": 15, "c": 10}
+    assert share_out(sizes, scores, 27, 0.6) == {"a": 4, "b": 13, "c": 10}
+    assert share_out(sizes, scores, 26, 0.6) == {"a": 4, "b": 12, "c": 10}
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunus import OWL, ECoFLaP, IterativeGlobal, SparsityPlan, Uniform, allocate
+from prunus import OWL, ECoFLaP, IterativeGlobal, Manual, PrunusError, SparsityPlan, Uniform, allocate, matrices
+from prunus.allocation.allocator import Question
 from prunus.allocation.iterative import _lowest_of_all
-from prunus.allocation.zeroth_order import Disturbance
+from prunus.allocation.memory import RememberingBlocks
+from prunus.allocation.zeroth_order import Disturbance, _measuring, draw_noise
 from tests.fake_devices import devices, on
 from tests.families import build
 from tests.holder import FC1, Holder
@@ -104,7 +106,9 @@ def test_towers_have_budgets_of_their_own_unless_one_is_asked_for() -> None:
 
         return allocate(case.model, method, [case.inputs], loss, progress=False).towers
 
-    for method in (ECoFLaP(sparsity=0.5), ECoFLaP(sparsity=0.5, granularity="layer")):
+    for method in (
+        ECoFLaP(sparsity=0.5), ECoFLaP(sparsity=0.5, granularity="layer"), ECoFLaP(sparsity=0.5, per_tower=True),
+    ):  # fmt: skip
         for scale in (0.01, 100.0):
             assert list(towers(scale, method).values()) == pytest.approx([0.5, 0.5], abs=2e-3)
     for method in (ECoFLaP(sparsity=0.5, per_tower=False), ECoFLaP(sparsity=0.5, granularity="tower")):
@@ -194,6 +198,105 @@ def test_draws_are_averaged() -> None:
     assert scores(twice)[0] == pytest.approx(24 * math.sqrt(2 / math.pi), rel=0.1)
 
 
+def test_the_size_of_a_weight_is_told_by_what_it_makes_of_its_inputs() -> None:
+    """Inputs (1, 1) and (2, 0), of lengths √2 and 2; outputs 3 and 4: √(25/2) / √(6/2). Only the first call counts."""
+    linear = nn.Linear(2, 1, bias=False).requires_grad_(False)
+    linear.weight.copy_(torch.tensor([[2.0, 1.0]]))
+    with _measuring({"a": [linear]}) as gains:
+        linear(torch.tensor([[1.0, 1.0], [2.0, 0.0]]))
+        linear(torch.tensor([[0.0, 7.0]]))
+    assert gains == {"a": pytest.approx(math.sqrt(12.5 / 3))}
+
+
+def test_every_noise_is_another_and_the_same_again() -> None:
+    matrix = matrices(Holder((2, 3)))[0]
+    places = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+    drawn = [draw_noise(matrix, *place, torch.device("cpu")) for place in places]
+    assert len({tuple(z.flatten().tolist()) for z in drawn}) == 5
+    assert torch.equal(draw_noise(matrix, *places[2], torch.device("cpu")), drawn[2])
+    assert drawn[0].shape == (2, 3)
+
+
+def test_a_loss_that_decides_by_values_takes_no_noises_together() -> None:
+    def decides(model: nn.Module, x: Tensor) -> Tensor:
+        y = model.layers[0].mlp.fc1(x)  # type: ignore[union-attr,operator,index]
+        return y.sum() if bool(y.sum() > 0) else -y.sum()  # type: ignore[no-any-return]
+
+    def fails(model: nn.Module, x: Tensor) -> Tensor:
+        if seen:
+            raise RuntimeError("its own")
+        seen.append(1)
+        return decides(model, x)
+
+    seen: list[int] = []
+    model, x = Holder((2, 3)), torch.ones(1, 1, 3)
+    method = ECoFLaP(order="zeroth", draws=2, together=2)
+    with pytest.raises(PrunusError, match="together"):
+        allocate(model, method, [x], decides, [FC1], progress=False)
+    with pytest.raises(RuntimeError, match="its own"):
+        allocate(model, method, [x], fails, [FC1], progress=False)
+
+
+def test_scores_that_need_weights_refuse_those_that_are_elsewhere() -> None:
+    for score in ("weight_gradient", "squared"):
+        method = ECoFLaP(order="zeroth", score=score)
+        model = Holder((2, 3))
+        model.hold(0, torch.tensor([[1.0, -2.0, 0.5], [0.0, -2.5, 0.0]]) * 1.5)
+        matrix = matrices(model)[0]
+        weight = matrix.view(model)
+        factor = float(weight.abs().sum()) if score == "weight_gradient" else 3 * float((weight * weight).sum())
+        assert method._weighted(Question(model, [matrix]), matrix, 3.0) == pytest.approx(3 * factor)
+        for absent in (nn.Parameter(weight.to(torch.int8), False), nn.Parameter(weight.detach().to("meta"))):
+            model.layers[0].mlp.fc1.weight = absent  # type: ignore[union-attr]
+            with pytest.raises(PrunusError, match="score"):
+                method._weighted(Question(model, [matrix]), matrix, 3.0)
+
+
+class _Block(nn.Module):
+    def forward(self, x: Tensor, *more: Any) -> Tensor:
+        return 2 * x
+
+
+def test_blocks_answer_from_memory_to_the_same_arguments_and_no_others() -> None:
+    model = nn.ModuleDict({"block": _Block()})
+    block: Any = model["block"]
+    blocks = RememberingBlocks(model, ["block", "block"])
+    x, thing = torch.tensor([[1.0, 2.0]]), object()
+    with blocks.active():
+        block(x, "a")
+        with blocks.recording():
+            first = block(x, "a", 1, None, True, 0.5)
+            block(x, thing)
+        assert (blocks.computed, blocks.remembered) == (3, 0)
+        assert block(x, "a", 1, None, True, 0.5) is first
+        assert block(x.clone(), "a", 1, None, True, 0.5) is first
+        assert (blocks.computed, blocks.remembered) == (3, 2)
+        for number, other in enumerate(
+            [
+                (x + 1, "a", 1, None, True, 0.5), (x.double(), "a", 1, None, True, 0.5), (x[0], "a", 1, None, True, 0.5), (x, "b", 1, None, True, 0.5),
+                (x, "a", 2, None, True, 0.5), (x, "a", True, None, True, 0.5), (x, "a", 1, None, 1, 0.5), (x, "a", 1, 0, True, 0.5), (x, "a"), (x, thing),
+                (x, "a", 1, None, True, 0.25),
+            ]
+        ):  # fmt: skip
+            block(*other)
+            assert (blocks.computed, blocks.remembered) == (4 + number, 2), other
+        blocks.computed = 0
+        with blocks.disturbed("block"):
+            block(x, "a", 1, None, True, 0.5)
+        assert (blocks.computed, blocks.remembered) == (1, 2)
+        with blocks.disturbed("another"):
+            assert block(x, "a", 1, None, True, 0.5) is first
+        first.add_(1)
+        block(x, "a", 1, None, True, 0.5)
+        assert (blocks.computed, blocks.remembered) == (2, 3)
+        with blocks.recording():
+            pass
+        block(x, thing)
+        assert (blocks.computed, blocks.remembered) == (3, 3)
+    block(x)
+    assert blocks.computed == 3
+
+
 # OWL
 
 
@@ -236,7 +339,93 @@ def test_owl_s_defaults_are_the_paper_s() -> None:
     assert (OWL().outlier, OWL().spread, OWL().granularity) == (5.0, 0.08, "block")
 
 
+def test_an_outlier_is_above_the_multiple_and_not_at_it() -> None:
+    """|w| = 4, 1, 1, 2 with a mean of 2, and inputs of ones."""
+    model, x = Holder((1, 4)), torch.ones(1, 1, 4)
+    model.hold(0, torch.tensor([[4.0, -1.0, 1.0, 2.0]]))
+    counts = {
+        outlier: scores(allocate(model, OWL(outlier=outlier), [x], include=[FC1], progress=False))
+        for outlier in (2.0, 1.9)
+    }
+    assert counts == {2.0: [0.0], 1.9: [1.0]}
+
+
+def test_owl_s_spread_must_leave_every_block_between_none_and_all() -> None:
+    """Two blocks of one size: around p they are at p ± λ."""
+    chosen = [m for m in matrices(Holder((10, 10), (10, 10))) if m.name.endswith("fc1")]
+    some, same = {chosen[0].name: 0.0, chosen[1].name: 7.0}, {m.name: 7.0 for m in chosen}
+
+    def found(sparsity: float, spread: float, outliers: dict[str, float]) -> list[int]:
+        return list(OWL(sparsity=sparsity, spread=spread).kept(chosen, outliers).values())
+
+    assert found(0.75, 0.25, some) == [0, 50]
+    assert found(0.25, 0.25, some) == [50, 100]
+    assert found(0.5, 0.125, some) == [38, 62]
+    assert found(0.5, 0.125, same) == [50, 50]
+    for sparsity in (0.75 + 2**-6, 0.25 - 2**-6):
+        with pytest.raises(PrunusError, match="spread"):
+            found(sparsity, 0.25, some)
+
+
+# towers, connectors, limits
+
+
+def test_a_connector_has_a_sparsity_where_it_is_named() -> None:
+    model = build("instructblip_t5", 1).model
+
+    def towers(method: Any, **more: Any) -> set[str]:
+        return set(allocate(model, method, **more).towers)
+
+    assert towers(Uniform(sparsity=0.5)) == {"vision", "language"}
+    assert towers(Uniform(sparsity={"vision": 0.5})) == {"vision"}
+    assert towers(Uniform(sparsity={"vision": 0.5, "connector": 0.3})) == {"vision", "connector"}
+    one = matrices(model)[0]
+    assert list(allocate(model, Uniform(sparsity={"vision": 0.5}), include=[one.name]).matrices) == [one.name]
+    assert towers(Manual(sparsity={"connector": 0.5, "vision": 0.2})) == {"vision", "connector"}
+    assert list(allocate(model, Manual(sparsity={"vision": 0.2}), include=[one.name]).matrices) == [one.name]
+
+
+def test_no_floor_is_below_nothing() -> None:
+    """p = .95 and so p_max = 1: 10 of 200 weights stay, by 4 : 1."""
+    model, loss = Holder((10, 10), (10, 10)), linear_loss([4.0, 1.0])
+    assert kept(allocate(model, ECoFLaP(sparsity=0.95), [1.0], loss, [FC1], progress=False)) == [8, 2]
+
+
+def test_only_chosen_weights_get_gradients() -> None:
+    model, seen = Holder((2, 3), (4, 5)), set()
+
+    def loss(model: nn.Module, batch: float) -> Tensor:
+        seen.update(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        return linear_loss([2.0, 5.0])(model, batch)
+
+    allocate(model, ECoFLaP(), [1.0], loss, [FC1], progress=False)
+    assert seen == {f"layers.{block}.mlp.fc1.weight" for block in range(2)}
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 # iterative global pruning
+
+
+def test_iterative_global_at_its_ends() -> None:
+    model = Holder((2, 3), (4, 5))
+    assert kept(allocate(model, IterativeGlobal(sparsity=0), [1.0], linear_loss([2, 5]), [FC1], progress=False)) == [
+        6,
+        20,
+    ]
+    masks = _lowest_of_all([torch.tensor([[1.0, 1.0], [2.0, 1.0]]), torch.tensor([[1.0, 0.0]])], 3)
+    assert [mask.tolist() for mask in masks] == [[[True, True], [False, False]], [[False, True]]]
+    assert [mask.tolist() for mask in _lowest_of_all([torch.tensor([3.0, 1.0]), torch.tensor([2.0])], 1)] == [
+        [False, True],
+        [False],
+    ]
+    assert not any(mask.any() for mask in _lowest_of_all([torch.ones(3), torch.ones(2)], 0))
+
+    def infinite(model: nn.Module, batch: float) -> Tensor:
+        return model.fc1(1)[0, 0] * torch.inf + model.fc1(0).sum()  # type: ignore[operator,no-any-return]
+
+    for method in (IterativeGlobal(), ECoFLaP()):
+        with pytest.raises(PrunusError, match=r"layers\.1.*not finite"):
+            allocate(model, method, [1.0], infinite, [FC1], progress=False)
 
 
 def crossed(model: nn.Module, batch: float) -> Tensor:

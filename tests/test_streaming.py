@@ -154,6 +154,8 @@ def test_unfinished_work_is_not_mixed_with_other_work(tmp_path: Path, monkeypatc
     with pytest.raises(PrunusError, match="not the batches"):
         prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), batches, options=QUIET)
     prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), [batches[0]] * 2, options=QUIET)
+    with pytest.raises(PrunusError, match="lies in the source"):
+        prune_folder(tmp_path / "dense", tmp_path / "dense" / "sparse", Wanda(), batches, options=QUIET)
     with pytest.raises(PrunusError, match="it exists"):
         prune_folder(tmp_path / "dense", tmp_path / "out", Wanda(), batches, options=QUIET)
 

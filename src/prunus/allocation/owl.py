@@ -91,8 +91,6 @@ class OWL(Allocator):
         else:
             stretched = {name: 2 * self.spread * (share - low) / (high - low) for name, share in shares.items()}
         mean = sum(stretched[name] * weights[name] for name in groups) / sum(weights.values())
-        if mean == 0:
-            return kept_by_matrix(pool, {m.name: float(m.weights) for m in pool}, sparsity, sparsity, self.granularity)
         if sparsity + mean > 1 or sparsity + mean - 2 * self.spread < 0:
             raise PrunusError(
                 "spread", self.spread, f"around a sparsity of {sparsity:.4g} some blocks would leave 0 to 1; take less"

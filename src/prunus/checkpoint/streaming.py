@@ -64,12 +64,14 @@ def prune_folder(
     The other arguments, the result and the errors are those of `prune`.
 
     Raises:
-        PrunusError: `output` exists, or cannot be written; its partial folder belongs to other work; weights are missing,
+        PrunusError: `output` exists, lies in the source, or cannot be written; its partial folder belongs to other work; weights are missing,
             damaged, changed since they were saved, or not readable.
     """
     source, output, options = Path(source), writable_path(output), options or WalkOptions()
     if output.exists():
         raise PrunusError("output", str(output), "it exists; choose another folder, or delete it")
+    if output.resolve().is_relative_to(source.resolve()):
+        raise PrunusError("output", str(output), "it lies in the source, which stays as it is; choose another folder")
     if (source / "adapter_config.json").exists():
         raise PrunusError("source", str(source), "the folder holds an adapter; merge it into its model, and save that")
     verify(source)

@@ -30,6 +30,7 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
     task_evaluate: Callable[[PreTrainedModel], dict[str, float]] | None
     tower_learning_rates: dict[str, float]
     optimizer: Any
+    control: Any
     begun = False
     """Whether a loss has been computed."""
 
@@ -63,6 +64,8 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
         metrics = {f"eval_{name}": value for name, value in self.task_evaluate(self.model).items()}
         self.model.train()
         self.log(metrics)
+        # says that it is done: a step at the end of an epoch would be evaluated twice
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
