@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import MixtralConfig, MixtralForCausalLM
 
-from prunus import OWL, DSnoT, PrunusError, WalkOptions, allocate, prune
-from prunus.unstructured.recorder import counted_positions, has_padding, sequences_of
+from prunus import OWL, DSnoT, PrunusError, WalkOptions, allocate, matrices, prune
+from prunus.unstructured.recorder import counted_positions, gather, has_padding, sequences_of
 from prunus.unstructured.statistics import InputStatistics, Need
-from prunus.unstructured.walk import Visit
+from prunus.unstructured.walk import Visit, Walk
 from tests.families import build
 
 EVERYTHING = Need.SQUARES | Need.MOMENTS | Need.GRAM
@@ -214,3 +215,14 @@ def test_means_are_by_sequence_and_of_nothing_they_are_zero() -> None:
         with pytest.raises(PrunusError, match="not finite"):
             one.add(torch.tensor([[0.0, 1.0], [bad, 0.0]]), 1)
     assert (one.sequences, one.tokens) == (1, 1)
+
+
+def test_experts_and_what_stands_beside_them_count_the_same_sequences() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=1, vocab_size=50, num_local_experts=2)).eval()
+    inputs = {"input_ids": torch.randint(3, 50, (5, 6), generator=torch.Generator().manual_seed(0))}
+    with Walk(model, rows(inputs, 2), ["model.layers.0"]) as walk:
+        [found] = [gather(model, matrices(model), Need.SQUARES, stop) for stop in walk]
+    assert {statistics.sequences for statistics in found.values()} == {5}
+    assert sum(s.tokens for name, s in found.items() if "gate_up_proj" in name) == 2 * 30, "two experts for every token"
+    assert {s.tokens for name, s in found.items() if "self_attn" in name} == {30}
