@@ -346,6 +346,20 @@ def test_trainer_settings_that_would_spoil_a_plan_are_refused_when_the_trainer_i
         _trainer(tmp_path, UPop(ratio=0.4), **settings)
 
 
+def test_replicas_in_one_process_are_refused() -> None:
+    plain = {"load_best_model_at_end": False, "torch_compile": False, "deepspeed": None, "fsdp": []}
+    callback = SearchCallback(UPop(ratio=0.5))
+    for devices in (0, 1):
+        callback.on_init_end(SimpleNamespace(**plain, n_gpu=devices), None, None)
+    for more, field in (
+        ({"n_gpu": 2}, "n_gpu"),
+        ({"n_gpu": 1, "deepspeed": "x"}, "deepspeed"),
+        ({"n_gpu": 1, "fsdp": ["x"]}, "fsdp"),
+    ):
+        with pytest.raises(PrunusError, match=field):
+            callback.on_init_end(SimpleNamespace(**{**plain, **more}), None, None)
+
+
 def test_a_callback_that_the_trainer_would_replace_says_so(tmp_path) -> None:
     method = UPop(ratio=0.4, interval=1)
     _trainer(tmp_path, method, save_strategy="steps", save_steps=3)[0].train()
