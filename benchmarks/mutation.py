@@ -153,7 +153,7 @@ SAID = ("logger", "logging", "bar", "Progress")
 SPOKEN = ("__str__", "__repr__")
 SPEED = ("STRIP", "CHUNK", "ITEMS_PER_FILE", "SMALL", "REPEATS", "LIMIT")
 """Constants that say how much is done at a time, or from where on a file is damaged: the results are the same."""
-NEUTRAL = ("strict", "sorted", "non_blocking", "cache_enabled", "include_url", "indent")
+NEUTRAL = ("strict", "sorted", "non_blocking", "cache_enabled", "include_url", "indent", "preserve_rng_state")
 """Arguments of torch and others that change speed, order or looks, or that check what cannot happen."""
 
 

@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from prunus import Magnitude, PrunusError, SparseGPT, WalkOptions, Wanda, matrices, prune
-from prunus.anatomy import Matrix
+from prunus.anatomy import Matrix, by_block
 from prunus.unstructured.order import Order
 from prunus.unstructured.recorder import Recorder, gather
 from prunus.unstructured.spill import Spill
@@ -144,6 +144,30 @@ def test_padding_does_not_count(name: str) -> None:
     assert int(case.inputs["attention_mask"].sum()) in whole.tokens.values()
 
 
+@pytest.mark.parametrize("name", ["xlm", "xlnet", "rwkv"])
+def test_padding_does_not_count_in_blocks_that_are_given_no_mask_by_that_name(name: str) -> None:
+    torch.manual_seed(0)
+    models: dict[str, Any] = {
+        "xlm": (transformers.XLMModel, {"emb_dim": 16, "n_layers": 1, "n_heads": 2, "max_position_embeddings": 32}),
+        "xlnet": (transformers.XLNetModel, {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 24}),
+        "rwkv": (transformers.RwkvModel, {"hidden_size": 16, "num_hidden_layers": 2}),
+    }
+    cls, sizes = models[name]
+    model = cls(cls.config_class(vocab_size=50, **sizes)).eval()
+    mask = torch.ones(2, 7, dtype=torch.long)
+    mask[1, -3:] = 0
+    batch = {"input_ids": torch.randint(3, 50, (2, 7)), "attention_mask": mask}
+    blocks = by_block(matrices(model))
+    with Walk(model, [batch], list(blocks)) as walk:
+        tokens = {
+            name: known.tokens
+            for stop in walk
+            for name, known in gather(model, blocks[stop.block], Need.SQUARES, stop).items()
+        }
+    assert tokens
+    assert set(tokens.values()) == {11}
+
+
 def used_layers(model: nn.Module, batch: dict[str, Tensor]) -> list[str]:
     seen: dict[str, None] = {}
     hooks = [
@@ -204,6 +228,16 @@ def test_layers_with_one_input_in_some_calls_only_have_their_own_statistics(apar
     torch.testing.assert_close(squares["first"], once * (1 + 9 * (apart != "second")))
     torch.testing.assert_close(squares["second"], once * (1 + 4 * (apart != "first")))
     assert known["first"].tokens == 12 * (1 + (apart != "second"))
+
+
+def test_a_weight_on_the_left_of_its_product_is_heard() -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "time_step_rank": 4}
+    torch.manual_seed(0)
+    model = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes)).eval()
+    batches = [{"input_ids": torch.randint(3, 50, (2, 7))}]
+    record = prune(model, Wanda(sparsity=0.5), batches, options=WalkOptions(progress=False))
+    assert record.matrices["backbone.layers.0.mixer.dt_proj"].sparsity == 0.5
+    assert record.sparsity == 0.5
 
 
 def test_a_model_that_fills_a_cache_whatever_its_config_says_is_walked() -> None:

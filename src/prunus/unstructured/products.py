@@ -20,7 +20,7 @@ Found = Callable[[str, Tensor], None]
 """Is given a matrix's name and its inputs, (…, C)."""
 
 BY_LEFT = {torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.__matmul__}
-"""Products x·W with W stored as (C, R), or (E, C, R) for all experts at once."""
+"""Products x·W with W stored as (C, R), or (E, C, R) for all experts at once; or W·xᵀ, as Mamba's time steps are made."""
 WITH_SUMMAND = {torch.addmm, torch.baddbmm, Tensor.addmm, Tensor.baddbmm}
 """As above, with a summand before the factors."""
 
@@ -48,6 +48,8 @@ class Products(TorchFunctionMode):
         elif func in BY_LEFT:
             inputs, weight = _arguments(args, kwargs, ("input", "other" if func is torch.matmul else "mat2"))
             self._tell_stored_by_column(inputs, weight)
+            if isinstance(weight, Tensor) and weight.ndim > 1:
+                self._tell(weight.transpose(-1, -2), inputs)
         elif func in WITH_SUMMAND:
             _, inputs, weight = _arguments(args, kwargs, ("input", "mat1", "mat2"))
             self._tell_stored_by_column(inputs, weight)

@@ -18,6 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from prunus.anatomy import Matrix
 from prunus.errors import PrunusError
+from prunus.plan.sparsity import LANGUAGE
 from prunus.unstructured.products import Products
 from prunus.unstructured.statistics import InputStatistics, Need
 from prunus.unstructured.walk import Stop, Visit, replaced
@@ -44,6 +45,7 @@ class Recorder:
         self._model, self._targets, self._needs, self._apart = model, targets, needs, apart
         self._routed = {matrix.name for matrix in targets if matrix.is_expert}
         self._experts = _modules_of_experts(model, targets)
+        self._text_mask = _mask_of_text(model, targets)
         self._leader: dict[str, str] = {}
         self._own: dict[str, InputStatistics] = {}
         self._calls: Counter[str] = Counter()
@@ -88,7 +90,7 @@ class Recorder:
         output = forward(*args, **kwargs)
         self._deaf = False
         hidden_TC = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        counted_T = counted_positions(visit, hidden_TC)
+        counted_T = counted_positions(visit, hidden_TC, self._text_mask)
 
         def counting(value: Any) -> Any:
             is_by_token = isinstance(value, Tensor) and value.ndim and value.shape[0] == len(hidden_TC)
@@ -130,10 +132,10 @@ class Recorder:
         if self._sequences:
             return x_TC, self._sequences, torch.zeros(len(x_TC), dtype=torch.long, device=x_TC.device)
         sequences, sequence_T = sequences_of(visit, x_NTC)
-        counted = counted_positions(visit, x_NTC)
+        counted = counted_positions(visit, x_NTC, self._text_mask)
         if name not in self._routed:
             return (x_TC, sequences, sequence_T) if counted is None else (x_TC[counted], sequences, sequence_T[counted])
-        if counted is None and has_padding(visit):
+        if counted is None and has_padding(visit, self._text_mask):
             raise PrunusError(
                 "batches", name, "it is an expert that is given some of the tokens, and which of them are padding cannot be told; "
                 "give batches without padding (batch size 1), or exclude it",
@@ -221,18 +223,36 @@ def sequences_of(visit: Visit, x_NTC: Tensor) -> tuple[int, Tensor]:
     return sequences, torch.arange(rows, device=x_NTC.device) * sequences // max(rows, 1)
 
 
-def has_padding(visit: Visit) -> bool:
-    """Whether a mask of the block's inputs switches a position off for everybody."""
-    allowed = _allowed(visit.arguments.get("attention_mask"))
-    return allowed is not None and not bool(allowed.all())
+def _mask_of_text(model: nn.Module, targets: Sequence[Matrix]) -> str:
+    """Which of a batch's masks is over the tokens of these matrices' tower; none in a tower that reads no text."""
+    tower = targets[0].tower if targets else ""
+    if tower == "decoder" and getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return "decoder_attention_mask"
+    return "attention_mask" if tower in ("language", *LANGUAGE) else ""
 
 
-def counted_positions(visit: Visit, x_NTC: Tensor) -> Tensor | None:
+def has_padding(visit: Visit, text_mask: str = "") -> bool:
+    """Whether a mask of the block's inputs, or of the batch, switches a position off for everybody."""
+    masks = (_allowed(visit.arguments.get("attention_mask")), _allowed(visit.masks.get(text_mask)))
+    return any(allowed is not None and not bool(allowed.all()) for allowed in masks)
+
+
+def counted_positions(visit: Visit, x_NTC: Tensor, text_mask: str = "") -> Tensor | None:
     """Which rows of a layer's flattened inputs are no padding, bool (N·T,); None where all count.
 
-    Read off the masks that the model gave the block: a position counts if any query may look at it.
+    Read off the mask that the model gave the block: a position counts if any query may look at it. Besides, the batch's mask of
+    that name holds where it is over these positions: some blocks are given no mask (Nemotron-H's experts, RWKV), one under a name
+    or in a form of its own (XLM, XLNet, LongT5), or one in which padding looks at itself (Grounding DINO).
     """
     from_encoder = any(x_NTC is visit.arguments.get(name) for name in ENCODER_STATES)
+    counted = _by_mask_of_block(visit, x_NTC, from_encoder)
+    if not from_encoder and text_mask in visit.masks:
+        whole = _by_mask_of_batch(visit.masks[text_mask], x_NTC)
+        counted = whole if counted is None else counted if whole is None else counted & whole.to(counted.device)
+    return None if counted is None or bool(counted.all()) else counted
+
+
+def _by_mask_of_block(visit: Visit, x_NTC: Tensor, from_encoder: bool) -> Tensor | None:
     allowed = _allowed(visit.arguments.get("encoder_attention_mask" if from_encoder else "attention_mask"))
     if allowed is None:
         return None
@@ -242,10 +262,20 @@ def counted_positions(visit: Visit, x_NTC: Tensor) -> Tensor | None:
         allowed = allowed[..., queries:]
     if allowed.ndim == 2 and len(allowed) == 1:
         allowed = allowed.expand(positions.numel() // allowed.shape[-1], -1)  # one mask for all sequences
-    if allowed.numel() != positions.numel():
-        return None  # a mask over other positions than this layer's inputs
-    counted = allowed.reshape(-1)
-    return None if bool(counted.all()) else counted
+    # else it is a mask over other positions than this layer's inputs
+    return allowed.reshape(-1) if allowed.numel() == positions.numel() else None
+
+
+def _by_mask_of_batch(mask_NT: Tensor, x_NTC: Tensor) -> Tensor | None:
+    allowed = _allowed(mask_NT)
+    positions = x_NTC.shape[:-1]
+    if allowed is None or allowed.numel() != positions.numel():
+        return None
+    if len(positions) > 1 and positions[:2] == allowed.shape[::-1] != allowed.shape:
+        allowed = allowed.T  # XLNet and FSMT have time first
+    elif len(positions) > 1 and positions != allowed.shape:
+        return None
+    return allowed.reshape(-1).to(x_NTC.device)
 
 
 def _allowed(mask: Any) -> Tensor | None:

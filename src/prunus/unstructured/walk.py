@@ -65,6 +65,8 @@ class Visit:
     kwargs: dict[str, Any] = field(default_factory=dict)
     modes: Modes = field(default_factory=Modes.now)
     """Autocast and the like, as the model or the caller has set them for this batch."""
+    masks: dict[str, torch.Tensor] = field(default_factory=dict)
+    """The batch's own masks of text, (N, T), by the names of the model's forward."""
 
 
 class Walk:
@@ -108,6 +110,7 @@ class Walk:
         self._forwards: dict[str, Callable[..., Any]] = {}
         self._journeys: dict[int, greenlet] = {}
         self._waiting: dict[int, Visit] = {}
+        self._masks: dict[int, dict[str, torch.Tensor]] = {}
         self._cleanup = ExitStack()
 
     def __enter__(self) -> Walk:
@@ -143,6 +146,7 @@ class Walk:
             journey.gr_context = contextvars.copy_context()
             self._journeys[number] = journey
             self._order.note(number, batch)
+            self._masks[number] = _masks_of(batch)
             self._go_on(number, (number, batch), Modes.now())
         if not self._journeys:
             raise PrunusError(
@@ -192,6 +196,7 @@ class Walk:
         if isinstance(reached, tuple):
             path, args, kwargs = reached
             visit = Visit(number, path, _named(self._forwards[path], args, kwargs), args, kwargs, modes)
+            visit.masks = self._masks[number]
             self._put_away(visit)
             self._waiting[number] = visit
 
@@ -255,6 +260,15 @@ class Stop:
                 output = self._forward(*visit.args, **visit.kwargs)
         visit.args, visit.kwargs, visit.arguments = (), {}, {}
         return output
+
+
+TEXT_MASKS = ("attention_mask", "decoder_attention_mask")
+
+
+def _masks_of(batch: Any) -> dict[str, torch.Tensor]:
+    named = batch if isinstance(batch, Mapping) else {}
+    masks = {name: named[name] for name in TEXT_MASKS if isinstance(named.get(name), torch.Tensor)}
+    return {name: mask for name, mask in masks.items() if mask.ndim == 2}
 
 
 def _with_own_cache(values: Any) -> Any:
