@@ -419,6 +419,7 @@ def test_iterative_global_at_its_ends() -> None:
         [False],
     ]
     assert not any(mask.any() for mask in _lowest_of_all([torch.ones(3), torch.ones(2)], 0))
+    assert _lowest_of_all([torch.tensor([3.0, 1.0, 2.0])], 2)[0].tolist() == [False, True, True]
 
     def infinite(model: nn.Module, batch: float) -> Tensor:
         return model.fc1(1)[0, 0] * torch.inf + model.fc1(0).sum()  # type: ignore[operator,no-any-return]

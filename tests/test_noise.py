@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from tokenizers import Tokenizer, models
 
 import prunus.tasks.noise
 from prunus import PrunusError
 from prunus.losses import own_loss
+from prunus.tasks import Text
 from prunus.tasks.noise import Noise
 
 SIZES = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
@@ -142,3 +144,20 @@ def test_what_does_not_fit_is_refused_before_it_is_made(tmp_path: Path, monkeypa
         else:
             with pytest.raises(PrunusError, match="knows 3 tokens"):
                 Noise(length=10).check_model(tmp_path)
+
+
+def test_code_that_lies_beside_a_config_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trusted: list[object] = []
+    for kind in (tf.AutoConfig, tf.AutoTokenizer):
+        real = kind.from_pretrained
+        monkeypatch.setattr(
+            kind, "from_pretrained", lambda *args, real=real, **more: trusted.append(more["trust_remote_code"]) or real(*args, **more)
+        )  # fmt: skip
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="a").save_pretrained(tmp_path)
+    (tmp_path / "text.txt").write_text("b")
+    noise(tmp_path, "llama").check_model(tmp_path)
+    with pytest.raises(PrunusError, match="1 tokens"):
+        Text(evaluation=tmp_path / "text.txt").check_model(tmp_path)
+    assert trusted
+    assert not any(trusted)

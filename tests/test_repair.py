@@ -95,9 +95,13 @@ def test_masks_survive_their_bits(shape: tuple[int, int]) -> None:
     assert mask.bytes == -(-kept.numel() // 8)
 
 
-@pytest.mark.parametrize("rows", [3, 40])
-def test_masked_gradients_are_those_of_the_naive_formula(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["prunus.repair.lora"], "CHUNK", 64)  # several strips
+@pytest.mark.parametrize(("rows", "chunk"), [(3, 64), (40, 64), (90, 512)])
+def test_masked_gradients_are_those_of_the_naive_formula(
+    rows: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sys.modules["prunus.repair.lora"], "CHUNK", chunk
+    )  # several strips, of 8, and of 72 and 18 rows
     torch.manual_seed(0)
     x, weight = torch.randn(2, 4, 7, dtype=torch.float64, requires_grad=True), torch.randn(rows, 7, dtype=torch.float64)
     down = torch.randn(2, 7, dtype=torch.float64, requires_grad=True)

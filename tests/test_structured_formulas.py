@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,8 +31,10 @@ from transformers import (
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 import prunus.structured.search
-from prunus import Plan, Search, UPop, anatomy, extract
+from prunus import Plan, PrunusError, Search, UPop, anatomy, extract
 from prunus.plan import UnitPlan
+from prunus.structured.attention import NarrowRotation, fused_attention, keep_rotation
+from prunus.structured.schedules import linear
 from prunus.structured.scores import gate_gradient, standardise
 from prunus.structured.selection import select, select_as_published
 from tests.fake_devices import devices, on
@@ -410,7 +414,117 @@ def test_given_ratios_are_met_by_every_unit_in_step_with_the_schedule() -> None:
     assert kept(search) == {"a.mlp": [0, 3], "b.mlp": list(range(8))}
 
 
+def test_a_unit_never_goes_below_its_floor_whatever_ratio_it_is_given() -> None:
+    units = anatomy(model_of({"a.mlp": 4, "b.mlp": 10, "c.mlp": 2})).units
+    scores = {unit.name: torch.arange(float(unit.channels)) for unit in units}
+
+    def widths(ratio: float, **more: Any) -> list[int]:
+        method = UPop(ratio=0.5, unit_ratios={"a.mlp": 0.9, "b.mlp": 0.9}, **more)
+        return [int(mask.sum()) for mask in method.masks(scores, units, ratio).values()]
+
+    assert widths(0.5) == [1, 1, 2]
+    assert widths(0.25) == [2, 6, 2]  # at half of the way, .45 of 4 and of 10; the smaller cut where both are as near
+    assert widths(0.5, min_channels=2) == [2, 2, 2]
+    assert widths(0.5, align=8) == [4, 8, 2]
+    assert widths(0.5, min_channels=3) == [3, 3, 2]
+
+
+def test_given_ratios_must_come_to_the_ratio() -> None:
+    """By channels, .5 of 4 and .2 of 10 are 4 of 16; by parameters of 2 each as well. What is not named stays whole."""
+    model = model_of({"a.mlp": 4, "b.mlp": 10, "c.mlp": 2})
+    for cost in ("channels", "parameters"):
+        given = {"cost": cost, "unit_ratios": {"a.mlp": 0.5, "b.mlp": 0.2}}
+        for ratio in (0.2455, 0.25, 0.2545):
+            Search(model, UPop(ratio=ratio, **given), 2).close()  # type: ignore[arg-type]
+        for ratio in (0.244, 0.256):
+            with pytest.raises(PrunusError, match=r"come to 0\.2500"):
+                Search(model, UPop(ratio=ratio, **given), 2)  # type: ignore[arg-type]
+    with pytest.raises(PrunusError, match="no such unit"):
+        Search(model, UPop(ratio=0.5, unit_ratios={"d.mlp": 0.5}), 2)
+
+
+def test_a_search_has_a_step_at_least_and_an_interval_of_one() -> None:
+    method = UPop(ratio=0.5, hold=0.9)
+    assert (method.search_steps(1), method.search_steps(3), method.search_steps(100)) == (1, 1, 10)
+    assert method.update_interval(1) == 1
+    assert UPop(ratio=0.5, schedule="linear").ratio_at(0, 1) == 0.5
+    assert (linear(0, 1), linear(0, 2), linear(1, 2)) == (1.0, 0.0, 1.0)
+
+
+def test_scores_that_are_all_alike_or_alone_say_nothing() -> None:
+    units = anatomy(model_of({"attention": 3, "mlp": 1})).units
+    found = standardise({"attention": torch.tensor([2.0, 2.0, 2.0]), "mlp": torch.tensor([5.0])}, units)
+    assert {name: score.tolist() for name, score in found.items()} == {"attention": [0.0, 0.0, 0.0], "mlp": [0.0]}
+
+
+def test_a_budget_is_out_of_reach_if_more_than_the_dearest_channel_is_missing() -> None:
+    """Of a, 2 channels of cost 1, and b, 2 of 3, one each may go: 4 of 8."""
+    scores, costs = {"a": [1.0, 0.0], "b": [1.0, 0.0]}, {"a": 1.0, "b": 3.0}
+    for ratio in (0.8, 7 / 8):
+        assert chosen(scores, costs, ratio) == {"a": [0], "b": [0]}
+    with pytest.raises(PrunusError, match=r"at most 0\.5000"):
+        chosen(scores, costs, 7.1 / 8)
+
+
+def test_floors_are_rounded_up_to_whole_chunks() -> None:
+    scores = {"a": [float(channel) for channel in range(7)], "b": [0.0, 0.0, 0.0]}
+    assert chosen(scores, {"a": 1.0, "b": 1.0}, 0.3, minimum=3, align=2) == {"a": [4, 5, 6], "b": []}
+    assert chosen(scores, {"a": 1.0, "b": 1.0}, 0.1, minimum=3, align=2) == {"a": [6], "b": []}
+    assert chosen({"b": [0.0, 0.0]}, {"b": 1.0}, 0.1, align=8) == {"b": []}
+
+
 # Surgery
+
+
+def test_fused_attention_is_the_formula_for_any_width() -> None:
+    """Two heads of width 3 on a model of width 5: softmax(q kᵀ · scale) v, head by head, in plain sums."""
+    torch.manual_seed(0)
+    module: Any = nn.Module()
+    module.qkv, module.projection = nn.Linear(5, 3 * 2 * 3), nn.Linear(2 * 3, 5)
+    module.num_heads, module.head_dim, module.scale = 2, 3, 0.7
+    module.config = SimpleNamespace(output_attentions=False)
+    x = torch.randn(2, 4, 5)
+    with torch.no_grad():
+        q, k, v = module.qkv(x).split(6, -1)
+        heads = []
+        for rows in (slice(0, 3), slice(3, 6)):
+            shares = torch.einsum("btw,bsw->bts", q[..., rows], k[..., rows]).mul(0.7).softmax(-1)
+            heads.append((shares, torch.einsum("bts,bsw->btw", shares, v[..., rows])))
+        expected = module.projection(torch.cat([context for _, context in heads], -1))
+        shares = torch.stack([share for share, _ in heads], 1)
+        for dropout in (nn.Dropout(0.9), 0.9):
+            module.dropout = module.attention_dropout = None
+            if isinstance(dropout, float):
+                module.attention_dropout = dropout
+            else:
+                module.dropout = dropout
+            module.eval()
+            output, probabilities = fused_attention(module, x)
+            torch.testing.assert_close(output, expected)
+            assert probabilities is None
+            for asked in (False, True):
+                module.config.output_attentions = not asked
+                output, probabilities = fused_attention(module, x, output_attentions=asked)
+                torch.testing.assert_close(output, expected)
+                torch.testing.assert_close(probabilities, shares)
+                module.config.output_attentions = False
+            module.train()
+            assert not torch.allclose(fused_attention(module, x)[0], expected)
+            assert not torch.allclose(fused_attention(module, x, output_attentions=True)[0], expected)
+
+
+def test_narrowed_rotations_are_columns_of_the_tables() -> None:
+    cos, sin = torch.arange(12.0).view(2, 6), torch.arange(12.0).view(2, 6) + 100
+    rotation = NarrowRotation(torch.tensor([1, 4]))
+    args, given = rotation(nn.Identity(), (7,), {"position_embeddings": (cos, sin), "other": 3})
+    assert (args, given["other"]) == ((7,), 3)
+    assert [table.tolist() for table in given["position_embeddings"]] == [[[1, 4], [7, 10]], [[101, 104], [107, 110]]]
+    module = nn.Identity()
+    keep_rotation(module, torch.tensor([0, 2, 3, 5]))
+    keep_rotation(module, torch.tensor([1, 3]))
+    (hook,) = module._forward_pre_hooks.values()
+    assert hook.index.tolist() == [2, 5]  # type: ignore[attr-defined]
+    assert pickle.loads(pickle.dumps(hook)).index.tolist() == [2, 5]
 
 
 def test_queries_carry_the_scale_of_the_width_that_was_cut() -> None:
