@@ -1,7 +1,8 @@
 """Mutation run: small changes to the code, each of which some test ought to notice.
 
 `python -m benchmarks.mutation`: the changes listed in mutants.yaml, then a seeded sample of generated ones: flipped
-comparisons, swapped operators, other constants, dropped terms and signs, swapped reductions. Prints the score of every room and
+comparisons, swapped operators, other constants, dropped terms and signs, swapped reductions. What only makes a message, says something
+to people, tunes speed or stands for rounding is left alone (FREE, SAID, SPOKEN, SPEED, NEUTRAL). Prints the score of every room and
 the survivors. `--sample N`, `--seed S`, `--rooms ROOM …`, `--named` for the listed ones alone, `--list` to list.
 
 torch and transformers are imported once; every mutant is a fork that reads one module of prunus from a changed syntax tree and runs the

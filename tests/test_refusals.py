@@ -173,6 +173,16 @@ def test_weights_that_are_not_finite_are_refused_before_the_first_block(what: st
         prune(model, Magnitude(), [{"input_ids": ids()}], options=QUIET)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"method": "wanda"}, {"method": Wanda}, {"plan": {}}, {"options": 3}, {"keep_zeros": "yes"}], ids=str
+)
+def test_arguments_of_another_type_are_refused_by_their_name(wrong: dict[str, Any]) -> None:
+    model = llama()
+    with unchanged(model), pytest.raises(PrunusError) as refused:
+        prune(model, **{"method": Wanda(), "batches": [ids()], **wrong})
+    assert refused.value.field == next(iter(wrong))
+
+
 class Stubborn(SparseGPT):
     """Does well, until the last block."""
 

@@ -399,3 +399,50 @@ def test_arguments_are_those_by_the_names_of_the_block_s_forward() -> None:
     assert _named(forward, (1,), {"z": 3}) == {"x": 1, "z": 3}
     assert _named(forward, (1, 5), {}) == {"x": 1, "y": 5}
     assert _named(lambda x: x, (1,), {"other": 2}) == {"other": 2}
+
+
+class Tabled(nn.Module):
+    """Its blocks are given a table that all batches share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.table = nn.ModuleList([nn.Bilinear(4, 4, 4), nn.Bilinear(4, 4, 4)]), [torch.ones(1, 4)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x + 1, self.table[0].expand(len(x), 4))
+        return x
+
+
+def test_what_waits_is_away_and_what_is_shared_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prunus.unstructured.spill.SMALL", 1)
+    model, batches = Tabled(), [{"x": torch.randn(3, 4)} for _ in range(3)]
+    expected = [model.layers[0](batch["x"] + 1, torch.ones(3, 4)) for batch in batches]
+    with Walk(model, batches, ["layers.0", "layers.1"], spill=Spill(model, "disk")) as walk:
+        for stop in walk:
+            assert [visit.args[0].untyped_storage().nbytes() for visit in stop.visits] == [0, 0, 0]
+            for visit, output in zip(stop.visits, expected, strict=True):
+                assert visit.args[1].untyped_storage().nbytes() == 16
+                assert stop.block == "layers.1" or torch.equal(stop.run(visit), output)
+                stop.rest(visit)
+                assert visit.args[0].untyped_storage().nbytes() == 0
+
+
+class Branches(nn.Module):
+    """A batch has texts, images or both; the images' layer is declared last and comes first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.vision = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, text: Tensor | None = None, image: Tensor | None = None) -> Tensor | None:
+        seen = None if image is None else self.vision(image)
+        return seen if text is None else self.text(text if seen is None else text + seen)
+
+
+def test_a_block_waits_for_every_batch_that_is_still_to_come() -> None:
+    x = torch.randn(1, 2)
+    batches = [{"text": x}, {"text": x, "image": x}, {"image": x}]
+    with Walk(Branches(), batches, ["text", "vision"]) as walk:
+        met = [(stop.block, [visit.batch for visit in stop.visits]) for stop in walk]
+    assert met == [("vision", [1, 2]), ("text", [0, 1])]

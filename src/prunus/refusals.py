@@ -6,7 +6,7 @@ The one place that knows what stands around a model and which weights are unusab
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,16 @@ def refuse_weight(name: str, weight: Tensor) -> None:
         reason = "its weight holds NaN or infinity; look at how the model was made or loaded"
     if reason is not None:
         raise PrunusError("model", name, f"{reason}, or {instead}")
+
+
+def expect(field: str, value: object, kind: Any, example: str) -> None:
+    """Refuses an argument of another type than the one that is meant.
+
+    Raises:
+        PrunusError: the remedy is the example.
+    """
+    if not isinstance(value, kind):
+        raise PrunusError(field, value, f"give {example}")
 
 
 def refuse_weights(model: nn.Module, chosen: Iterable[Matrix]) -> None:

@@ -13,7 +13,7 @@ from prunus.batches import checked
 from prunus.errors import PrunusError
 from prunus.losses import Loss, own_loss
 from prunus.plan import MatrixPlan, SparsityPlan
-from prunus.refusals import plain_model
+from prunus.refusals import expect, plain_model
 from prunus.unstructured.fingerprint import Fingerprint
 
 
@@ -45,6 +45,7 @@ def allocate(
         PrunusError: no batches, a tower that is not there, no loss, a score that is not finite, or an unreachable budget.
     """
     model = plain_model(model)
+    expect("method", method, Allocator, "a method with its settings, such as prunus.ECoFLaP(sparsity=0.5)")
     candidates = matrices(model, any_type=True)
     chosen = method.choose(candidates, include, exclude)
     seen = Fingerprint(checked(batches, loss is own_loss))

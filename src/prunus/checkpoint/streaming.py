@@ -33,7 +33,7 @@ from prunus.refusals import refuse_weight
 from prunus.storage import LOCK, claim_folder, locked, writable_path, write_text
 from prunus.unstructured import Pruner, WalkOptions
 from prunus.unstructured.fingerprint import Fingerprint
-from prunus.unstructured.pruning import carry_out, settle
+from prunus.unstructured.pruning import carry_out, settle, walk_options
 from prunus.unstructured.record import RECORD, recorded_sparsity
 from prunus.unstructured.walk import Call, Weights
 
@@ -67,7 +67,7 @@ def prune_folder(
         PrunusError: `output` exists, lies in the source, or cannot be written; its partial folder belongs to other work; weights are missing,
             damaged, changed since they were saved, or not readable.
     """
-    source, output, options = Path(source), writable_path(output), options or WalkOptions()
+    source, output, options = Path(source), writable_path(output), walk_options(options, keep_zeros)
     if output.exists():
         raise PrunusError("output", str(output), "it exists; choose another folder, or delete it")
     if output.resolve().is_relative_to(source.resolve()):

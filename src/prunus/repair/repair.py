@@ -18,7 +18,7 @@ from prunus.anatomy import matrices, weight_of
 from prunus.batches import check_batch, input_device
 from prunus.errors import PrunusError, refusing
 from prunus.losses import Predict, own_prediction
-from prunus.refusals import is_absent, plain_model, refuse_weight
+from prunus.refusals import expect, is_absent, plain_model, refuse_weight
 from prunus.repair.distillation import Distillation, Lesson, Teacher
 from prunus.repair.finetune import TEACHER, Training, finetune, refuse_foreign
 from prunus.repair.lora import Adapters
@@ -71,6 +71,7 @@ def repair(
             by index, or none that the model can take; distillation without a teacher; or a zero that was lost.
     """
     model = plain_model(model)
+    expect("training", training, Training, "prunus.Training(steps=..., learning_rate=...)")
     masks, trainable = _what_to_train(model, method, data, teacher)
     if folder is not None:
         refuse_foreign(Path(folder))
@@ -120,6 +121,7 @@ def _what_to_train(
     model: nn.Module, method: Repair, data: Any, teacher: object
 ) -> tuple[dict[str, BitMask], list[nn.Parameter]]:
     """The zeros, and the parameters that are not frozen, of a model that can be repaired; others are refused."""
+    expect("method", method, Repair, "a method with its settings, such as prunus.MaskedFinetune()")
     _refuse_data(data)
     if method.distillation is not None and teacher is None:
         raise PrunusError(

@@ -16,7 +16,7 @@ from prunus.anatomy import ADAPTER, MEANT_DENSE, Matrix, by_block, choose, surve
 from prunus.batches import calls_the_model, checked, input_device
 from prunus.errors import PrunusError
 from prunus.plan import DensePart, MatrixPlan, SparsityPlan, uniform
-from prunus.refusals import plain_model, refuse_weights
+from prunus.refusals import expect, plain_model, refuse_weights
 from prunus.typed import Typed
 from prunus.undo import Undo
 from prunus.unstructured.fingerprint import Fingerprint
@@ -81,7 +81,7 @@ def prune(
             not finite; the error names the batch or the module.
     """
     model = plain_model(model)
-    options = options or WalkOptions()
+    options = walk_options(options, keep_zeros)
     chosen, plan = settle(model, method, plan, include, exclude)
     refuse_weights(model, chosen)
     earlier = sparsity_of(model)  # a damaged record is found now and not when the new one is put beside it
@@ -93,6 +93,18 @@ def prune(
         achieved = carry_out(model, method, plan, chosen, fingerprint, call, options, kept, keep_zeros=keep_zeros)
         note(model, achieved)
     return achieved
+
+
+def walk_options(options: WalkOptions | None, keep_zeros: bool | None) -> WalkOptions:
+    """The options that were given, or those by default.
+
+    Raises:
+        PrunusError: one of the two is of another type.
+    """
+    options = WalkOptions() if options is None else options
+    expect("options", options, WalkOptions, "prunus.WalkOptions(...)")
+    expect("keep_zeros", keep_zeros, bool | None, "True, False or None")
+    return options
 
 
 class _Kept(Weights):
@@ -113,6 +125,13 @@ def settle(
     model: nn.Module, method: Pruner, plan: SparsityPlan | None, include: Sequence[str], exclude: Sequence[str]
 ) -> tuple[tuple[Matrix, ...], SparsityPlan]:
     """Which matrices are pruned and by how much, checked before anything is touched."""
+    expect("method", method, Pruner, "a pruner with its settings, such as prunus.Wanda(sparsity=0.5)")
+    expect(
+        "plan",
+        plan,
+        SparsityPlan | None,
+        "a SparsityPlan, as prunus.allocate makes it; of a file: SparsityPlan.load(path)",
+    )
     name, found = type(model).__name__, survey(model, any_type=True)
     candidates = found.matrices  # what is quantised, too: it is refused by that name, and not passed over
     if any(part.reason == ADAPTER for part in found.left_dense):
