@@ -440,6 +440,8 @@ def config_changed(file: Path, rng: random.Random) -> None:
 
 def destroy(file: Path, rng: random.Random) -> None:
     """A file cut off, filled with something else, or gone."""
+    if not file.is_file():
+        return  # destroyed already
     data = file.read_bytes()
     kind = rng.randrange(9)
     if kind == 0:
