@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus import OWL, DSnoT, SparseGPT, WalkOptions, Wanda, allocate, prune
+from prunus.unstructured.recorder import counted_positions
+from prunus.unstructured.walk import Visit
 from tests.families import FAMILIES, build
 
 Batch = dict[str, Tensor]
@@ -126,3 +128,16 @@ def test_padding_on_either_side_or_none_is_the_same_data(name: str, method: Any,
 @pytest.mark.parametrize(("name", "method", "side"), PADDINGS, ids=label)
 def test_padding_on_either_side_or_none_is_the_same_data_everywhere(name: str, method: Any, side: str) -> None:
     check_padding(name, method, side)
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["says what is seen", "says what is hidden"])
+def test_left_padding_under_boolean_masks_is_padding_whichever_way_they_speak(hidden: bool) -> None:
+    """Bidirectional masks of left-padded rows are mostly true above the diagonal, as causal masks that say what is hidden."""
+    real = torch.tensor([[False, False, True, True, True], [True] * 5])
+    mask = real[:, None, None, :].expand(2, 1, 5, 5)
+    if hidden:
+        mask = ~(mask & torch.ones(5, 5, dtype=torch.bool).tril())
+    visit = Visit(0, "block", {"attention_mask": mask})
+    counted = counted_positions(visit, torch.zeros(2, 5, 3))
+    assert counted is not None
+    assert counted.tolist() == real.flatten().tolist()

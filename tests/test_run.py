@@ -62,7 +62,7 @@ def test_a_run_folder_holds_everything(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert {"recipe.yaml", "report.json", "report.html", "retained.png", "course.png", "1-search", "2-retrain"} <= names
     suffixes = {path.suffix for path in (finished / "2-retrain" / "model").iterdir()}
-    assert suffixes == {".json", ".safetensors"}
+    assert suffixes == {".json", ".safetensors", ".md"}
     report = Report.load(finished)
     assert report.ratio == pytest.approx(0.5, abs=1e-3)
     assert report.models["compressed"]["parameters"]["total"] < report.models["dense"]["parameters"]["total"]

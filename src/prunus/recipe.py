@@ -108,8 +108,8 @@ Step = Annotated[SearchStep | RetrainStep | PruneStep | RepairStep, Field(discri
 class Measure(Typed):
     """How latency and memory are measured."""
 
-    batch_size: Count = 16
-    repeats: Count = 5
+    batch_size: int = Field(default=16, ge=1, le=4096)
+    repeats: int = Field(default=5, ge=1, le=1000)
 
 
 class Recipe(Typed):

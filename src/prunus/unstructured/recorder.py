@@ -308,8 +308,10 @@ def _allowed(mask: Any) -> Tensor | None:
 
 
 def _says_what_is_hidden(mask: Tensor) -> bool:
-    """Whether a boolean mask over queries and keys is true where a query must not look: it is if the future is true."""
+    """Whether a boolean mask over queries and keys is true where a query must not look: it is if an earlier query's entry for a
+    token is true and the token's own is not. Nobody is shown a token that does not see itself."""
     queries, keys = mask.shape[-2:] if mask.ndim > 2 else (0, 0)
     if queries != keys or queries < 2:
         return False
-    return int(mask.triu(1).sum()) > int(mask.tril(-1).sum())
+    own = mask.diagonal(dim1=-2, dim2=-1)[..., None, :]
+    return bool((mask.triu(1) & ~own).any())
