@@ -121,6 +121,14 @@ def test_what_a_function_of_the_callers_own_takes_is_its_own_matter() -> None:
         prune(model, Wanda(), pairs, call=lambda model, batch: 1 / 0, options=QUIET)
 
 
+@pytest.mark.parametrize("form", ["meta", "sparse"])
+def test_what_has_no_numbers_is_refused_for_a_function_of_the_callers_own_too(form: str) -> None:
+    rows = ids().to("meta") if form == "meta" else ids().float().to_sparse()
+    model = llama()
+    with unchanged(model), pytest.raises(PrunusError, match="batch 0: input_ids"):
+        prune(model, Wanda(), [{"input_ids": rows}], call=lambda model, batch: model(ids()), options=QUIET)
+
+
 def test_compiled_models_are_refused_and_leave_nothing_behind() -> None:
     inside = llama()
     inside.model.layers[1].compile()

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunus.errors import refusing
+
 
 class Fingerprint:
     """Passes batches on, and counts and hashes what passes."""
@@ -31,7 +33,9 @@ class Fingerprint:
             self.largest = max(self.largest, size)
             for name, value in tensors:
                 self._hash.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-                self._hash.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+                with refusing("batches", f"batch {self._count - 1}: {name}", "its numbers cannot be read"):
+                    data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+                self._hash.update(data)
             yield batch
 
     @property
