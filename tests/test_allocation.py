@@ -100,6 +100,11 @@ def test_shares_are_exact_bounded_and_in_proportion(
 
 
 def test_ties_zeros_and_single_groups() -> None:
+    assert share_out({"a": 8, "b": 10, "c": 2}, {"a": 2e-308, "b": 4e-313, "c": 2e-308}, 10, 1.0) == {
+        "a": 8,
+        "b": 0,
+        "c": 2,
+    }
     assert share_out({"a": 3, "b": 3}, {"a": 1, "b": 1}, 3, 1.0) == {"a": 2, "b": 1}
     assert share_out({"a": 10, "b": 10}, {"a": 0, "b": 5}, 10, 0.6) == {"a": 4, "b": 6}
     assert share_out({"a": 10, "b": 10}, {"a": 0, "b": 5}, 16, 0.6) == {"a": 6, "b": 10}

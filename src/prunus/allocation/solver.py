@@ -56,7 +56,11 @@ def share_out(sizes: Mapping[str, int], scores: Mapping[str, float], keep: int, 
         raise PrunusError(
             "scores", f"all {len(scores)} are zero", "the loss does not depend on any of these weights; look at the batches and the loss"
         )  # fmt: skip
-    return _rounded(_real_shares(sizes, floors, scores, max(left, 0.0)), sizes, floors, keep)
+    _, exponent = math.frexp(max(scores.values(), default=0.0))
+    near_one = {
+        name: math.ldexp(score, -exponent) for name, score in scores.items()
+    }  # tiny ones lose no bits by a quotient
+    return _rounded(_real_shares(sizes, floors, near_one, max(left, 0.0)), sizes, floors, keep)
 
 
 def _real_shares(
