@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import torch
 from torch.utils.data import TensorDataset
 
@@ -28,3 +31,9 @@ def test_a_training_resumed_after_its_last_step_ends_with_the_same_bits(tmp_path
     assert folders == [["checkpoint-3", "checkpoint-6", "training.json"]] * 3
     assert [row["step"] for log in logs for row in log if "loss" in row] == [5, 5, 5]
     assert all(torch.equal(tensor, state[key]) for state in states[1:] for key, tensor in states[0].items())
+
+
+def test_importing_prunus_leaves_the_trainer_alone() -> None:
+    """It brings peft and quantisers with it where they are installed, and costs as much as torch itself."""
+    code = "import sys, prunus; sys.exit('transformers.trainer_callback' in sys.modules or 'peft' in sys.modules)"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0

@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from prunus.errors import PrunusError
-from prunus.finished import Finished
 from prunus.storage import write_text
 from prunus.typed import Count, Steps, Typed
 from prunus.unstructured.walk import caches_kept
@@ -91,6 +90,7 @@ def finetune(
     from transformers import ProgressCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
+    from prunus.finished import Finished
     from prunus.repair.trainer import Complete, Progress, TaskTrainer, check_finite, last_complete
 
     _claim(folder, model, training, seed, identity or {})
