@@ -100,7 +100,7 @@ def test_shares_are_exact_bounded_and_in_proportion(
 
 
 def test_ties_zeros_and_single_groups() -> None:
-    assert share_out({"a": 8, "b": 10, "c": 2}, {"a": 2e-308, "b": 4e-313, "c": 2e-308}, 10, 1.0) == {
+    assert share_out({"a": 8, "b": 10, "c": 2}, {"a": 5e-310, "b": 1e-314, "c": 5e-310}, 10, 1.0) == {
         "a": 8,
         "b": 0,
         "c": 2,
