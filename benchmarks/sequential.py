@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.subjects import Batches, Blip, SmolLM2
 from prunus import SparseGPT, WalkOptions, Wanda, prune
+from prunus.batches import default_device
 from prunus.losses import own_loss
 
 
@@ -29,8 +30,10 @@ class Stories:
     headline, higher_is_better, bf16 = "perplexity", False, False
 
     def __init__(self, folder: Path, stories: int = 96, length: int = 128):
-        self.dense = AutoModelForCausalLM.from_pretrained(folder).eval()
-        start = AutoTokenizer.from_pretrained(folder)("Once upon a time", return_tensors="pt")["input_ids"]
+        self.dense = AutoModelForCausalLM.from_pretrained(folder).to(default_device()).eval()
+        start = AutoTokenizer.from_pretrained(folder)("Once upon a time", return_tensors="pt")["input_ids"].to(
+            default_device()
+        )
         torch.manual_seed(0)
         with torch.no_grad():
             told = self.dense.generate(

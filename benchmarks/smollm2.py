@@ -28,6 +28,7 @@ import torch
 from transformers import AutoTokenizer
 
 from prunus import DSnoT, Magnitude, SparseGPT, WalkOptions, Wanda, load_model, prune_folder, text_batches
+from prunus.batches import default_device
 from prunus.cost import peak_memory
 from prunus.models.smollm2 import smollm2
 from prunus.run import cache_folder
@@ -62,6 +63,7 @@ def prune_here(data: Path, output: Path, method: str, budget: str, sequential: b
         METHODS[method](**BUDGETS[budget]),
         batches,
         options=WalkOptions(bf16=True, progress=False, sequential=sequential),
+        device=default_device(),
     )
     return {"seconds": time.perf_counter() - start, "peak": peak_memory(), "sparsity": plan.sparsity}
 
@@ -80,7 +82,7 @@ def perplexity(data: Path, folder: Path, windows: int) -> float:
     from prunus.tasks.text import Text
 
     task = Text(tokenizer=str(model_folder()), evaluation=data / "wikitext2-test.txt", length=LENGTH, bf16=True)
-    return task.evaluate(load_model(folder), windows)["perplexity"]
+    return task.evaluate(load_model(folder).to(default_device()), windows, progress=False)["perplexity"]
 
 
 def table(data: Path, scratch: Path, windows: int, methods: Sequence[str], budgets: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from benchmarks.smollm2 import LENGTH, model_folder
 from prunus import load_model
+from prunus.batches import default_device
 from prunus.calibration import text_windows
 from prunus.losses import Predict
 from prunus.run import cache_folder
@@ -47,7 +48,11 @@ class SmolLM2:
     headline, higher_is_better, bf16 = "perplexity", False, True
 
     def __init__(self, data: Path, samples: int = 16, windows: int = 32, train_length: int = 256):
-        self.dense, self.windows, self.samples = load_model(model_folder()).eval(), windows, samples
+        self.dense, self.windows, self.samples = (
+            load_model(model_folder()).to(default_device()).eval(),
+            windows,
+            samples,
+        )
         self.task = Text(
             tokenizer=str(model_folder()), evaluation=data / "wikitext2-test.txt", length=LENGTH, bf16=True
         )
@@ -73,7 +78,7 @@ class Blip:
 
     def __init__(self, samples: int = 64, questions: int = 1000):
         folder = max(cache_folder().glob("dense-easy_vqa-*/model"), key=lambda path: path.stat().st_mtime)
-        self.dense, self.samples, self.questions = load_model(folder).eval(), samples, questions
+        self.dense, self.samples, self.questions = load_model(folder).to(default_device()).eval(), samples, questions
         self.task = EasyVQA(image_size=self.dense.config.vision_config.image_size, questions_per_item=5)
         self.everything = self.task.calibration(1024, 16)
         self.data = self.task.train_data()

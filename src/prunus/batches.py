@@ -34,6 +34,11 @@ def input_device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
 
 
+def default_device() -> torch.device:
+    """Where everything runs that is not trained: a GPU if there is one. The Trainer chooses for itself."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def input_dtype(model: nn.Module) -> torch.dtype | None:
     """The type in which a model takes pixels, sounds or embeddings: that of its first convolution, which makes patches or
     frames, or else of its first floating parameter; None if it has none."""

@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, set_seed
 from prunus.allocation import allocate
 from prunus.allocation.allocator import Question
 from prunus.anatomy import Unit, anatomy, matrices
+from prunus.batches import default_device
 from prunus.checkpoint import bare_model, extract, load_model, local_folder, plan_of, prune_folder, random_model
 from prunus.checkpoint.checksums import write_checksums
 from prunus.checkpoint.plausible import understood
@@ -326,7 +327,7 @@ def _prune(step: PruneStep, task: Task, source: Path, folder: Path) -> None:
     write_text(folder / "course.json", json.dumps({"log": []}))
     prune_folder(
         local_folder(source), folder / "model", step.method, batches, plan=plan, include=step.include, exclude=step.exclude,
-        options=step.walk, device=_device(), keep_zeros=step.keep_zeros,
+        options=step.walk, device=default_device(), keep_zeros=step.keep_zeros,
     )  # fmt: skip
 
 
@@ -340,7 +341,7 @@ def _allocated(step: PruneStep, task: Task, source: Path, file: Path) -> Sparsit
         picked = Subset(data, [place * size // wanted.samples for place in range(min(wanted.samples, size))])
         loader: DataLoader[Any] = DataLoader(picked, wanted.batch_size, collate_fn=task.collate)
         plan = allocate(
-            load_model(source).to(_device()),
+            load_model(source).to(default_device()),
             step.allocate,
             loader,
             task.loss,
@@ -350,11 +351,6 @@ def _allocated(step: PruneStep, task: Task, source: Path, file: Path) -> Sparsit
         )
         plan.save(file)
     return SparsityPlan.load(file)
-
-
-def _device() -> torch.device:
-    """Where everything that is not trained runs; the Trainer chooses for itself."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _save(model: PreTrainedModel, task: Task, folder: Path) -> None:
@@ -387,7 +383,7 @@ def evaluate_here(path: str | Path, task: Task, batch_size: int, limit: int | No
     with refusing("task", task.name, f"a {type(model).__name__} cannot be evaluated on it, so name another task"):
         task.example(model, batch_size)()
         peak = peak_memory()
-        model.to(_device())
+        model.to(default_device())
         start = time.perf_counter()
         metrics = task.evaluate(model, limit)
     return Evaluation(metrics, peak, time.perf_counter() - start)
