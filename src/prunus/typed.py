@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
 
 from prunus.errors import PrunusError
+from prunus.extensions import load_installed
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 """A part of a whole, but not all of it."""
@@ -31,6 +34,56 @@ class Typed(BaseModel):
             super().__init__(**data)
         except ValidationError as error:
             raise first_problem(error, type(self)) from None
+
+
+def known(base: type[BaseModel], tag: str) -> dict[str, type[Any]]:
+    """The concrete subclasses of `base` that have been defined so far, by the default of their field `tag`.
+
+    Raises:
+        PrunusError: two different classes have one name. A class that is defined again, as in a notebook, replaces itself.
+    """
+    found: dict[str, type[Any]] = {}
+    waiting = [base]
+    while waiting:
+        cls = waiting.pop(0)
+        waiting += cls.__subclasses__()
+        field = cls.model_fields.get(tag)
+        name = None if field is None or inspect.isabstract(cls) else field.default
+        if not isinstance(name, str):
+            continue
+        other = found.get(name, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            places = " and ".join(f"{one.__module__}.{one.__qualname__}" for one in (other, cls))
+            raise PrunusError(tag, name, f"it is the name of both {places}; rename one")
+        found[name] = cls
+    return found
+
+
+def named(base: type[BaseModel], tag: str) -> Any:
+    """The type of a field that holds any subclass of `base`, found by the value of its field `tag`.
+
+    A subclass is known once its module is imported, whoever wrote it; packages are asked for theirs by the entry point of
+    `prunus.extensions`. There is no list to add it to.
+    """
+
+    def find(value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        if tag not in value:
+            raise PrunusError(tag, None, f"say which: one of {', '.join(known(base, tag))}")
+        name = value[tag]
+        if name not in (known(base, tag) if isinstance(name, str) else ()):
+            load_installed()
+        classes = known(base, tag)
+        if not isinstance(name, str) or name not in classes:
+            near = difflib.get_close_matches(str(name), classes, n=1)
+            hint = f"did you mean {near[0]}? There are" if near else "take one of"
+            raise PrunusError(
+                tag, name, f"{hint} {', '.join(classes)}; one of your own is known once it is imported (--import)"
+            )
+        return classes[name].model_validate(dict(value))
+
+    return Annotated[SerializeAsAny[base], BeforeValidator(find)]  # type: ignore[valid-type]
 
 
 def first_problem(error: ValidationError, model: type[BaseModel], source: str = "") -> PrunusError:

@@ -1,0 +1,81 @@
+"""Code of others: modules that define methods, models, tasks, sources or steps of their own."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from prunus.errors import PrunusError
+
+GROUP = "prunus.extensions"
+"""The entry point by which an installed package names a module that defines some."""
+PREFIX = "prunus_extension_"
+"""How modules are called that were imported by path, lest they hide another one."""
+
+
+def load_extension(name: str) -> None:
+    """Imports a module by its name, or by the path of its file. What it defines can be named in recipes from then on.
+
+    Raises:
+        PrunusError: there is no such module, or its code fails.
+    """
+    try:
+        if name.endswith(".py"):
+            _load_file(Path(name))
+        else:
+            importlib.import_module(name)
+    except PrunusError:
+        raise
+    except Exception as error:  # a stranger's module may raise anything
+        raise PrunusError("import", name, f"it cannot be imported ({type(error).__name__}: {error})") from None
+
+
+def _load_file(path: Path) -> None:
+    if not path.is_file():
+        raise PrunusError(
+            "import", str(path), "there is no such file; give a module's name, or the path of its .py file"
+        )
+    place = str(path.resolve())
+    if any(getattr(module, "__file__", None) == place for module in list(sys.modules.values())):
+        return
+    name = PREFIX + path.stem
+    spec = importlib.util.spec_from_file_location(name, place)
+    if name in sys.modules or spec is None or spec.loader is None:
+        raise PrunusError("import", str(path), "another file of that name has been imported; rename one")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+@functools.cache
+def load_installed() -> None:
+    """Imports what installed packages offer under the entry point `prunus.extensions`, once."""
+    for point in entry_points(group=GROUP):
+        load_extension(point.value)
+
+
+def place_of(cls: type) -> str | None:
+    """What a new process imports to know a class: the name of its module, or its file; None for a class of ours.
+
+    Raises:
+        PrunusError: it was defined where no other process can find it, such as in a notebook.
+    """
+    if cls.__module__.partition(".")[0] == "prunus":
+        return None
+    if cls.__module__ != "__main__" and not cls.__module__.startswith(PREFIX):
+        return cls.__module__
+    file = getattr(sys.modules[cls.__module__], "__file__", None)
+    if file is None:
+        raise PrunusError(
+            "import",
+            cls.__qualname__,
+            "it was defined interactively; put it into a module, for other processes to import",
+        )
+    return str(Path(file).resolve())
