@@ -20,11 +20,11 @@ from prunus.errors import PrunusError, refusing
 from prunus.losses import Predict, own_prediction
 from prunus.refusals import expect, is_absent, plain_model, refuse_weight
 from prunus.repair.distillation import Distillation, Lesson, Teacher
-from prunus.repair.finetune import TEACHER, Training, finetune, refuse_foreign
 from prunus.repair.lora import Adapters
 from prunus.repair.masks import BitMask, check_zeros, holding, in_fp32, zeros_of
 from prunus.repair.methods import LoRA, MaskedFinetune, MaskedLoRA, Repair
 from prunus.repair.teacher_cache import TeacherCache
+from prunus.training.finetune import TEACHER, Training, finetune, refuse_foreign
 from prunus.undo import Undo
 from prunus.unstructured import sparsity_of
 from prunus.unstructured.record import note

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from prunus.errors import PrunusError
+from prunus.modules import caches_kept
 from prunus.storage import write_text
 from prunus.typed import Count, Steps, Typed
-from prunus.unstructured.walk import caches_kept
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -91,7 +91,7 @@ def finetune(
     from transformers.trainer_callback import PrinterCallback
 
     from prunus.finished import Finished
-    from prunus.repair.trainer import Complete, Progress, TaskTrainer, check_finite, last_complete
+    from prunus.training.trainer import Complete, Progress, TaskTrainer, check_finite, last_complete
 
     _claim(folder, model, training, seed, identity or {})
     last = last_complete(folder)
