@@ -16,7 +16,7 @@ from prunus.anatomy import CONNECTOR, Matrix, choose
 from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.losses import Loss, own_loss
-from prunus.plan.sparsity import per_tower
+from prunus.plan.sparsity import part_of, per_tower
 from prunus.refusals import refuse_weights, unusable
 from prunus.typed import Share, Typed
 
@@ -144,7 +144,8 @@ class Scoring(Allocator):
         each_tower = False if self.granularity == "tower" else self.per_tower
         for pool, sparsity in budgets(chosen, self.sparsity, each_tower):
             limit = min(1.0, sparsity + 0.1) if self.max_sparsity is None else self.max_sparsity
-            kept |= kept_by_matrix(pool, scores, sparsity, limit, self.granularity, self.aggregate)
+            keep = part_of(sum(m.weights for m in pool), 1 - sparsity)  # the published code rounds what stays
+            kept |= kept_by_matrix(pool, scores, keep, limit, self.granularity, self.aggregate)
         return kept
 
     def answer(self, question: Question) -> Answer:

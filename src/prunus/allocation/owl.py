@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from prunus.allocation.allocator import Allocator, Answer, Question
-from prunus.allocation.grouping import budgets, group_of, kept_by_matrix
+from prunus.allocation.grouping import budgets, group_of, kept_by_matrix, weights_that_stay
 from prunus.anatomy import Matrix, by_block
 from prunus.errors import PrunusError
 from prunus.losses import own_loss
@@ -97,4 +97,4 @@ class OWL(Allocator):
             )
         # the same straight line as ECoFLaP's: floor 1 − (p + mean), slope 1, scores n_g · stretched share
         scores = {m.name: m.weights * stretched[group_of(m, self.granularity)] for m in pool}
-        return kept_by_matrix(pool, scores, sparsity, sparsity + mean, self.granularity)
+        return kept_by_matrix(pool, scores, weights_that_stay(pool, sparsity), sparsity + mean, self.granularity)

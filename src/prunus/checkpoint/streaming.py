@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from transformers import PreTrainedModel
 
 from prunus.anatomy import Matrix, by_parameter, place_of
 from prunus.batches import call_with_batch, calls_the_model, checked
-from prunus.checkpoint.checksums import CHECKSUMS, verify, write_checksums
+from prunus.checkpoint.checksums import verify, write_checksums
 from prunus.checkpoint.described import describe
+from prunus.checkpoint.journal import JOURNAL, Work
 from prunus.checkpoint.loading import without_weights
 from prunus.checkpoint.naming import Group, groups
 from prunus.checkpoint.on_use import OnUse, hollow
@@ -31,13 +31,11 @@ from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
 from prunus.plan import SparsityPlan
 from prunus.refusals import refuse_weight
-from prunus.storage import LOCK, claim_folder, locked, writable_path, write_text
+from prunus.storage import LOCK, writable_path, write_text
 from prunus.unstructured import Pruner, WalkOptions
-from prunus.unstructured.pruning import carry_out, settle, walk_options
+from prunus.unstructured.pruning import Request, carry_out, needs_of, settle, walk_options
 from prunus.unstructured.record import RECORD, recorded_sparsity
 from prunus.unstructured.walk import Call, Weights
-
-JOURNAL = "prunus-journal.json"
 
 
 def prune_folder(
@@ -77,30 +75,35 @@ def prune_folder(
     verify(source)
     model, shards = without_weights(source)
     chosen, plan = settle(model, method, plan, include, exclude)
+    if needs_of(method, "gradients"):
+        raise PrunusError(
+            "method",
+            method.method,
+            "it reads gradients, for which all weights are in memory; load the model and use prune",
+        )
     earlier = recorded_sparsity(model)  # a damaged one is found now and not when the new one is put beside it
-    fingerprint = Fingerprint(checked(batches, calls_the_model(call)))
+    seen = Fingerprint(checked(batches, calls_the_model(call)))
     if keep_zeros is None:
         keep_zeros = earlier is not None
     parts = _Parts(model, shards)
     parts.refuse_weights(chosen)
     dtypes = parts.dtypes_to_write(chosen)
     files = [source / file for file in ("config.json", *shards.files)]
-    request = {
+    asked = {
         "keep_zeros": keep_zeros,
         "source": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
         "plan": plan.model_dump(mode="json"),
         "method": method.model_dump(mode="json"),
         "options": options.model_dump(mode="json", exclude={"progress", "activations"}),
     }
-    work = _Work(output.with_name(output.name + ".partial"), hashlib.sha256(json.dumps(request).encode()).hexdigest())
+    work = Work(output.with_name(output.name + ".partial"), hashlib.sha256(json.dumps(asked).encode()).hexdigest())
+    call = call or partial(call_with_batch, device=torch.device(device))
+    request = Request(model, method, plan, chosen, seen, call, options, keep_zeros)
     with work.taken():
         work.begin(shards, dtypes)
-        weights = _FolderWeights(model, parts, work, fingerprint, torch.device(device), options.sequential)
+        weights = _FolderWeights(model, parts, work, seen, torch.device(device), options.sequential)
         with work.unless_refused(), weights.on_use:
-            achieved = carry_out(
-                model, method, plan, chosen, fingerprint, call or partial(call_with_batch, device=torch.device(device)),
-                options, weights, work.done, keep_zeros,
-            )  # fmt: skip
+            achieved = carry_out(request, weights, work.done)
         with work.writing():
             config = json.loads((work.folder / "config.json").read_text())
             record = achieved.after(earlier).model_dump(mode="json")
@@ -112,117 +115,6 @@ def prune_folder(
             for name in (JOURNAL, LOCK):
                 (output / name).unlink()
     return achieved
-
-
-class _Work:
-    """The output folder while it is being made, and its journal: which blocks are finished."""
-
-    def __init__(self, folder: Path, request: str):
-        self.folder, self._request = folder, request
-        self.done: dict[str, dict[str, int]] = {}
-        self.calibration: str | None = None
-        self._is_new = False
-
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Keeps the folder for this process.
-
-        Raises:
-            PrunusError: it holds other things than unfinished work, or another process is at work in it.
-        """
-        claim_folder(self.folder, JOURNAL)
-        with ExitStack() as held:
-            with self.writing():
-                held.enter_context(locked(self.folder))
-            yield
-
-    def begin(self, shards: Shards, dtypes: Mapping[str, torch.dtype]) -> None:
-        """Takes up earlier work, or copies the source, with other types for some tensors."""
-        if (self.folder / JOURNAL).exists():
-            try:
-                journal = json.loads((self.folder / JOURNAL).read_text())
-                copied, request, done, calibration = (journal[n] for n in ("copied", "request", "done", "calibration"))
-                done = {block: {name: int(count) for name, count in counts.items()} for block, counts in done.items()}
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise PrunusError(
-                    "output", str(self.folder), f"its {JOURNAL} is damaged ({error}); delete the folder"
-                ) from None
-            if copied and request != self._request:
-                raise PrunusError(
-                    "output",
-                    str(self.folder),
-                    "it holds unfinished work with other settings; finish that, or delete the folder",
-                )
-            if copied:
-                self.done, self.calibration = done, calibration
-                return
-        with self.writing():
-            try:
-                self._write(copied=False)
-                shutil.copytree(
-                    shards.folder, self.folder, copy_function=shutil.copyfile, ignore=partial(_left_behind, shards),
-                    dirs_exist_ok=True,
-                )  # fmt: skip
-                for path in (self.folder, *self.folder.rglob("*")):
-                    path.chmod(path.stat().st_mode | (0o700 if path.is_dir() else 0o600))
-                shards.copy(self.folder, dtypes)
-                self._write()
-                self._is_new = True
-            except BaseException:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                raise
-
-    def finish(self, block: str, counts: Mapping[str, int], calibration: str) -> None:
-        """Notes a block whose weights are on disk."""
-        self.done[block], self.calibration = dict(counts), calibration
-        self._write()
-
-    @contextmanager
-    def unless_refused(self) -> Iterator[None]:
-        """Work that was begun now and would be refused again is removed; what a full disk or a kill has stopped stays."""
-        try:
-            yield
-        except PrunusError as error:
-            if self._is_new and error.field != "output":
-                shutil.rmtree(self.folder, ignore_errors=True)
-            raise
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Errors of the disk become one that says what to do."""
-        try:
-            yield
-        except (OSError, shutil.Error) as error:
-            reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error.strerror or error
-            raise PrunusError(
-                "output",
-                str(self.folder),
-                f"it cannot be written ({reason}); mend that and call again: finished blocks stay",
-            ) from None
-
-    def _write(self, copied: bool = True) -> None:
-        journal = {"copied": copied, "request": self._request, "calibration": self.calibration, "done": self.done}
-        write_text(self.folder / JOURNAL, json.dumps(journal) + "\n")
-
-
-OTHER_WEIGHTS = frozenset(
-    {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".tflite", ".npz"}
-)
-
-
-def _left_behind(shards: Shards, folder: str, names: list[str]) -> list[str]:
-    """What is not copied to the output: weights, which are copied apart from this, and copies of them that would stay
-    dense; what version control and downloads keep; what would no longer be true."""
-    if Path(folder) != shards.folder:
-        return [name for name in names if str((Path(folder) / name).relative_to(shards.folder)) in shards.files]
-    kept = {f"{file.partition('-')[0]}.safetensors.index.json" for file in shards.files}
-    return [
-        name
-        for name in names
-        if Path(name).suffix in OTHER_WEIGHTS
-        or (name.endswith(".index.json") and name not in kept)
-        or name in (".git", ".cache", CHECKSUMS, JOURNAL, LOCK)
-    ]
 
 
 class _Parts:
@@ -306,7 +198,7 @@ class _FolderWeights(Weights):
     """
 
     def __init__(
-        self, model: PreTrainedModel, parts: _Parts, work: _Work, fingerprint: Fingerprint, device: torch.device,
+        self, model: PreTrainedModel, parts: _Parts, work: Work, fingerprint: Fingerprint, device: torch.device,
         sequential: bool,
     ):  # fmt: skip
         self._model, self._parts, self._work = model, parts, work

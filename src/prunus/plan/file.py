@@ -1,12 +1,14 @@
-"""What every plan shares: it is frozen, it is JSON, and a damaged one is refused by name."""
+"""What every plan shares: it is frozen, it is JSON of a version, and a damaged one is refused by name."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from prunus.errors import PrunusError
 from prunus.storage import write_text
@@ -19,6 +21,13 @@ class PlanFile(BaseModel):
     """A decision about one model, as data."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_this_version(cls, data: object) -> object:
+        if not isinstance(data, Mapping):
+            return data
+        return {**data, "format": _readable(str(data.get("format", "")), cls.model_fields["format"].default)}
 
     def save(self, path: str | Path) -> None:
         """Writes JSON, atomically."""
@@ -49,5 +58,23 @@ class PlanFile(BaseModel):
             return cls.model_validate_json(data) if isinstance(data, str) else cls.model_validate(data)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
+            cause = first.get("ctx", {}).get("error")
+            if isinstance(cause, PrunusError):
+                raise PrunusError(f"plan {cause.field}", source, f"{cause.value}: {cause.remedy}") from None
             where = ".".join(str(part) for part in first["loc"]) or "JSON"
             raise PrunusError(f"plan {where}", source, f"the plan is damaged: {first['msg']}") from None
+
+
+def _readable(written: str, current: str) -> str:
+    """The current format for an earlier version of it, or none.
+
+    Raises:
+        PrunusError: it is a later one.
+    """
+    kind, _, newest = current.partition("/")
+    version = re.fullmatch(rf"{kind}/([1-9]\d{{0,8}})", written)
+    if version is not None and int(version[1]) > int(newest):
+        raise PrunusError(
+            "format", written, f"a newer prunus wrote it, and this one reads up to {current}; update prunus"
+        )
+    return current if version is not None or not written else written
