@@ -17,7 +17,7 @@ from prunus import Plan, SparsityPlan, Uniform, allocate, anatomy, cost, matrice
 from prunus.fingerprint import Fingerprint
 from prunus.plan import MatrixPlan
 from prunus.plan.channels import decode_channels, encode_channels
-from prunus.plan.sparsity import per_tower, share, uniform, written_sparsities
+from prunus.plan.sparsity import part_of, per_tower, uniform, written_sparsities
 from prunus.tasks.text import Text, windows
 from tests.families import build
 from tests.holder import Holder
@@ -141,8 +141,10 @@ def test_a_plan_s_sparsity_is_over_weights_in_all_and_by_tower() -> None:
 
 
 def test_shares_are_rounded_down_for_the_number_that_was_written() -> None:
-    assert [share(10, p) for p in (0.0, 0.29, 0.3, 0.7, 0.999, 1.0)] == [0, 2, 3, 7, 9, 10]
-    assert share(100, 0.29) == 29  # 0.29 · 100 is a hair below 29
+    assert [part_of(10, p) for p in (0.0, 0.29, 0.3, 0.7, 0.999, 1.0)] == [0, 2, 3, 7, 9, 10]
+    assert part_of(100, 0.29) == 29  # 0.29 · 100 is a hair below 29
+    assert part_of(10**9, 0.29) == 290_000_000
+    assert part_of(10, 1 - 9 / 10) == 1
 
 
 def test_uniform_plans_round_by_row_or_by_matrix() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import model_validator
@@ -67,20 +67,15 @@ class Answer:
 class Allocator(Typed):
     """Base of the allocation methods."""
 
+    needs_batches: ClassVar[bool] = False
+    """Whether the method looks at data."""
+    by_batch: ClassVar[bool] = False
+    """Whether it adds up over batches what is not linear in their losses, so that the same data in batches of another size
+    are another answer."""
     method: str
     sparsity: Share | dict[str, Share] = 0.5
     """Share of the weights that go: of all of them together, or a fixed one per tower (towers that are not named are
     left out)."""
-
-    @property
-    def needs_batches(self) -> bool:
-        return False
-
-    @property
-    def by_batch(self) -> bool:
-        """Whether the method adds up over batches what is not linear in their losses, so that the same data in batches of
-        another size are another answer."""
-        return False
 
     def choose(
         self, candidates: Sequence[Matrix], include: Sequence[str], exclude: Sequence[str]
@@ -100,6 +95,7 @@ class Allocator(Typed):
 class Scoring(Allocator):
     """An allocation by one score per matrix: measured once, good for every budget."""
 
+    needs_batches = by_batch = True
     max_sparsity: Share | None = None
     """No group loses more than this share; None is 0.1 above the sparsity. At the sparsity itself, all is uniform."""
     per_tower: bool | None = None
@@ -125,14 +121,6 @@ class Scoring(Allocator):
                 "granularity", "tower", "the sparsity of every tower is given already; take block or layer, or one sparsity for all"
             )  # fmt: skip
         return self
-
-    @property
-    def needs_batches(self) -> bool:
-        return True
-
-    @property
-    def by_batch(self) -> bool:
-        return True
 
     @abstractmethod
     def measure(self, question: Question) -> dict[str, float]:

@@ -25,18 +25,11 @@ class IterativeGlobal(Allocator):
     """
 
     method: Literal["iterative_global"] = "iterative_global"
+    needs_batches = by_batch = True
     rounds: int = Field(default=3, ge=1, le=10_000)
     """T."""
     per_tower: bool = False
     """Every tower has the given sparsity and is ranked by itself; off, the whole model is."""
-
-    @property
-    def needs_batches(self) -> bool:
-        return True
-
-    @property
-    def by_batch(self) -> bool:
-        return True
 
     def answer(self, question: Question) -> Answer:
         question = replace(question, model=copy.deepcopy(question.model))

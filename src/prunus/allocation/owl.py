@@ -28,6 +28,7 @@ class OWL(Allocator):
     """More density for blocks with more outliers."""
 
     method: Literal["owl"] = "owl"
+    needs_batches = True
     outlier: float = Field(default=5.0, gt=1)
     """A score above this many times the mean of its group is an outlier (M in the paper)."""
     spread: float = Field(default=0.08, gt=0, lt=0.5)
@@ -35,10 +36,6 @@ class OWL(Allocator):
     granularity: Literal["block", "layer"] = "block"
     per_tower: bool | None = None
     """Every tower has the given sparsity, and shares it out among its own blocks; None means so. Off: one budget."""
-
-    @property
-    def needs_batches(self) -> bool:
-        return True
 
     def answer(self, question: Question) -> Answer:
         outliers = self.outliers(question)

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from prunus.anatomy import anatomy
 from prunus.checkpoint.checksums import CHECKSUMS, weight_files, write_checksums
 from prunus.errors import PrunusError
+from prunus.plan.history import Recorded
 from prunus.plan.record import RECORD, configs_of, marks, plan_of, records_of, true_record
 from prunus.storage import write_text
 from prunus.structured.gates import warn_of_gates
@@ -88,11 +89,11 @@ def card(model: PreTrainedModel) -> str:
         lines += ["Pruned weights are zeros in place, so it loads without prunus, too.", ""]
     lines += ["## What was done", ""]
     if plan is not None:
-        lines += [f"Structured pruning removed {plan.ratio:.2%} of the searched cost: `{json.dumps(plan.method)}`.", ""]
+        lines += [f"Structured pruning removed {plan.ratio:.2%} of the searched cost: {_told(plan)}.", ""]
     if sparsity is not None:
         lines += [
             f"Unstructured pruning ({sparsity.pattern}) made {sparsity.sparsity:.2%} of the weights in "
-            f"{len(sparsity.matrices)} matrices zero: `{json.dumps(sparsity.method)}`.", "",
+            f"{len(sparsity.matrices)} matrices zero: {_told(sparsity)}.", "",
         ]  # fmt: skip
     lines += [
         "| tower | parameters | before | channels kept | zeros in pruned matrices |",
@@ -111,6 +112,10 @@ def card(model: PreTrainedModel) -> str:
             "differ from layer to layer: `prunus inspect` lists them.",
         ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _told(record: Recorded) -> str:
+    return ", then ".join(f"{entry.step} `{json.dumps(entry.said)}`" for entry in record.history) or "nobody said how"
 
 
 def restore_records(folder: Path, config: PreTrainedConfig) -> bool:

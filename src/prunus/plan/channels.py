@@ -79,13 +79,13 @@ class UnitPlan(BaseModel):
         return UnitPlan(channels=earlier.channels, kept=tuple(earlier.kept[channel] for channel in self.kept))
 
 
-class Plan(PlanFile, Recorded):
+class Plan(Recorded, PlanFile):
     """Kept channels per unit: the outcome of a structured search and the input of surgery.
 
     `ratio` is the achieved share of the prunable cost that leaves, in the units of the method's cost.
     """
 
-    format: Literal["prunus.plan/2"] = "prunus.plan/2"
+    format: Literal["prunus.plan/2"] = "prunus.plan/2"  # type: ignore[assignment]
     model: str
     """Class of the model the plan was made for."""
     ratio: float = Field(ge=0, lt=1)

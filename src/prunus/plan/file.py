@@ -22,6 +22,9 @@ class PlanFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    format: str
+    """Kind of file and its version; earlier versions are read, too."""
+
     @model_validator(mode="before")
     @classmethod
     def _of_this_version(cls, data: object) -> object:

@@ -61,11 +61,11 @@ class DensePart(BaseModel):
     reason: str
 
 
-class SparsityPlan(PlanFile, Recorded):
+class SparsityPlan(Recorded, PlanFile):
     """Pruned weights per matrix: the input of `prune`, and, with what was achieved, its record."""
 
     main = "prune"
-    format: Literal["prunus.sparsity/2"] = "prunus.sparsity/2"
+    format: Literal["prunus.sparsity/2"] = "prunus.sparsity/2"  # type: ignore[assignment]
     model: str
     """Class of the model the plan was made for."""
     pattern: str = "unstructured"

@@ -9,8 +9,7 @@ count.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -99,7 +98,7 @@ class Lesson:
         self, method: Distillation, predict: Predict, teacher: Teacher | nn.Module, blocks: Sequence[str] = ()
     ):
         self.method, self.predict = method, predict
-        self.teacher: Teacher = partial(_beside, teacher) if isinstance(teacher, nn.Module) else teacher
+        self.teacher: Teacher = beside(teacher) if isinstance(teacher, nn.Module) else teacher
         self.blocks = tuple(blocks) if method.features else ()
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
@@ -146,7 +145,6 @@ def _outputs_of(model: nn.Module, blocks: Sequence[str]) -> Iterator[list[Tensor
         yield seen
 
 
-@contextmanager
-def _beside(teacher: nn.Module) -> Iterator[nn.Module]:
+def beside(teacher: nn.Module) -> Teacher:
     """A teacher that is a model of its own."""
-    yield teacher
+    return lambda: nullcontext(teacher)

@@ -1,25 +1,51 @@
-"""The repairs a pruned model can get, as typed data."""
+"""The repairs a pruned model can get: typed settings, and what is set up around a training."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
+from torch import nn
 
-from prunus.repair.distillation import Distillation
-from prunus.repair.lora import RANKS
-from prunus.typed import Typed
+from prunus.anatomy import Matrix
+from prunus.repair.distillation import Distillation, Teacher
+from prunus.repair.lora import RANKS, Adapters, adapted
+from prunus.repair.masks import BitMask, holding, in_fp32
+from prunus.typed import Typed, named
 
 Rank = Annotated[int, Field(ge=1, le=4096)]
 """Of adapters: low. The widest layers in use are a few times as wide as the limit."""
 
 
 class Repair(Typed):
-    """Base of the repairs: training that leaves every zero a zero."""
+    """Base of the repairs: training that leaves every zero a zero. By itself, it trains all that is not frozen."""
 
     method: str
     distillation: Distillation | None = None
     """What to learn from the model before it was pruned; None learns from the task alone."""
+
+    def check(self, candidates: Sequence[Matrix], pruned: Collection[str]) -> None:
+        """Refuses settings that cannot work on a model with these matrices, some of which, by their names, are pruned."""
+
+    @contextmanager
+    def around(
+        self, model: nn.Module, masks: Mapping[str, BitMask], dense: nn.Module | None, seed: int
+    ) -> Iterator[Teacher | None]:
+        """Entered before the training and left after it. What requires gradients inside is trained; outside, the zeros of
+        the model must be those of the masks again, whatever happens.
+
+        Args:
+            masks: the zeros, by the names of the matrices.
+            dense: the model before it was pruned, where it is learned from; to be let go of as soon as it can.
+            seed: of whatever is drawn.
+
+        Returns:
+            A context that opens the dense model, where what is set up can stand for it; otherwise `dense` stays beside the model.
+        """
+        with in_fp32(model, masks), holding(model, masks):
+            yield None
 
 
 class MaskedFinetune(Repair):
@@ -36,12 +62,30 @@ class LoRA(Repair):
     """Of all pruned towers, or per tower; towers that are not named get no adapters."""
     alpha: float = Field(default=16.0, gt=0, le=1e6)
     """Adapters are multiplied by alpha / rank."""
+    masked: ClassVar[bool] = False
+    """Whether the mask is on the adapters while they train."""
+
+    def check(self, candidates: Sequence[Matrix], pruned: Collection[str]) -> None:
+        adapted(candidates, pruned, self.rank)
+
+    @contextmanager
+    def around(
+        self, model: nn.Module, masks: Mapping[str, BitMask], dense: nn.Module | None, seed: int
+    ) -> Iterator[Teacher | None]:
+        adapters = Adapters(model, masks, self.rank, self.alpha, self.masked, dense, seed)
+        del dense
+        try:
+            yield adapters.off if adapters.holds_teacher else None
+            adapters.merge()
+        finally:
+            adapters.remove()
 
 
 class MaskedLoRA(LoRA):
     """Low-rank adapters under the zero pattern of the weights: merging them changes nothing ("SparseLoRA" in RESSA)."""
 
     method: Literal["masked_lora"] = "masked_lora"  # type: ignore[assignment]
+    masked = True
 
 
 class RESSA(MaskedLoRA):
@@ -51,5 +95,8 @@ class RESSA(MaskedLoRA):
     distillation: Distillation | None = Distillation()
 
 
-AnyRepair = Annotated[MaskedFinetune | LoRA | MaskedLoRA | RESSA, Field(discriminator="method")]
-"""Every repair a recipe can name."""
+if TYPE_CHECKING:
+    AnyRepair = Repair
+else:
+    AnyRepair = named(Repair, "method")
+"""Any repair, by its name in a recipe."""
