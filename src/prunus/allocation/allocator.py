@@ -112,10 +112,8 @@ class Scoring(Allocator):
         targets = self.sparsity.values() if isinstance(self.sparsity, Mapping) else [self.sparsity]
         if self.max_sparsity is not None and self.max_sparsity < max(targets):
             raise PrunusError(
-                "max_sparsity",
-                self.max_sparsity,
-                f"it is less than the sparsity {max(targets):.4g}; take at least that",
-            )
+                "max_sparsity", self.max_sparsity, f"it is less than the sparsity {max(targets):.4g}; take at least that"
+            )  # fmt: skip
         if self.granularity == "tower" and (self.per_tower or isinstance(self.sparsity, Mapping)):
             raise PrunusError(
                 "granularity", "tower", "the sparsity of every tower is given already; take block or layer, or one sparsity for all"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,24 +19,24 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunus.anatomy import Matrix, by_parameter, place_of
+from prunus.anatomy import place_of
 from prunus.batches import call_with_batch, calls_the_model, checked
-from prunus.checkpoint.checksums import verify, write_checksums
+from prunus.checkpoint.checksums import CHECKSUMS, verify, write_checksums
 from prunus.checkpoint.described import describe
-from prunus.checkpoint.journal import JOURNAL, Work
 from prunus.checkpoint.loading import without_weights
-from prunus.checkpoint.naming import Group, groups
+from prunus.checkpoint.naming import Group, Parts
 from prunus.checkpoint.on_use import OnUse, hollow
 from prunus.checkpoint.shards import Shards
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
 from prunus.plan import SparsityPlan
-from prunus.refusals import refuse_weight
-from prunus.storage import LOCK, writable_path, write_text
+from prunus.storage import LOCK, claim_folder, locked, writable_path, write_text
 from prunus.unstructured import Pruner, WalkOptions
 from prunus.unstructured.pruning import Request, carry_out, needs_of, settle, walk_options
 from prunus.unstructured.record import RECORD, recorded_sparsity
 from prunus.unstructured.walk import Call, Weights
+
+JOURNAL = "prunus-journal.json"
 
 
 def prune_folder(
@@ -76,16 +77,12 @@ def prune_folder(
     model, shards = without_weights(source)
     chosen, plan = settle(model, method, plan, include, exclude)
     if needs_of(method, "gradients"):
-        raise PrunusError(
-            "method",
-            method.method,
-            "it reads gradients, for which all weights are in memory; load the model and use prune",
-        )
+        raise PrunusError("method", method.method, "it reads gradients of the whole; load the model, and use prune")
     earlier = recorded_sparsity(model)  # a damaged one is found now and not when the new one is put beside it
     seen = Fingerprint(checked(batches, calls_the_model(call)))
     if keep_zeros is None:
         keep_zeros = earlier is not None
-    parts = _Parts(model, shards)
+    parts = Parts(model, shards)
     parts.refuse_weights(chosen)
     dtypes = parts.dtypes_to_write(chosen)
     files = [source / file for file in ("config.json", *shards.files)]
@@ -96,7 +93,7 @@ def prune_folder(
         "method": method.model_dump(mode="json"),
         "options": options.model_dump(mode="json", exclude={"progress", "activations"}),
     }
-    work = Work(output.with_name(output.name + ".partial"), hashlib.sha256(json.dumps(asked).encode()).hexdigest())
+    work = _Work(output.with_name(output.name + ".partial"), hashlib.sha256(json.dumps(asked).encode()).hexdigest())
     call = call or partial(call_with_batch, device=torch.device(device))
     request = Request(model, method, plan, chosen, seen, call, options, keep_zeros)
     with work.taken():
@@ -117,78 +114,111 @@ def prune_folder(
     return achieved
 
 
-class _Parts:
-    """Which tensors of the files make which parameters and buffers of a model.
+class _Work:
+    """The output folder while it is being made, and its journal: which blocks are finished."""
 
-    Attributes:
-        groups: by the name of the parameter or buffer.
-    """
+    def __init__(self, folder: Path, request: str):
+        self.folder, self._request = folder, request
+        self.done: dict[str, dict[str, int]] = {}
+        self.calibration: str | None = None
+        self._is_new = False
 
-    def __init__(self, model: PreTrainedModel, shards: Shards):
-        self.model, self.shards = model, shards
-        self.groups: dict[str, Group] = {}
-        for group in groups(model, shards.places):
-            names = [group.first] if group.converter is None else group.load(model, self._without_bytes)
-            self.groups |= dict.fromkeys(names, group)
-        self._names: dict[int, list[str]] = {}
-        for name, tensor in model.state_dict(keep_vars=True).items():
-            self._names.setdefault(id(tensor), []).append(name)
-
-    def knows(self, tensor: Tensor) -> bool:
-        """Whether the files hold a parameter or buffer."""
-        return any(name in self.groups for name in self._names.get(id(tensor), ()))
-
-    def of(self, tensor: Tensor) -> tuple[str, Group]:
-        """Where a parameter comes from, and the one of its names that the group knows: tied parameters have several."""
-        for name in self._names[id(tensor)]:
-            if name in self.groups:
-                return name, self.groups[name]
-        name = self._names[id(tensor)][0]
-        raise PrunusError("weights", name, f"no file in {self.shards.folder} holds it; load the model and use prune")
-
-    def load(self, parameter: Tensor, shards: Shards) -> Tensor:
-        """The values of a parameter or buffer, in its type and main memory."""
-        name, group = self.of(parameter)
-        return group.load(self.model, lambda key: shards.read(key).to(parameter.dtype))[name]
-
-    def refuse_weights(self, chosen: Sequence[Matrix]) -> None:
-        """Refuses weights that cannot be pruned, as `prune` does; one is in memory at a time."""
-        for parameter, own in by_parameter(chosen).items():
-            refuse_weight(own[0].name, self.load(self.model.get_parameter(parameter), self.shards))
-
-    def dtypes_to_write(self, chosen: Sequence[Matrix]) -> dict[str, torch.dtype]:
-        """Tensors in the files that cannot hold what pruning makes of them, and the type that does.
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Keeps the folder for this process.
 
         Raises:
-            PrunusError: what transformers makes of the files cannot be turned round.
+            PrunusError: it holds other things than unfinished work, or another process is at work in it.
         """
-        dtypes: dict[str, torch.dtype] = {}
-        for name in dict.fromkeys(matrix.parameter for matrix in chosen):
-            parameter = self.model.get_parameter(name)
-            _, group = self.of(parameter)
-            places = {key: self.shards.places[key] for key in group.keys}
-            if group.converter is not None:
-                try:
-                    back = group.save(self.model, group.load(self.model, self._without_bytes))
-                except Exception:
-                    back = {}
-                if {key: tuple(t.shape) for key, t in back.items()} != {key: p.shape for key, p in places.items()}:
-                    raise PrunusError(
-                        "model", name, "transformers computes it from what the files hold, which cannot be turned round; "
-                        "load the model and use prune",
-                    )  # fmt: skip
-            dtypes |= {key: parameter.dtype for key, p in places.items() if not _holds(p.dtype, parameter.dtype)}
-        return dtypes
+        claim_folder(self.folder, JOURNAL)
+        with ExitStack() as held:
+            with self.writing():
+                held.enter_context(locked(self.folder))
+            yield
 
-    def _without_bytes(self, key: str) -> Tensor:
-        place = self.shards.places[key]
-        return torch.empty(place.shape, dtype=place.dtype, device="meta")
+    def begin(self, shards: Shards, dtypes: Mapping[str, torch.dtype]) -> None:
+        """Takes up earlier work, or copies the source, with other types for some tensors."""
+        if (self.folder / JOURNAL).exists():
+            try:
+                journal = json.loads((self.folder / JOURNAL).read_text())
+                copied, request, done, calibration = (journal[n] for n in ("copied", "request", "done", "calibration"))
+                done = {block: {name: int(count) for name, count in counts.items()} for block, counts in done.items()}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise PrunusError(
+                    "output", str(self.folder), f"its {JOURNAL} is damaged ({error}); delete the folder"
+                ) from None
+            if copied and request != self._request:
+                raise PrunusError(
+                    "output", str(self.folder), "it holds unfinished work with other settings; finish that, or delete the folder"
+                )  # fmt: skip
+            if copied:
+                self.done, self.calibration = done, calibration
+                return
+        with self.writing():
+            try:
+                self._write(copied=False)
+                shutil.copytree(
+                    shards.folder, self.folder, copy_function=shutil.copyfile, ignore=partial(_left_behind, shards),
+                    dirs_exist_ok=True,
+                )  # fmt: skip
+                for path in (self.folder, *self.folder.rglob("*")):
+                    path.chmod(path.stat().st_mode | (0o700 if path.is_dir() else 0o600))
+                shards.copy(self.folder, dtypes)
+                self._write()
+                self._is_new = True
+            except BaseException:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                raise
+
+    def finish(self, block: str, counts: Mapping[str, int], calibration: str) -> None:
+        """Notes a block whose weights are on disk."""
+        self.done[block], self.calibration = dict(counts), calibration
+        self._write()
+
+    @contextmanager
+    def unless_refused(self) -> Iterator[None]:
+        """Work that was begun now and would be refused again is removed; what a full disk or a kill has stopped stays."""
+        try:
+            yield
+        except PrunusError as error:
+            if self._is_new and error.field != "output":
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Errors of the disk become one that says what to do."""
+        try:
+            yield
+        except (OSError, shutil.Error) as error:
+            reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error.strerror or error
+            raise PrunusError(
+                "output", str(self.folder), f"it cannot be written ({reason}); mend that and call again: finished blocks stay"
+            ) from None  # fmt: skip
+
+    def _write(self, copied: bool = True) -> None:
+        journal = {"copied": copied, "request": self._request, "calibration": self.calibration, "done": self.done}
+        write_text(self.folder / JOURNAL, json.dumps(journal) + "\n")
 
 
-def _holds(stored: torch.dtype, dtype: torch.dtype) -> bool:
-    """Whether every number of a type is one of the stored type, too."""
-    wider = {torch.float16: (torch.float32, torch.float64), torch.bfloat16: (torch.float32, torch.float64)}
-    return stored in (dtype, *wider.get(dtype, (torch.float64,)))
+OTHER_WEIGHTS = frozenset(
+    {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".tflite", ".npz"}
+)
+
+
+def _left_behind(shards: Shards, folder: str, names: list[str]) -> list[str]:
+    """What is not copied to the output: weights, which are copied apart from this, and copies of them that would stay
+    dense; what version control and downloads keep; what would no longer be true."""
+    if Path(folder) != shards.folder:
+        return [name for name in names if str((Path(folder) / name).relative_to(shards.folder)) in shards.files]
+    kept = {f"{file.partition('-')[0]}.safetensors.index.json" for file in shards.files}
+    return [
+        name
+        for name in names
+        if Path(name).suffix in OTHER_WEIGHTS
+        or (name.endswith(".index.json") and name not in kept)
+        or name in (".git", ".cache", CHECKSUMS, JOURNAL, LOCK)
+    ]
 
 
 class _FolderWeights(Weights):
@@ -198,7 +228,7 @@ class _FolderWeights(Weights):
     """
 
     def __init__(
-        self, model: PreTrainedModel, parts: _Parts, work: Work, fingerprint: Fingerprint, device: torch.device,
+        self, model: PreTrainedModel, parts: Parts, work: _Work, fingerprint: Fingerprint, device: torch.device,
         sequential: bool,
     ):  # fmt: skip
         self._model, self._parts, self._work = model, parts, work

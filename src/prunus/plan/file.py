@@ -28,9 +28,18 @@ class PlanFile(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _of_this_version(cls, data: object) -> object:
-        if not isinstance(data, Mapping):
+        current = str(cls.model_fields["format"].default)
+        if not isinstance(data, Mapping) or data.get("format", current) == current:
             return data
-        return {**data, "format": _readable(str(data.get("format", "")), cls.model_fields["format"].default)}
+        kind, _, newest = current.partition("/")
+        version = re.fullmatch(rf"{kind}/([1-9]\d{{0,8}})", str(data["format"]))
+        if version is None:
+            return data
+        if int(version[1]) > int(newest):
+            raise PrunusError(
+                "format", version[0], f"a newer prunus wrote it, and this one reads up to {current}; update prunus"
+            )
+        return {**data, "format": current}
 
     def save(self, path: str | Path) -> None:
         """Writes JSON, atomically."""
@@ -66,18 +75,3 @@ class PlanFile(BaseModel):
                 raise PrunusError(f"plan {cause.field}", source, f"{cause.value}: {cause.remedy}") from None
             where = ".".join(str(part) for part in first["loc"]) or "JSON"
             raise PrunusError(f"plan {where}", source, f"the plan is damaged: {first['msg']}") from None
-
-
-def _readable(written: str, current: str) -> str:
-    """The current format for an earlier version of it, or none.
-
-    Raises:
-        PrunusError: it is a later one.
-    """
-    kind, _, newest = current.partition("/")
-    version = re.fullmatch(rf"{kind}/([1-9]\d{{0,8}})", written)
-    if version is not None and int(version[1]) > int(newest):
-        raise PrunusError(
-            "format", written, f"a newer prunus wrote it, and this one reads up to {current}; update prunus"
-        )
-    return current if version is not None or not written else written

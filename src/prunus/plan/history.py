@@ -1,4 +1,4 @@
-"""What was done to a model, in order, as a plan records it; earlier versions wrote it as nested mappings, which are read, too."""
+"""What was done to a model, in order, as plans record it; 0.1 wrote it as nested mappings, which are read, too."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FOUND = ("scores", "data", "depends_on_batch_size")
-"""What earlier versions wrote among the settings of an allocation."""
+"""What 0.1 wrote among the settings of an allocation."""
 MAIN = ("search", "prune")
 
 
 class Entry(BaseModel):
     """One thing that was decided or done."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True)
 
     step: str
     """`search`, `allocation`, `edit`, `prune` or `repair`."""
@@ -33,12 +33,11 @@ class Entry(BaseModel):
         """An entry from a method, or from its settings with its name among them."""
         settings = method.model_dump(mode="json") if isinstance(method, BaseModel) else dict(method)
         found |= {name: settings.pop(name) for name in FOUND if name in settings}
-        name = settings.pop("method", "")
-        return cls(step=step, method=name, settings=settings, found=found, achieved=achieved)
+        return cls(step=step, method=settings.pop("method", ""), settings=settings, found=found, achieved=achieved)
 
     @property
     def said(self) -> dict[str, Any]:
-        """All but the step in one mapping."""
+        """Method, settings and what was found in one mapping."""
         return {**({"method": self.method} if self.method else {}), **self.settings, **self.found}
 
 
@@ -57,7 +56,7 @@ class Recorded(BaseModel):
             return data
         rest = dict(data)
         try:
-            rest["history"] = tuple(read_history(rest.pop("method"), cls.main))
+            rest["history"] = tuple(_entries(rest.pop("method"), cls.main))
         except (AttributeError, TypeError, ValueError, RecursionError):
             raise ValueError("method is no record of what was done") from None
         return rest
@@ -65,35 +64,22 @@ class Recorded(BaseModel):
     @property
     def method(self) -> dict[str, Any]:
         """The history as one mapping: what the last search or pruning was told, and by its step what else was done last."""
-        last = {"" if entry.step in MAIN else entry.step: entry.said for entry in self.history}
-        return {**{step: said for step, said in last.items() if step}, **last.get("", {})}
+        last = {entry.step: entry.said for entry in self.history}
+        main = next((entry.said for entry in reversed(self.history) if entry.step in MAIN), {})
+        return {**{step: said for step, said in last.items() if step not in MAIN}, **main}
 
 
-def read_history(written: Mapping[str, Any], main: str) -> Iterator[Entry]:
-    """The entries of a mapping from before histories were typed.
-
-    Args:
-        main: the step that mapping was about: `search`, or `prune`.
-
-    Raises:
-        AttributeError, TypeError, ValueError: it is none.
-    """
+def _entries(written: Mapping[str, Any], main: str) -> Iterator[Entry]:
+    """The entries of a mapping that 0.1 wrote about a search or a pruning (`main`)."""
     rest = dict(written)
-    for earlier in (
-        *rest.pop("steps", ()),
-        *rest.pop("parts", ()),
-        *([rest.pop("earlier")] if "earlier" in rest else ()),
-    ):
-        yield from read_history(earlier, main)
-    others = {step: rest.pop(key) for key, step in OTHERS.items() if key in rest}
-    repair = others.pop("repair", None)
-    for step, said in others.items():
-        yield Entry.of(step, {"method": said} if isinstance(said, str) else said)
-    if rest:
-        yield Entry.of(main, rest)
-    if repair is not None:
-        yield Entry.of("repair", repair)
-
-
-OTHERS = {"allocation": "allocation", "edited": "edit", "repair": "repair"}
-"""Key in such a mapping → the step it was."""
+    earlier = [rest.pop("earlier")] if "earlier" in rest else []
+    for inner in (*rest.pop("steps", ()), *rest.pop("parts", ()), *earlier):
+        yield from _entries(inner, main)
+    said = {
+        step: rest.pop(key, None)
+        for key, step in (("allocation", "allocation"), ("edited", "edit"), ("repair", "repair"))
+    }
+    repair = said.pop("repair")
+    for step, about in (*said.items(), (main, rest or None), ("repair", repair)):
+        if about is not None:
+            yield Entry.of(step, {"method": about} if isinstance(about, str) else about)

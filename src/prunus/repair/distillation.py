@@ -46,10 +46,8 @@ class Distillation(Typed):
     def _storable(self) -> Distillation:
         if self.top_k is not None and (self.features or self.reduction == "published"):
             raise PrunusError(
-                "top_k",
-                self.top_k,
-                "only logits at targets are stored; leave it out, or features and the published reduction",
-            )
+                "top_k", self.top_k, "only logits at targets are stored; leave it out, or features and the published reduction"
+            )  # fmt: skip
         return self
 
     def divergence(self, student: Prediction, teacher_logits: Tensor) -> Tensor:

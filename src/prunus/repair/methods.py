@@ -33,16 +33,14 @@ class Repair(Typed):
     def around(
         self, model: nn.Module, masks: Mapping[str, BitMask], dense: nn.Module | None, seed: int
     ) -> Iterator[Teacher | None]:
-        """Entered before the training and left after it. What requires gradients inside is trained; outside, the zeros of
-        the model must be those of the masks again, whatever happens.
+        """Entered before the training and left after it: what requires gradients inside is trained, and when it is left the
+        zeros of the model are those of the masks, by the names of matrices.
 
         Args:
-            masks: the zeros, by the names of the matrices.
-            dense: the model before it was pruned, where it is learned from; to be let go of as soon as it can.
-            seed: of whatever is drawn.
+            dense: the model before it was pruned, where it is learned from; let go of it where what is given stands for it.
 
         Returns:
-            A context that opens the dense model, where what is set up can stand for it; otherwise `dense` stays beside the model.
+            What opens the dense model; None leaves `dense` beside the model.
         """
         with in_fp32(model, masks), holding(model, masks):
             yield None

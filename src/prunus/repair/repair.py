@@ -113,10 +113,8 @@ def _what_to_train(
     _refuse_data(data)
     if method.distillation is not None and teacher is None:
         raise PrunusError(
-            "teacher",
-            None,
-            f"{method.method} learns from the model before it was pruned; give it, or distillation=None",
-        )
+            "teacher", None, f"{method.method} learns from the model before it was pruned; give it, or distillation=None"
+        )  # fmt: skip
     for name, parameter in model.named_parameters():
         if is_absent(parameter):
             refuse_weight(name, parameter)

@@ -18,31 +18,14 @@ from torch.utils.checkpoint import checkpoint
 from prunus.anatomy import Matrix, by_parameter
 from prunus.errors import PrunusError
 from prunus.modules import quiet, replaced
-from prunus.unstructured.statistics import Needs, Statistics
 
 Take = Callable[[Matrix, Tensor, Tensor], None]
 """Is given a matrix, its weight and its gradient, both (rows, columns)."""
 
 
-def gradient_statistics(
-    model: nn.Module, chosen: Sequence[Matrix], needs: Needs, losses: Iterable[Tensor]
-) -> dict[str, Statistics]:
-    """Statistics of the gradients of every matrix, by its name: of all matrices at once, so they are as large as their values.
-
-    Args:
-        losses: of the batches, each computed when it is asked for.
-    """
-    known = {m.name: Statistics(needs, m.rows, m.columns, m.view(model).device) for m in chosen}
-    give_gradients(
-        model, chosen, losses, lambda matrix, _, gradient: known[matrix.name].add(gradient, source="gradients")
-    )
-    return known
-
-
 def give_gradients(model: nn.Module, chosen: Sequence[Matrix], losses: Iterable[Tensor], take: Take) -> None:
-    """One backward pass per loss; each matrix gradient is given to `take`, and then freed.
-
-    The model's weights are only read; what required gradients, or had some, does so again afterwards.
+    """One backward pass per loss, which is computed when it is asked for; each matrix gradient is given to `take`, and then freed.
+    The model is only read; what required gradients, or had some, does so again afterwards.
 
     Raises:
         PrunusError: a loss depends on nothing.

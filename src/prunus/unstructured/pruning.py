@@ -21,7 +21,7 @@ from prunus.plan import DensePart, Entry, MatrixPlan, SparsityPlan, uniform
 from prunus.refusals import expect, plain_model, refuse_weights
 from prunus.typed import Typed
 from prunus.undo import Undo
-from prunus.unstructured.gradients import gradient_statistics
+from prunus.unstructured.gradients import give_gradients
 from prunus.unstructured.patterns import NofM
 from prunus.unstructured.pruner import Pruner
 from prunus.unstructured.record import note, sparsity_of
@@ -64,11 +64,6 @@ class Request:
     """Whether weights that are zero already stay so."""
     gradients: Mapping[str, Statistics] = field(default_factory=dict)
     """Matrix → those statistics of the method that are of gradients."""
-
-    @property
-    def blocks(self) -> dict[str, list[Matrix]]:
-        """Path of a block → the matrices in it that are pruned."""
-        return by_block(self.chosen)
 
 
 def prune(
@@ -117,7 +112,11 @@ def prune(
     batches, gradients = checked(batches, calls_the_model(call)), {}
     if of_gradients := needs_of(method, "gradients"):
         batches = list(batches)
-        gradients = gradient_statistics(model, chosen, of_gradients, (own_loss(model, batch) for batch in batches))
+        gradients = {m.name: Statistics(of_gradients, m.rows, m.columns, m.view(model).device) for m in chosen}
+        losses = (own_loss(model, batch) for batch in batches)
+        give_gradients(
+            model, chosen, losses, lambda matrix, _, found: gradients[matrix.name].add(found, source="gradients")
+        )
     request = Request(model, method, plan, chosen, Fingerprint(batches), call, options, keep_zeros, gradients)
     with Undo() as undo:
         achieved = carry_out(request, _Kept(request, undo))
@@ -141,7 +140,7 @@ class _Kept(Weights):
     """Weights in memory; what they are is noted before their block is pruned."""
 
     def __init__(self, request: Request, undo: Undo):
-        self._model, self._undo, self._blocks = request.model, undo, request.blocks
+        self._model, self._undo, self._blocks = request.model, undo, by_block(request.chosen)
 
     @contextmanager
     def block(self, path: str) -> Iterator[None]:
@@ -200,7 +199,7 @@ def carry_out(request: Request, weights: Weights, done: Mapping[str, Mapping[str
         done: blocks that are already pruned, with the zeros of their matrices; batches only pass through.
     """
     model, method, plan, options = request.model, request.method, request.plan, request.options
-    blocks, done = request.blocks, done or {}
+    blocks, done = by_block(request.chosen), done or {}
     achieved: dict[str, int] = {}
     spill = Spill(model, options.activations)
     bar = Progress(
@@ -321,7 +320,5 @@ def prune_matrix(weight: Tensor, inputs: Tensor, method: Pruner) -> tuple[Tensor
 def _check_fit(matrix: Matrix, pattern: NofM | None) -> None:
     if pattern is not None and matrix.columns % pattern.of:
         raise PrunusError(
-            "pattern",
-            f"{pattern.kept}:{pattern.of}",
-            f"{matrix.name} has {matrix.columns} inputs, no multiple of {pattern.of}; exclude it",
-        )
+            "pattern", f"{pattern.kept}:{pattern.of}", f"{matrix.name} has {matrix.columns} inputs, no multiple of {pattern.of}; exclude it"
+        )  # fmt: skip

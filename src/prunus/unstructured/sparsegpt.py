@@ -121,10 +121,8 @@ def inverse_factor(H_CC: Tensor, damping: float) -> Tensor:
             return U_CC
         damping *= 10
     raise PrunusError(
-        "damping",
-        damping / 10,
-        "the Gram matrix of its inputs is still singular; give more calibration data or more damping",
-    )
+        "damping", damping / 10, "the Gram matrix of its inputs is still singular; give more calibration data or more damping"
+    )  # fmt: skip
 
 
 def _round_up(value: int, step: int) -> int:
