@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from prunus.plan import DensePart, Entry, MatrixPlan, UnitPlan
 from prunus.plan.channels import decode_channels, encode_channels
 from prunus.plan.record import Narrowing, Whole, mark, recorded, records_of, true_record, write_record
 from prunus.plan.sparsity import per_tower, written_sparsities
+from prunus.storage import refuse_newer
 from tests.families import build
 
 
@@ -374,6 +376,14 @@ def test_a_newer_version_is_refused_as_one() -> None:
             SparsityPlan.parse({**whole, "format": f"prunus.sparsity/{version}"}, "plan.json")
     with pytest.raises(PrunusError, match="update prunus"):
         recorded(SimpleNamespace(config=SimpleNamespace(prunus={"format": "prunus.narrow/3"})))  # type: ignore[arg-type]
+    for text, newer in (
+        ("prunus.plan/3", True),
+        ('{"format": "prunus.plan/12"', True),
+        ("prunus.plan/2", False),
+        ("prunus.planet/3", False),
+    ):
+        with pytest.raises(PrunusError, match="update prunus") if newer else nullcontext():
+            refuse_newer("format", text, "prunus.plan/2")
 
 
 # records in configs

@@ -20,7 +20,7 @@ from prunus.checkpoint.checksums import CHECKSUMS, weight_files, write_checksums
 from prunus.errors import PrunusError
 from prunus.plan.history import Recorded
 from prunus.plan.record import RECORD, configs_of, marks, plan_of, records_of, true_record
-from prunus.storage import write_text
+from prunus.storage import refuse_newer, write_text
 from prunus.structured.gates import warn_of_gates
 from prunus.unstructured.record import RECORD as SPARSITY
 from prunus.unstructured.record import recorded_sparsity
@@ -130,9 +130,13 @@ def restore_records(folder: Path, config: PreTrainedConfig) -> bool:
     if not (folder / COPY).exists():
         return False
     try:
-        noted = json.loads((folder / COPY).read_text())
+        text = (folder / COPY).read_text()
+        refuse_newer(COPY, text[:200], FORMAT)
+        noted = json.loads(text)
         assert noted["format"] == FORMAT
         found = {path: dict(entries) for path, entries in noted["configs"].items()}
+    except PrunusError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError):
         raise PrunusError(
             COPY, str(folder / COPY), "it is damaged; save the model again, or take a copy that is whole"

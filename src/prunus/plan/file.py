@@ -11,7 +11,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from prunus.errors import PrunusError
-from prunus.storage import write_text
+from prunus.storage import refuse_newer, write_text
 
 LIMIT = 100 << 20
 """Characters of a plan; one of a thousand matrices has two hundred thousand."""
@@ -31,14 +31,10 @@ class PlanFile(BaseModel):
         current = str(cls.model_fields["format"].default)
         if not isinstance(data, Mapping) or data.get("format", current) == current:
             return data
-        kind, _, newest = current.partition("/")
-        version = re.fullmatch(rf"{kind}/([1-9]\d{{0,8}})", str(data["format"]))
-        if version is None:
+        written = str(data["format"])
+        refuse_newer("format", written, current)
+        if re.fullmatch(rf"{current.partition('/')[0]}/[1-9]\d*", written) is None:
             return data
-        if int(version[1]) > int(newest):
-            raise PrunusError(
-                "format", version[0], f"a newer prunus wrote it, and this one reads up to {current}; update prunus"
-            )
         return {**data, "format": current}
 
     def save(self, path: str | Path) -> None:
