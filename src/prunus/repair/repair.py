@@ -127,6 +127,7 @@ def _what_to_train(
             "model", type(model).__name__, "all of it is frozen; requires_grad_(True) on what is to be trained"
         )
     _refuse_shared(model)
+    method.check(matrices(model), masks)
     return masks, trainable
 
 

@@ -155,11 +155,8 @@ def settle(
     """Which matrices are pruned and by how much, checked before anything is touched."""
     expect("method", method, Pruner, "a pruner with its settings, such as prunus.Wanda(sparsity=0.5)")
     expect(
-        "plan",
-        plan,
-        SparsityPlan | None,
-        "a SparsityPlan, as prunus.allocate makes it; of a file: SparsityPlan.load(path)",
-    )
+        "plan", plan, SparsityPlan | None, "a SparsityPlan, as prunus.allocate makes it; of a file: SparsityPlan.load(path)"
+    )  # fmt: skip
     name, found = type(model).__name__, survey(model, any_type=True)
     candidates = found.matrices  # what is quantised, too: it is refused by that name, and not passed over
     if any(part.reason == ADAPTER for part in found.left_dense):
@@ -174,10 +171,9 @@ def settle(
             for m in plan.matrices.values()
         ):
             raise PrunusError(
-                "plan",
-                f"{plan.sparsity:.4g}",
-                f"the pattern {method.pattern} prunes the same share of every matrix, so it takes no plan with other shares; use pattern unstructured",
-            )
+                "plan", f"{plan.sparsity:.4g}", f"the pattern {method.pattern} prunes the same share of every matrix, so it takes no plan "
+                "with other shares; use pattern unstructured",
+            )  # fmt: skip
         chosen = choose(candidates, include or ["*"], exclude)
         chosen = tuple(matrix for matrix in chosen if matrix.name in plan.matrices)
     else:
