@@ -85,7 +85,7 @@ class Plan(Recorded, PlanFile):
     `ratio` is the achieved share of the prunable cost that leaves, in the units of the method's cost.
     """
 
-    format: Literal["prunus.plan/2"] = "prunus.plan/2"  # type: ignore[assignment]
+    format: Literal["prunus.plan/2"] = "prunus.plan/2"
     model: str
     """Class of the model the plan was made for."""
     ratio: float = Field(ge=0, lt=1)

@@ -46,7 +46,7 @@ class Narrowing(PlanFile):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    format: Literal["prunus.narrow/2"] = "prunus.narrow/2"  # type: ignore[assignment]
+    format: Literal["prunus.narrow/2"] = "prunus.narrow/2"
     note: str = NOTE
     units: dict[str, UnitPlan] = Field(default_factory=dict)
     """Name relative to the part → what stays of it."""

@@ -65,7 +65,7 @@ class SparsityPlan(Recorded, PlanFile):
     """Pruned weights per matrix: the input of `prune`, and, with what was achieved, its record."""
 
     main = "prune"
-    format: Literal["prunus.sparsity/2"] = "prunus.sparsity/2"  # type: ignore[assignment]
+    format: Literal["prunus.sparsity/2"] = "prunus.sparsity/2"
     model: str
     """Class of the model the plan was made for."""
     pattern: str = "unstructured"
