@@ -1,4 +1,4 @@
-"""Models and modules for a time: another forward, eval mode, no key-value caches; all is put back."""
+"""Modules for a while as they are needed: with another forward, in eval mode, without key-value caches."""
 
 from __future__ import annotations
 
