@@ -26,7 +26,8 @@ def own(base: type[Any], kind: str, name: str) -> Any:
 
 def test_an_own_pruner_takes_what_it_says() -> None:
     contribution = own(Pruner, "pruner", "contribution")
-    case = build("llama", 3)
+    case = build("llama", 4)
+    inputs = {"input_ids": case.inputs["input_ids"]}
     norms: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def listen(name: str) -> Any:
@@ -38,10 +39,10 @@ def test_an_own_pruner_takes_what_it_says() -> None:
     before = {m.name: m.view(case.model).detach().clone() for m in matrices(case.model)}
     hooks = [case.model.get_submodule(name).register_forward_hook(listen(name)) for name in before]
     with torch.no_grad():
-        case.model.eval()(**case.inputs)
+        case.model.eval()(**inputs)
     for hook in hooks:
         hook.remove()
-    prune(case.model, contribution(sparsity=0.5), [case.inputs], options=QUIET)
+    prune(case.model, contribution(sparsity=0.5), [inputs], options=QUIET)
     for m in matrices(case.model):
         given, gives = (norm.sqrt() for norm in norms[m.name])
         scores = before[m.name].abs() * given / gives[:, None].sqrt()
@@ -51,7 +52,7 @@ def test_an_own_pruner_takes_what_it_says() -> None:
 
 def test_own_allocations_and_repairs_go_with_everything() -> None:
     depth, vectors = own(Allocator, "allocator", "depth"), own(Repair, "repair", "vectors")
-    case = build("llama", 3)
+    case = build("llama", 4)
     plan = allocate(case.model, depth(sparsity=0.6, max_sparsity=0.9), progress=False)
     blocks: dict[str, float] = {m.block: m.sparsity for m in plan.matrices.values()}
     shares = list(blocks.values())

@@ -37,7 +37,8 @@ class Typed(BaseModel):
 
 
 def known(base: type[BaseModel], tag: str) -> dict[str, type[Any]]:
-    """The concrete subclasses of `base` that have been defined so far, by the default of their field `tag`.
+    """The concrete subclasses of `base` that have been defined so far, by the default of their field `tag`; a subclass without
+    one of its own goes by no name.
 
     Raises:
         PrunusError: two different classes have one name. A class that is defined again, as in a notebook, replaces itself.
@@ -47,8 +48,8 @@ def known(base: type[BaseModel], tag: str) -> dict[str, type[Any]]:
     while waiting:
         cls = waiting.pop(0)
         waiting += cls.__subclasses__()
-        field = cls.model_fields.get(tag)
-        name = None if field is None or inspect.isabstract(cls) else field.default
+        nameless = inspect.isabstract(cls) or tag not in inspect.get_annotations(cls)
+        name = None if nameless else cls.model_fields[tag].default
         if not isinstance(name, str):
             continue
         other = found.get(name, cls)
@@ -83,7 +84,7 @@ def named(base: type[BaseModel], tag: str) -> Any:
             )
         return classes[name].model_validate(dict(value))
 
-    return Annotated[SerializeAsAny[base], BeforeValidator(find)]  # type: ignore[valid-type]
+    return Annotated[SerializeAsAny[base], BeforeValidator(find)]  # type: ignore[valid-type, misc]
 
 
 def first_problem(error: ValidationError, model: type[BaseModel], source: str = "") -> PrunusError:

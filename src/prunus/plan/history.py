@@ -31,7 +31,7 @@ class Entry(BaseModel):
     @classmethod
     def of(cls, step: str, method: BaseModel | Mapping[str, Any], achieved: float | None = None, **found: Any) -> Entry:
         """An entry from a method, or from its settings with its name among them."""
-        settings = method.model_dump(mode="json") if isinstance(method, BaseModel) else dict(method)
+        settings = method.model_dump(mode="json") if isinstance(method, BaseModel) else {**method}
         found |= {name: settings.pop(name) for name in FOUND if name in settings}
         return cls(step=step, method=settings.pop("method", ""), settings=settings, found=found, achieved=achieved)
 
@@ -71,7 +71,7 @@ class Recorded(BaseModel):
 
 def _entries(written: Mapping[str, Any], main: str) -> Iterator[Entry]:
     """The entries of a mapping that 0.1 wrote about a search or a pruning (`main`)."""
-    rest = dict(written)
+    rest = {**written}
     earlier = [rest.pop("earlier")] if "earlier" in rest else []
     for inner in (*rest.pop("steps", ()), *rest.pop("parts", ()), *earlier):
         yield from _entries(inner, main)
