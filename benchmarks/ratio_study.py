@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from prunus import DSnoT, Magnitude, SparseGPT, WalkOptions, Wanda, load_model, prune
-from prunus.run import cache_folder
+from prunus.storage import cache_folder
 from prunus.tasks import EasyVQA
 
 QUESTIONS = 1000

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from prunus.anatomy.catalog import FUSED_EXPERTS, OPAQUE
 from prunus.anatomy.discover import anatomy, block_of, is_inside, tower_of
+from prunus.anatomy.units import Anatomy
 from prunus.errors import PrunusError
 from prunus.refusals import packed
 
@@ -94,13 +95,19 @@ def matrices(model: nn.Module, mirrors: Mapping[str, str] | None = None, any_typ
     return survey(model, mirrors, any_type).matrices
 
 
-def survey(model: nn.Module, mirrors: Mapping[str, str] | None = None, any_type: bool = False) -> Survey:
+def survey(
+    model: nn.Module,
+    mirrors: Mapping[str, str] | None = None,
+    any_type: bool = False,
+    parts: Anatomy | None = None,
+) -> Survey:
     """The weights inside the transformer blocks of a model: candidates, and what is left dense, each with its reason.
 
     A block is an element of a module list in which some element holds a unit of the anatomy, or a part that the
-    anatomy leaves dense. Embeddings, heads, projections between towers, norms and biases are outside of all this.
+    anatomy leaves dense. Embeddings, heads, projections between towers, norms and biases are outside of all this. `parts` is
+    the model's anatomy, where it has been read already.
     """
-    parts = anatomy(model, mirrors)
+    parts = anatomy(model, mirrors) if parts is None else parts
     blocks = {unit.block for unit in parts} | {block_of(model, part.path) for part in parts.unmapped}
     lists = {path.rpartition(".")[0] for path in blocks if isinstance(_parent(model, path), nn.ModuleList)}
     found: list[Matrix] = []

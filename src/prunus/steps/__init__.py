@@ -1,0 +1,17 @@
+"""Steps of recipes, one file each: settings, check and deed."""
+
+from prunus.steps.bench import Bench
+from prunus.steps.prune import Calibration, PruneStep
+from prunus.steps.repair import RepairStep
+from prunus.steps.retrain import RetrainStep
+from prunus.steps.search import SearchStep
+from prunus.steps.step import History, Sketch, Step
+from prunus.typed import named
+
+AnyStep = named(Step, "step")
+"""Any step, of ours or of an extension."""
+
+__all__ = [
+    "AnyStep", "Bench", "Calibration", "History", "PruneStep", "RepairStep", "RetrainStep", "SearchStep", "Sketch",
+    "Step",
+]  # fmt: skip
