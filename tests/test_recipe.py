@@ -159,7 +159,8 @@ def test_a_run_is_gone_on_with_from_a_folder_of_0_1(
     assert (made.read_bytes(), made.stat().st_mtime_ns) == before
     for step in ("1-search", "2-prune", "3-repair"):  # as if it had been killed before the history was written
         (tmp_path / "run" / step / "course.json").unlink()
-    assert run(recipe, Console(quiet=True)).courses == report.courses
+    again = run(recipe, Console(quiet=True))
+    assert [course.get("ratio") for course in again.courses] == [course.get("ratio") for course in report.courses]
     assert made.read_bytes() == before[0]
 
 

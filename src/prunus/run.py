@@ -66,7 +66,8 @@ def check(recipe: Recipe) -> None:
         PrunusError: naming the step.
     """
     with torch.device("meta"):
-        sketch = Sketch.of(recipe.model.skeleton(recipe.task))
+        model = recipe.model.skeleton(recipe.task)
+    sketch = Sketch.of(model)
     if sketch.has_zeros and (recipe.model.train or any(step.fills_zeros for step in recipe.steps)):
         name = recipe.model.source
         raise PrunusError(

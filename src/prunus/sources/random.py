@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import field_validator
+from pydantic import model_validator
 from transformers import PreTrainedModel
 
 from prunus.checkpoint import load_model, random_model
@@ -22,11 +22,10 @@ class RandomSource(Source):
     random: dict[str, Any]
     """The config, with `model_type` and `architectures`."""
 
-    @field_validator("random")
-    @classmethod
-    def _is_plausible(cls, config: dict[str, Any]) -> dict[str, Any]:
-        check_config(config, "random")
-        return config
+    @model_validator(mode="after")
+    def _is_plausible(self) -> RandomSource:
+        check_config(self.random, "random")
+        return self
 
     def skeleton(self, task: Task) -> PreTrainedModel:
         return random_model(self.random)
