@@ -28,11 +28,11 @@ class Measure(Typed):
 class Recipe(Typed):
     """Everything a run depends on."""
 
-    model: AnySource  # type: ignore[valid-type]
+    model: AnySource
     """Where the dense model comes from."""
     task: AnyTask
     """What the model is for."""
-    steps: tuple[AnyStep, ...] = Field(min_length=1)  # type: ignore[valid-type]
+    steps: tuple[AnyStep, ...] = Field(min_length=1)
     """What is done to it, in this order."""
     measure: Measure = Measure()
     evaluate_limit: Steps | None = None

@@ -1,5 +1,7 @@
 """Sources of models, one file each."""
 
+from typing import TYPE_CHECKING
+
 from prunus.sources.dense import dense_folder
 from prunus.sources.packaged import PackagedSource
 from prunus.sources.path import PathSource
@@ -8,8 +10,11 @@ from prunus.sources.source import Source, with_tag
 from prunus.sources.warm_start import WarmStartSource
 from prunus.typed import named
 
-AnySource = named(Source, "source")
-"""Any source, of ours or of an extension."""
+if TYPE_CHECKING:
+    AnySource = Source
+else:
+    AnySource = named(Source, "source")
+"""Any source, by its name in a recipe."""
 
 __all__ = [
     "AnySource", "PackagedSource", "PathSource", "RandomSource", "Source", "WarmStartSource", "dense_folder", "with_tag",

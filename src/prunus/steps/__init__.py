@@ -1,5 +1,7 @@
 """Steps of recipes, one file each: settings, check and deed."""
 
+from typing import TYPE_CHECKING
+
 from prunus.steps.bench import Bench
 from prunus.steps.prune import Calibration, PruneStep
 from prunus.steps.repair import RepairStep
@@ -8,8 +10,11 @@ from prunus.steps.search import SearchStep
 from prunus.steps.step import History, Sketch, Step
 from prunus.typed import named
 
-AnyStep = named(Step, "step")
-"""Any step, of ours or of an extension."""
+if TYPE_CHECKING:
+    AnyStep = Step
+else:
+    AnyStep = named(Step, "step")
+"""Any step, by its name in a recipe."""
 
 __all__ = [
     "AnyStep", "Bench", "Calibration", "History", "PruneStep", "RepairStep", "RetrainStep", "SearchStep", "Sketch",
