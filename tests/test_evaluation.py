@@ -33,8 +33,6 @@ def test_what_it_refuses_is_refused_here() -> None:
         in_fresh_process(told, 7, "refuse")
     with pytest.raises(PrunusError, match="status 3"):
         in_fresh_process(told, 7, "die")
-    with pytest.raises(PrunusError, match=r"absent\.py"):
-        in_fresh_process(told, 7, "return", imports=["absent.py"])
 
 
 def test_a_task_is_read_by_name_or_by_settings() -> None:

@@ -39,8 +39,13 @@ def load_extension(name: str) -> ModuleType:
         raise
     except Exception as error:  # a stranger's module may raise anything
         raise PrunusError("import", name, f"it cannot be imported ({type(error).__name__}: {error})") from None
-    _loaded[str(Path(name).resolve()) if name.endswith(".py") else name] = None
+    _loaded[str(Path(name).resolve()) if _has_no_name(module.__name__) else module.__name__] = None
     return module
+
+
+def _has_no_name(module: str) -> bool:
+    """Whether a module can be imported by its file alone."""
+    return module == "__main__" or module.startswith(PREFIX)
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -80,8 +85,8 @@ def place_of(thing: Any) -> str | None:
     """
     if thing.__module__.partition(".")[0] == "prunus":
         return None
-    if thing.__module__ != "__main__" and not thing.__module__.startswith(PREFIX):
-        return thing.__module__
+    if not _has_no_name(thing.__module__):
+        return str(thing.__module__)
     file = getattr(sys.modules[thing.__module__], "__file__", None)
     if file is None:
         raise PrunusError(

@@ -119,19 +119,19 @@ def _history(step: Step, bench: Bench, title: str, console: Console) -> dict[str
 
 def _claim(recipe: Recipe) -> None:
     """Takes the folder for this recipe; another recipe's run is not overwritten."""
-    record, resolved = recipe.output / RECORD, dump_recipe(recipe)
-    if record.exists() and _recorded(record) != resolved:
+    record = recipe.output / RECORD
+    if record.exists() and _recorded(record) != recipe.model_dump(mode="json"):
         raise PrunusError(
             "output",
             str(recipe.output),
             "it holds a run of another recipe; choose another output, or delete the folder",
         )
-    write_text(record, resolved)
+    write_text(record, dump_recipe(recipe))
 
 
-def _recorded(record: Path) -> str | None:
-    """The recipe of a run, as this version writes it; None where it is none."""
+def _recorded(record: Path) -> dict[str, Any] | None:
+    """The recipe of a run, with every default of this version; None where it is none."""
     try:
-        return dump_recipe(load_recipe(record))
+        return load_recipe(record).model_dump(mode="json")
     except PrunusError:
         return None
