@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCall
 
 from prunus.anatomy import locate, per_tower
 from prunus.errors import PrunusError
+from prunus.modules import replaced
 from prunus.storage import write_text
-from prunus.unstructured.walk import replaced
 
 COMPLETE = "complete"
 """Marks a checkpoint folder in which everything has been written."""
