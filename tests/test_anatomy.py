@@ -352,7 +352,7 @@ def test_a_type_is_known_by_where_it_is_defined_and_by_what_it_inherits() -> Non
 
     namesake = type("LlamaMLP", (nn.Module,), {})()
     namesake.gate_proj, namesake.up_proj, namesake.down_proj = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 4)
-    model = nn.ModuleList([Inherits(LlamaConfig(hidden_size=4, intermediate_size=6)), namesake])
+    model = nn.ModuleList([Inherits(LlamaConfig(hidden_size=4, intermediate_size=6, num_attention_heads=1)), namesake])
     assert [unit.name for unit in anatomy(model)] == ["0"]
 
 

@@ -37,7 +37,7 @@ class Ripen(nn.Sequential):
 
 
 class OrchardForImageClassification(PreTrainedModel):
-    config_class, main_input_name = OrchardConfig, "pixel_values"
+    config_class, main_input_name, input_modalities = OrchardConfig, "pixel_values", ("image",)
 
     def __init__(self, config: OrchardConfig) -> None:
         super().__init__(config)
