@@ -16,17 +16,17 @@ from prunus.report import Report, terminal_table, write_report
 PLAIN, LOWER = Metric(unit="plain"), Metric(unit="plain", higher_is_better=False)
 
 
-def report(metrics: dict[str, tuple[float, float]], **more: Any) -> Report:
+def report(found: dict[str, tuple[float, float]], **more: Any) -> Report:
     columns = [
         {
-            "metrics": {name: values[side] for name, values in metrics.items()},
+            "metrics": {name: values[side] for name, values in found.items()},
             "parameters": {"vision": size, "total": 2 * size}, "multiply_accumulates": {"total": size},
             "bytes": 4 * size, "latency": {"median": size / 1000}, "peak_memory": 100 * size,
         }
         for side, size in enumerate((1000, 500))
     ]  # fmt: skip
     return Report(
-        headline=next(iter(metrics)), ratio=0.5, models=dict(zip(("dense", "compressed"), columns, strict=True)),
+        headline=next(iter(found)), ratio=0.5, models=dict(zip(("dense", "compressed"), columns, strict=True)),
         retained={"vision.mlp": [0.5, 0.25]}, courses=[{"step": "search", "log": [{"step": 5, "loss": 1.0}]}], folders={},
         versions={}, recipe={"task": {"name": "own"}, "measure": {"batch_size": 1}}, **more,
     )  # fmt: skip

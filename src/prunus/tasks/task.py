@@ -82,7 +82,7 @@ class Task(Typed):
         """
         data: Any = self.train_data()
         places = spread(torch.arange(len(data)), samples)
-        return [self.collate([data[place] for place in part.tolist()]) for part in places.split(batch_size)]
+        return [self.collate([data[place] for place in part.tolist()]) for part in torch.split(places, batch_size)]
 
     def example(self, model: Any, batch_size: int) -> Callable[[], object]:
         """One inference call on so many inputs, for measuring: by default a forward pass over training items."""
