@@ -93,7 +93,7 @@ def inspect(
         if counted is not None:
             _say_what_differs(sparsity, counted)
         typer.echo("  calibration: " + ", ".join(f"{name} {value}" for name, value in sparsity.calibration.items()))
-    found = survey(built)
+    found = survey(built, parts=parts)
     if found.left_dense:
         typer.echo("\nno candidates of unstructured pruning, of all weights in the blocks:")
     for reason, inside in _by_reason(found.left_dense).items():

@@ -59,7 +59,7 @@ class UPop(Typed):
     """Share of the channels of each unit that is to go, instead of one ranking over all units, such as
     `SparsityPlan.unit_ratios` gives; units that are not named stay whole. `ratio` is what they come to."""
     include: tuple[str, ...] = ("*",)
-    """Units to prune: globs over unit names, towers and components."""
+    """Units to prune: globs over names, blocks, towers and components. `*` is all but connectors."""
     exclude: tuple[str, ...] = ()
     """Units to leave whole, likewise."""
 
