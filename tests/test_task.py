@@ -29,7 +29,6 @@ def test_the_rest_follows_from_three_members(model: PreTrainedModel, tmp_path: P
     task = Counting(words=10, length=4)
     assert task.headline == "bits"
     assert task.for_model(tmp_path) is task
-    assert not task.mirrors
     task.check()
     task.check_model(tmp_path)
     task.save_processor(tmp_path)

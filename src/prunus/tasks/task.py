@@ -31,8 +31,6 @@ class Task(Typed):
     """What recipes call it."""
     metrics: ClassVar[Mapping[str, Metric]] = {}
     """What `evaluate` returns, by name. The first is the headline."""
-    mirrors: ClassVar[Mapping[str, str]] = {}
-    """Momentum copies in the task's models, as {path of the copy: path of the original}; see `prunus.anatomy`."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
