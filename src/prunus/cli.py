@@ -21,9 +21,10 @@ from prunus.checkpoint.zeros import sparsity_in
 from prunus.errors import PrunusError, shown
 from prunus.evaluation import evaluate_here, harness_scores, read_task
 from prunus.extensions import load_extension
+from prunus.metric import UNDECLARED
 from prunus.plan import SparsityPlan
 from prunus.recipe import Recipe, demo_recipe, load_recipe
-from prunus.report import Report, format_metric, terminal_table, write_report
+from prunus.report import Report, terminal_table, write_report
 from prunus.run import run
 from prunus.storage import write_text
 from prunus.unstructured.record import recorded_sparsity
@@ -73,7 +74,7 @@ def _compress(recipe: Recipe) -> None:
 
 
 def _table(report: Report) -> object:
-    return terminal_table(report.models, report.outcome)
+    return terminal_table(report.rows, report.outcome)
 
 
 @app.command()
@@ -160,18 +161,24 @@ def evaluate(
 ) -> None:
     """Loads MODEL with its stock transformers class and evaluates it on a task."""
     if tasks is not None:
-        metrics = harness_scores(model, tasks.split(","), limit, batch_size)
-        figures: dict[str, Any] = {"metrics": metrics}
+        figures: dict[str, Any] = {"metrics": harness_scores(model, tasks.split(","), limit, batch_size)}
+        lines = [
+            f"{name:<40}{value:>12.4f}" for name, value in figures["metrics"].items()
+        ]  # as the harness writes them
     else:
-        figures = asdict(evaluate_here(model, read_task(task, "--task"), batch_size, limit))
+        chosen = read_task(task, "--task")
+        figures = asdict(evaluate_here(model, chosen, batch_size, limit))
+        lines = [
+            f"{name:<40}{chosen.metrics.get(name, UNDECLARED).text(value):>12}"
+            for name, value in figures["metrics"].items()
+        ]
     text = json.dumps(figures)
     if json_path == "-":
         typer.echo(text)
     elif json_path:
         write_text(Path(json_path), text + "\n")
     else:
-        for name, value in figures["metrics"].items():
-            typer.echo(f"{name:<40}{format_metric(name, value):>12}")
+        typer.echo("\n".join(lines))
 
 
 @app.command()

@@ -55,7 +55,7 @@ def evaluate_here(path: str | Path, task: Task, batch_size: int, limit: int | No
 
 def evaluate_elsewhere(path: Path, task: Task, batch_size: int, limit: int | None = None) -> Evaluation:
     """As `evaluate_here`, in a new process, which proves that the files suffice."""
-    found = in_fresh_process(_evaluate, str(path), task.model_dump_json(), batch_size, limit, imports=places_in(task))  # type: ignore[attr-defined]
+    found = in_fresh_process(_evaluate, str(path), task.model_dump_json(), batch_size, limit, imports=places_in(task))
     return Evaluation(**found)
 
 

@@ -2,6 +2,6 @@
 
 from prunus.report.measured import compare
 from prunus.report.report import Report, write_report
-from prunus.report.table import format_metric, terminal_table
+from prunus.report.table import terminal_table
 
-__all__ = ["Report", "compare", "format_metric", "terminal_table", "write_report"]
+__all__ = ["Report", "compare", "terminal_table", "write_report"]

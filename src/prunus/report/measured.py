@@ -50,6 +50,7 @@ def compare(recipe: Recipe, dense: Path, compressed: Path, courses: list[dict[st
         }
     return Report(
         headline=recipe.task.headline,
+        metrics=dict(recipe.task.metrics),
         recipe=recipe.model_dump(mode="json"),
         models=columns,
         retained=retained(parts["dense"], plan, sparsity),

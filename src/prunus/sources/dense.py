@@ -46,4 +46,4 @@ def _key(source: Source, task: Task, seed: int) -> str:
     settings = source.model_dump(mode="json")
     if source.source in SETTINGS_OF_0_1:
         settings = {**dict.fromkeys(SETTINGS_OF_0_1), **source.model_dump(mode="json", exclude={"source"})}
-    return hashlib.sha256(json.dumps([settings, task.model_dump(mode="json"), seed]).encode()).hexdigest()[:16]  # type: ignore[attr-defined]
+    return hashlib.sha256(json.dumps([settings, task.model_dump(mode="json"), seed]).encode()).hexdigest()[:16]
