@@ -15,7 +15,7 @@ from prunus.checkpoint.plausible import check_config
 from prunus.errors import PrunusError
 from prunus.repair import AnyRepair, Distillation, Training
 from prunus.storage import writable_path
-from prunus.structured import UPop
+from prunus.structured import AnySearch
 from prunus.tasks import AnyTask
 from prunus.typed import Count, Seed, Steps, Typed, first_problem
 from prunus.unstructured import AnyPruner, WalkOptions
@@ -47,7 +47,7 @@ class SearchStep(Typed):
     """Trains while searching for what to prune, then extracts."""
 
     step: Literal["search"] = "search"
-    method: UPop
+    method: AnySearch
     train: Training
 
 

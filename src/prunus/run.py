@@ -42,7 +42,6 @@ from prunus.repair import Lesson, LoRA, Training, finetune, repair
 from prunus.repair.lora import adapted
 from prunus.report import Report, write_report
 from prunus.storage import claim_folder, locked, new_folder, write_text
-from prunus.structured import UPop
 from prunus.tasks import Task
 from prunus.unstructured import sparsity_of
 from prunus.unstructured.pruning import settle
@@ -164,7 +163,7 @@ def _check_methods(recipe: Recipe) -> None:
             )  # fmt: skip
         try:
             if isinstance(step, SearchStep):
-                _check_search(step.method, parts.select(step.method.include, step.method.exclude))
+                step.method.check(parts.select(step.method.include, step.method.exclude))
             elif isinstance(step, PruneStep):
                 pruned |= _check_prune(step, model)
             elif isinstance(step, RepairStep) and isinstance(step.method, LoRA):
@@ -179,11 +178,6 @@ def _skeleton(source: Source, task: Task) -> PreTrainedModel:
     if folder is not None:
         return bare_model(str(folder))
     return random_model(source.random) if source.random is not None else _warm(source, task.skeleton)
-
-
-def _check_search(method: UPop, units: tuple[Unit, ...]) -> None:
-    method.check(units)
-    method.masks({unit.name: torch.zeros(unit.channels) for unit in units}, units, method.ratio)
 
 
 def _check_prune(step: PruneStep, model: nn.Module) -> set[str]:
