@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from prunus import DSnoT, Magnitude, SparseGPT, WalkOptions, Wanda, load_model, prune
+from prunus.batches import default_device
 from prunus.run import cache_folder
 from prunus.tasks import EasyVQA
 
@@ -25,7 +26,7 @@ SPARSITIES = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8)
 
 class Study:
     def __init__(self, folder: Path):
-        self.dense = load_model(folder).eval()
+        self.dense = load_model(folder).to(default_device()).eval()
         self.task = EasyVQA(image_size=self.dense.config.vision_config.image_size)
         self.batches = self.task.calibration(128, 16)
 

@@ -14,11 +14,11 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 
 from prunus import Plan, SparsityPlan, Uniform, allocate, anatomy, cost, matrices
+from prunus.fingerprint import Fingerprint
 from prunus.plan import MatrixPlan
 from prunus.plan.channels import decode_channels, encode_channels
 from prunus.plan.sparsity import per_tower, share, uniform, written_sparsities
 from prunus.tasks.text import Text, windows
-from prunus.unstructured.fingerprint import Fingerprint
 from tests.families import build
 from tests.holder import Holder
 

@@ -11,10 +11,10 @@ from prunus.allocation.allocator import Allocator, Question
 from prunus.anatomy import matrices
 from prunus.batches import checked
 from prunus.errors import PrunusError
+from prunus.fingerprint import Fingerprint
 from prunus.losses import Loss, own_loss
 from prunus.plan import MatrixPlan, SparsityPlan
 from prunus.refusals import expect, plain_model
-from prunus.unstructured.fingerprint import Fingerprint
 
 
 def allocate(

@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from prunus.allocation.allocator import Question
 from prunus.anatomy import Matrix, by_parameter
 from prunus.errors import PrunusError
+from prunus.modules import quiet, replaced
 from prunus.progress import track
-from prunus.unstructured.walk import quiet, replaced
 
 STRIP = 1 << 12
 """Squares that are added up in one fp32 sum."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from prunus.unstructured.walk import replaced
+from prunus.modules import replaced
 
 
 @dataclass

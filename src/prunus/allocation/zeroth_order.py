@@ -25,7 +25,7 @@ from prunus.allocation.memory import RememberingBlocks
 from prunus.anatomy import Matrix, by_block, matrices, sharing
 from prunus.batches import input_device
 from prunus.errors import PrunusError
-from prunus.unstructured.walk import quiet
+from prunus.modules import quiet
 
 
 class Disturbance:

@@ -28,11 +28,11 @@ from prunus.checkpoint.naming import Group, groups
 from prunus.checkpoint.on_use import OnUse, hollow
 from prunus.checkpoint.shards import Shards
 from prunus.errors import PrunusError
+from prunus.fingerprint import Fingerprint
 from prunus.plan import SparsityPlan
 from prunus.refusals import refuse_weight
 from prunus.storage import LOCK, claim_folder, locked, writable_path, write_text
 from prunus.unstructured import Pruner, WalkOptions
-from prunus.unstructured.fingerprint import Fingerprint
 from prunus.unstructured.pruning import carry_out, settle, walk_options
 from prunus.unstructured.record import RECORD, recorded_sparsity
 from prunus.unstructured.walk import Call, Weights

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.losses import Predict, Prediction
+from prunus.modules import quiet
 from prunus.typed import Count, Factor, Share, Typed
-from prunus.unstructured.walk import quiet
 
 Teacher = Callable[[], AbstractContextManager[nn.Module]]
 """Opens a context in which the model it gives is the teacher."""

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from prunus.errors import PrunusError
+from prunus.modules import caches_kept
 from prunus.storage import write_text
 from prunus.typed import Count, Steps, Typed
-from prunus.unstructured.walk import caches_kept
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

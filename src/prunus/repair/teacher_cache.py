@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from prunus.errors import PrunusError
+from prunus.fingerprint import Fingerprint
 from prunus.losses import Predict
+from prunus.modules import quiet
 from prunus.progress import track
 from prunus.repair.distillation import Distillation, Teacher, top_k_divergence
 from prunus.storage import write_bytes
-from prunus.unstructured.fingerprint import Fingerprint
-from prunus.unstructured.walk import quiet
 
 VALUES, PLACES = "teacher_values", "teacher_places"
 ITEMS_PER_FILE = 256

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCall
 
 from prunus.anatomy import tower_of
 from prunus.errors import PrunusError
+from prunus.modules import replaced
 from prunus.plan.sparsity import per_tower
 from prunus.storage import write_text
-from prunus.unstructured.walk import replaced
 
 COMPLETE = "complete"
 """Marks a checkpoint folder in which everything has been written."""

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from prunus.anatomy import ADAPTER, MEANT_DENSE, Matrix, by_block, choose, survey
 from prunus.batches import calls_the_model, checked, input_device
 from prunus.errors import PrunusError
+from prunus.fingerprint import Fingerprint
 from prunus.plan import DensePart, MatrixPlan, SparsityPlan, uniform
 from prunus.refusals import expect, plain_model, refuse_weights
 from prunus.typed import Typed
 from prunus.undo import Undo
-from prunus.unstructured.fingerprint import Fingerprint
 from prunus.unstructured.patterns import NofM
 from prunus.unstructured.pruner import Pruner
 from prunus.unstructured.record import note, sparsity_of

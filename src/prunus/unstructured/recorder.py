@@ -18,10 +18,11 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from prunus.anatomy import Matrix
 from prunus.errors import PrunusError
+from prunus.modules import replaced
 from prunus.plan.sparsity import LANGUAGE
 from prunus.unstructured.products import Products
 from prunus.unstructured.statistics import InputStatistics, Need
-from prunus.unstructured.walk import Stop, Visit, replaced
+from prunus.unstructured.walk import Stop, Visit
 
 MASKED = -1e3
 """Additive masks: anything below this switches a position off."""

@@ -14,7 +14,7 @@ import contextvars
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers import Cache
 
 from prunus.batches import call_with_batch, calls_the_model, naming_batch
 from prunus.errors import PrunusError
+from prunus.modules import quiet, replaced
 from prunus.unstructured.modes import Modes
 from prunus.unstructured.order import Order
 from prunus.unstructured.spill import Spill
@@ -289,50 +290,3 @@ def _named(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     extra = next((p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
     arguments = dict(bound.arguments)
     return {**arguments.pop(extra, {}), **arguments}
-
-
-@contextmanager
-def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Another forward for one module object, whatever hooks already replaced it."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before
-
-
-@contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no key-value caches, which a block that runs twice would fill twice."""
-    training = {module: module.training for module in model.modules()}
-    with caches_kept(model) as configs:
-        model.eval()
-        for config in configs:
-            config.use_cache = False
-        try:
-            yield
-        finally:
-            for module, was in training.items():
-                module.training = was
-
-
-@contextmanager
-def caches_kept(model: nn.Module) -> Iterator[list[Any]]:
-    """The configs that say a key-value cache is used; when the context ends, all configs say of it what they did before."""
-    held: list[Any] = [vars(module).get("config") for module in model.modules()]
-    configs = list({id(config): config for config in held if config is not None}.values())
-    before = [vars(config).get("use_cache", MISSING) for config in configs]
-    try:
-        yield [config for config, was in zip(configs, before, strict=True) if was is not MISSING and was]
-    finally:
-        for config, was in zip(configs, before, strict=True):
-            if was is not MISSING:
-                config.use_cache = was
-            elif "use_cache" in vars(config):
-                del config.use_cache
-
-
-MISSING: Any = object()
