@@ -145,6 +145,7 @@ def test_a_method_of_ones_own_reads_what_it_wants_when_it_wants() -> None:
     }  # fmt: skip
     assert search.plan().method == ByMagnitude(ratio=0.4, cost="channels").model_dump(mode="json")
     assert search.course == [(3, 0.4, 0.4)]
+    search.close()
     with pytest.raises(PrunusError, match="at most"):
         Search(model, ByMagnitude(ratio=0.9), 3)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import BeforeValidator
@@ -123,5 +123,8 @@ def _with_name(value: Any) -> Any:
     return {"method": "upop", **value} if isinstance(value, Mapping) else value
 
 
-AnySearch = Annotated[named(SearchMethod, "method"), BeforeValidator(_with_name)]
+if TYPE_CHECKING:
+    AnySearch = SearchMethod
+else:
+    AnySearch = Annotated[named(SearchMethod, "method"), BeforeValidator(_with_name)]
 """A search method that a recipe names. Recipes of version 0.1 could leave the name out: there was one method."""
