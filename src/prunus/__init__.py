@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from prunus.allocation import OWL, ECoFLaP, IterativeGlobal, Manual, Uniform, allocate
-from prunus.anatomy import Anatomy, Matrix, anatomy, matrices
+from prunus.anatomy import Anatomy, Matrix, anatomy, matrices, mirrored
 from prunus.calibration import image_batches, pair_batches, text_batches
 from prunus.checkpoint import extract, load_model, plan_of, prune_folder
 from prunus.errors import PrunusError
@@ -36,8 +36,9 @@ __version__ = "0.1.0"
 __all__ = [
     "OWL", "RESSA", "Anatomy", "Budget", "DSnoT", "Decision", "Distillation", "ECoFLaP", "IterativeGlobal", "LoRA", "Magnitude", "Manual",
     "MaskedFinetune", "MaskedLoRA", "Matrix", "Plan", "Progress", "PrunusError", "Search", "SearchCallback", "SearchMethod", "SparseGPT",
-    "SparsityPlan", "Training", "UPop", "Uniform", "WalkOptions", "Wanda", "accelerate_2to4", "allocate", "anatomy", "draw_plans", "extract", "hold_zeros", "image_batches",
-    "load_model", "matrices", "pair_batches", "plan_of", "prune", "prune_folder", "prune_matrix", "repair", "sparsity_of",
+    "SparsityPlan", "Training", "UPop", "Uniform", "WalkOptions", "Wanda", "accelerate_2to4", "allocate", "anatomy", "draw_plans",
+    "extract", "hold_zeros", "image_batches", "load_model", "matrices", "mirrored", "pair_batches", "plan_of", "prune", "prune_folder",
+    "prune_matrix", "repair", "sparsity_of",
     "text_batches",
 ]  # fmt: skip
 

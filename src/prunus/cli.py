@@ -20,12 +20,13 @@ from prunus.checkpoint import bare_model, local_folder, plan_of
 from prunus.checkpoint.checksums import verify
 from prunus.checkpoint.zeros import sparsity_in
 from prunus.errors import PrunusError, shown
+from prunus.metric import UNDECLARED
 from prunus.plan import SparsityPlan
 from prunus.recipe import Recipe, demo_recipe, load_recipe
-from prunus.report import Report, format_metric, terminal_table, write_report
+from prunus.report import Report, terminal_table, write_report
 from prunus.run import evaluate_here, run
 from prunus.storage import write_text
-from prunus.tasks import AnyTask, EasyVQA, Noise, Text
+from prunus.tasks import AnyTask, Task
 from prunus.tasks.harness import harness_scores
 from prunus.typed import first_problem
 from prunus.unstructured.record import recorded_sparsity
@@ -60,7 +61,7 @@ def _compress(recipe: Recipe) -> None:
 
 
 def _table(report: Report) -> object:
-    return terminal_table(report.models, report.outcome)
+    return terminal_table(report.rows, report.outcome)
 
 
 @app.command()
@@ -92,7 +93,7 @@ def inspect(
         if counted is not None:
             _say_what_differs(sparsity, counted)
         typer.echo("  calibration: " + ", ".join(f"{name} {value}" for name, value in sparsity.calibration.items()))
-    found = survey(built)
+    found = survey(built, parts=parts)
     if found.left_dense:
         typer.echo("\nno candidates of unstructured pruning, of all weights in the blocks:")
     for reason, inside in _by_reason(found.left_dense).items():
@@ -146,23 +147,28 @@ def evaluate(
 ) -> None:
     """Loads MODEL with its stock transformers class and evaluates it on a task."""
     if tasks is not None:
-        metrics = harness_scores(model, tasks.split(","), limit, batch_size)
-        figures: dict[str, Any] = {"metrics": metrics}
+        figures: dict[str, Any] = {"metrics": harness_scores(model, tasks.split(","), limit, batch_size)}
+        lines = [
+            f"{name:<40}{value:>12.4f}" for name, value in figures["metrics"].items()
+        ]  # as the harness writes them
     else:
         settings = task if task.lstrip().startswith("{") else json.dumps({"name": task})
         try:
-            chosen = TypeAdapter[EasyVQA | Text | Noise](AnyTask).validate_json(settings)
+            chosen = TypeAdapter[Task](AnyTask).validate_json(settings)
         except ValidationError as error:
-            raise first_problem(error, EasyVQA, "--task") from None
+            raise first_problem(error, Task, "--task") from None
         figures = asdict(evaluate_here(model, chosen, batch_size, limit))
+        lines = [
+            f"{name:<40}{chosen.metrics.get(name, UNDECLARED).text(value):>12}"
+            for name, value in figures["metrics"].items()
+        ]
     text = json.dumps(figures)
     if json_path == "-":
         typer.echo(text)
     elif json_path:
         write_text(Path(json_path), text + "\n")
     else:
-        for name, value in figures["metrics"].items():
-            typer.echo(f"{name:<40}{format_metric(name, value):>12}")
+        typer.echo("\n".join(lines))
 
 
 @app.command()

@@ -418,6 +418,7 @@ def _conclude(recipe: Recipe, dense: Path, compressed: Path, courses: list[dict[
         }
     report = Report(
         headline=recipe.task.headline,
+        metrics=dict(recipe.task.metrics),
         recipe=recipe.model_dump(mode="json"),
         models=columns,
         retained=_retained(models["dense"], plan, sparsity),

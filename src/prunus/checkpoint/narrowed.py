@@ -62,7 +62,7 @@ def extract(model: Model, plan: Plan, inplace: bool = False) -> Model:
         path = module_of(inner, name)
         if path is not None:
             refuse_unusable(inner, path)
-    parts, before = anatomy(inner, plan.mirrors), plan_of(inner)
+    parts, before = anatomy(inner, plan.mirrors or None), plan_of(inner)
     applied = before is not None and plan.units.items() <= before.units.items() and not _fits(plan, parts)
     if not applied:
         plan.check(parts)
@@ -133,7 +133,7 @@ def _narrow_part(part: PreTrainedModel, record: Narrowing) -> None:
     }
     if not planned:
         return
-    parts = anatomy(part)
+    parts = anatomy(part, {})  # copies are recorded by themselves
     known = {unit.name: unit for unit in parts}
     followers = {twin + unit.name.removeprefix(unit.path) for unit in parts for twin in unit.twins}
     wide: dict[str, UnitPlan] = {}

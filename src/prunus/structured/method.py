@@ -62,7 +62,7 @@ class SearchMethod(Typed):
     method: str
     """The name by which recipes find it."""
     include: tuple[str, ...] = ("*",)
-    """Units to prune: globs over unit names, towers and components."""
+    """Units to prune: globs over names, blocks, towers and components. `*` is all but connectors."""
     exclude: tuple[str, ...] = ()
     """Units to leave whole, likewise."""
 

@@ -62,9 +62,9 @@ def prune(
         method: `Magnitude`, `Wanda`, `SparseGPT` or `DSnoT`, with its sparsity or pattern.
         batches: calibration data, whatever `call` accepts; all of it is on its way at once.
         plan: how many weights of which matrix go, instead of the method's sparsity.
-        include: shell globs over module paths and towers; by default everything but the connector (which is also
-            taken where the method names a sparsity for it).
-        exclude: globs that take away again.
+        include: selectors: globs over names, blocks, towers and components. By default, and by `*`, everything but connectors
+            (which are also taken where the method names a sparsity for them).
+        exclude: selectors that take away again.
         call: runs a batch; by default `model(**batch)`.
         options: how to walk.
         keep_zeros: whether weights that are zero already stay so, and count as pruned; None is yes for a model that was
@@ -150,11 +150,11 @@ def settle(
                 f"{plan.sparsity:.4g}",
                 f"the pattern {method.pattern} prunes the same share of every matrix, so it takes no plan with other shares; use pattern unstructured",
             )
-        chosen = choose(candidates, include or ["*"], exclude)
+        chosen = choose(candidates, include, exclude, plan.towers)
         chosen = tuple(matrix for matrix in chosen if matrix.name in plan.matrices)
     else:
         named = method.target if isinstance(method.target, Mapping) else {}
-        chosen = choose(candidates, include or (["*"] if "connector" in named else ()), exclude)
+        chosen = choose(candidates, include, exclude, named)
         plan = uniform(name, chosen, method.target, method.pattern, method.rounds_by_row)
         chosen = tuple(matrix for matrix in chosen if matrix.name in plan.matrices)
     for matrix in chosen:
