@@ -37,7 +37,8 @@ class Typed(BaseModel):
 
 
 def known(base: type[BaseModel], tag: str) -> dict[str, type[Any]]:
-    """The concrete subclasses of `base` that have been defined so far, by the default of their field `tag`.
+    """The concrete subclasses of `base` that have been defined so far, by the default of their field `tag`. One that inherits its name
+    from another goes by none.
 
     Raises:
         PrunusError: two different classes have one name. A class that is defined again, as in a notebook, replaces itself.
@@ -49,7 +50,7 @@ def known(base: type[BaseModel], tag: str) -> dict[str, type[Any]]:
         waiting += cls.__subclasses__()
         field = cls.model_fields.get(tag)
         name = None if field is None or inspect.isabstract(cls) else field.default
-        if not isinstance(name, str):
+        if not isinstance(name, str) or tag not in inspect.get_annotations(cls):
             continue
         other = found.get(name, cls)
         if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -83,7 +84,7 @@ def named(base: type[BaseModel], tag: str) -> Any:
             )
         return classes[name].model_validate(dict(value))
 
-    return Annotated[SerializeAsAny[base], BeforeValidator(find)]  # type: ignore[valid-type]
+    return Annotated[SerializeAsAny[base], BeforeValidator(find)]  # type: ignore[misc]
 
 
 def places_in(value: object) -> list[str]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
-
 from prunus.checkpoint import extract
 from prunus.repair import Training
 from prunus.steps.bench import Bench
 from prunus.steps.step import History, Sketch, Step
-from prunus.structured import UPop
+from prunus.structured import AnySearch
 
 
 class SearchStep(Step):
@@ -18,15 +16,13 @@ class SearchStep(Step):
 
     fills_zeros: ClassVar[bool] = True
     step: Literal["search"] = "search"
-    method: UPop
+    method: AnySearch
     """What to search for."""
     train: Training
     """How to train meanwhile; the search spans all of its steps."""
 
     def check(self, before: Sketch) -> Sketch:
-        units = before.anatomy.select(self.method.include, self.method.exclude)
-        self.method.check(units)
-        self.method.masks({unit.name: torch.zeros(unit.channels) for unit in units}, units, self.method.ratio)
+        self.method.check(before.anatomy.select(self.method.include, self.method.exclude))
         return before
 
     def carry_out(self, bench: Bench) -> History:
