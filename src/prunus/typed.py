@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
 
@@ -84,7 +84,8 @@ def named(base: type[BaseModel], tag: str) -> Any:
             )
         return classes[name].model_validate(dict(value))
 
-    return Annotated[SerializeAsAny[base], BeforeValidator(find)]  # type: ignore[misc]
+    annotated, whole = cast(Any, Annotated), cast(Any, SerializeAsAny)  # mypy takes no variable for a type
+    return annotated[whole[base], BeforeValidator(find)]
 
 
 def places_in(value: object) -> list[str]:
