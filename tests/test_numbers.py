@@ -173,7 +173,7 @@ def test_half_of_25_weights_is_one_number_whoever_rounds() -> None:
         return plan.matrices[matrix.name].pruned
 
     x = [torch.randn(1, 4, 5)]
-    loss = lambda model, batch: matrix.view(model).square().sum() * batch.sum()  # noqa: E731
+    loss = lambda model, batch: model.fc1().square().sum() * batch.sum()  # noqa: E731
     for method in (Uniform(), Manual(sparsity={"*": 0.5}), IterativeGlobal(rounds=1)):
         assert gone(allocate(model, method, x, loss, [matrix.name], progress=False)) == 12, method.method
     assert 25 - OWL().kept([matrix], {matrix.name: 3.0})[matrix.name] == 12

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from prunus import OWL, DSnoT, PrunusError, WalkOptions, allocate, matrices, prune, prune_matrix
-from prunus.unstructured import Scored, Seen, Statistic
+from prunus.unstructured import Scored, Seen, Statistic, refuse_gradients
 from prunus.unstructured.recorder import counted_positions, gather, has_padding, sequences_of
 from prunus.unstructured.statistics import Gram, SquaredNorm, Statistics, Sum, Variance
 from prunus.unstructured.walk import Visit, Walk
@@ -300,5 +300,7 @@ def test_outputs_and_gradients_are_statistics_too() -> None:
         torch.testing.assert_close(told[Outputs], weights[name] @ told[Sum] + shift, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(told[Gradients], squares[name] / len(inputs["input_ids"]), rtol=1e-4, atol=1e-8)
     assert all(p.grad is None and p.requires_grad for p in case.model.parameters())
+    with pytest.raises(PrunusError, match="use prune"):
+        refuse_gradients(Listener())
     with pytest.raises(PrunusError, match="more than the inputs"):
         prune_matrix(torch.randn(4, 4), torch.randn(1, 2, 4), Listener())

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from prunus.allocation.solver import share_out
-from prunus.anatomy import Matrix
-from prunus.plan.sparsity import part_of, per_tower
+from prunus.anatomy import Matrix, per_tower
+from prunus.plan import part_of
 
 Granularity = Literal["layer", "block", "tower"]
 Aggregate = Literal["sum", "mean"]

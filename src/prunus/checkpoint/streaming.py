@@ -32,7 +32,7 @@ from prunus.fingerprint import Fingerprint
 from prunus.plan import SparsityPlan
 from prunus.storage import LOCK, claim_folder, locked, writable_path, write_text
 from prunus.unstructured import Pruner, WalkOptions
-from prunus.unstructured.pruning import Request, carry_out, needs_of, settle, walk_options
+from prunus.unstructured.pruning import Request, carry_out, refuse_gradients, settle, walk_options
 from prunus.unstructured.record import RECORD, recorded_sparsity
 from prunus.unstructured.walk import Call, Weights
 
@@ -76,8 +76,7 @@ def prune_folder(
     verify(source)
     model, shards = without_weights(source)
     chosen, plan = settle(model, method, plan, include, exclude)
-    if needs_of(method, "gradients"):
-        raise PrunusError("method", method.method, "it reads gradients of the whole; load the model, and use prune")
+    refuse_gradients(method)
     earlier = recorded_sparsity(model)  # a damaged one is found now and not when the new one is put beside it
     seen = Fingerprint(checked(batches, calls_the_model(call)))
     if keep_zeros is None:

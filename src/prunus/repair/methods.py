@@ -27,7 +27,11 @@ class Repair(Typed):
     """What to learn from the model before it was pruned; None learns from the task alone."""
 
     def check(self, candidates: Sequence[Matrix], pruned: Collection[str]) -> None:
-        """Refuses settings that cannot work on a model with these matrices, some of which, by their names, are pruned."""
+        """Says what is impossible for a model of these matrices, of which those named in `pruned` have zeros.
+
+        Raises:
+            PrunusError: see above.
+        """
 
     @contextmanager
     def around(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, default_data_collator
 
-from prunus.anatomy import matrices, weight_of
+from prunus.anatomy import Matrix, matrices, weight_of
 from prunus.batches import check_batch, input_device
 from prunus.errors import PrunusError, refusing
 from prunus.losses import Predict, own_prediction
@@ -73,6 +73,8 @@ def repair(
     model = plain_model(model)
     expect("training", training, Training, "prunus.Training(steps=..., learning_rate=...)")
     masks, trainable = _what_to_train(model, method, data, teacher)
+    candidates = matrices(model)
+    method.check(candidates, masks)
     if folder is not None:
         refuse_foreign(Path(folder))
     if collate is default_data_collator:
@@ -92,7 +94,9 @@ def repair(
             "method": method.model_dump(mode="json"),
             "zeros": {n: crc32(m.packed.cpu().numpy().data) for n, m in masks.items()},
         }
-        loss, data, collate = _lesson(method.distillation, model, own_teacher, predict, data, collate, place)
+        loss, data, collate = _lesson(
+            method.distillation, model, candidates, own_teacher, predict, data, collate, place
+        )
         log = finetune(
             model, training, place, data, collate, loss, evaluate=evaluate, callbacks=callbacks, seed=seed, title=title,
             identity=identity,
@@ -127,7 +131,6 @@ def _what_to_train(
             "model", type(model).__name__, "all of it is frozen; requires_grad_(True) on what is to be trained"
         )
     _refuse_shared(model)
-    method.check(matrices(model), masks)
     return masks, trainable
 
 
@@ -172,6 +175,7 @@ def _set_gradients(gradients: list[tuple[nn.Parameter, Tensor | None]]) -> None:
 def _lesson(
     distillation: Distillation | None,
     model: nn.Module,
+    candidates: Sequence[Matrix],
     teacher: Teacher | None,
     predict: Predict,
     data: Dataset[Any],
@@ -181,7 +185,7 @@ def _lesson(
     """The training loss, with the data and the collating that it needs."""
     if distillation is None:
         return lambda student, batch: predict(student, batch).loss, data, collate
-    blocks = list(dict.fromkeys(matrix.block for matrix in matrices(model)))
+    blocks = list(dict.fromkeys(matrix.block for matrix in candidates))
     assert teacher is not None
     lesson = Lesson(distillation, predict, teacher, blocks)
     if distillation.top_k is None:
