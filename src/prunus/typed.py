@@ -84,7 +84,7 @@ def named(base: type[BaseModel], tag: str) -> Any:
             )
         return classes[name].model_validate(dict(value))
 
-    return Annotated[SerializeAsAny[base], BeforeValidator(find)]  # type: ignore[misc]
+    return Annotated[SerializeAsAny[base], BeforeValidator(find)]  # type: ignore[misc, valid-type]
 
 
 def first_problem(error: ValidationError, model: type[BaseModel], source: str = "") -> PrunusError:
