@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
 
 from prunus.errors import PrunusError
-from prunus.extensions import load_installed
+from prunus.extensions import load_installed, place_of
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 """A part of a whole, but not all of it."""
@@ -84,7 +84,23 @@ def named(base: type[BaseModel], tag: str) -> Any:
             )
         return classes[name].model_validate(dict(value))
 
-    return Annotated[SerializeAsAny[base], BeforeValidator(find)]  # type: ignore[misc, valid-type]
+    annotated, whole = cast(Any, Annotated), cast(Any, SerializeAsAny)  # mypy takes no variable for a type
+    return annotated[whole[base], BeforeValidator(find)]
+
+
+def places_in(value: object) -> list[str]:
+    """What a new process imports to know the classes of some typed data, and of all data inside of it.
+
+    Raises:
+        PrunusError: one was defined where no other process can find it.
+    """
+    own, inside = None, list[Any]()
+    if isinstance(value, BaseModel):
+        own, inside = place_of(type(value)), [getattr(value, name) for name in type(value).model_fields]
+    elif isinstance(value, list | tuple | Mapping):
+        inside = list(value.values() if isinstance(value, Mapping) else value)
+    places = [] if own is None else [own]
+    return list(dict.fromkeys(places + [place for part in inside for place in places_in(part)]))
 
 
 def first_problem(error: ValidationError, model: type[BaseModel], source: str = "") -> PrunusError:
