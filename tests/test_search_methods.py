@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from prunus import Budget, Decision, Plan, PrunusError, Search, SearchCallback, SearchMethod, UPop, anatomy, extract
-from prunus.recipe import SearchStep
+from prunus.steps import SearchStep
 from prunus.structured.gates import Gates, gates_of
 from tests.families import FAMILIES, IMAGE, build
 from tests.strangers.own_search import ByMagnitude
