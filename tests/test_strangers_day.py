@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from prunus import PrunusError, anatomy, load_model, matrices
+from prunus import PrunusError, anatomy, load_model, matrices, plan_of
 from prunus.checkpoint import random_model
 from prunus.cli import app
 from prunus.evaluation import evaluate_here
@@ -70,11 +70,23 @@ def is_pruned(place: Path, report: Report) -> None:
     assert all(0.4 < float((matrix.view(model) == 0).float().mean()) < 0.6 for matrix in matrices(model))
 
 
+def is_narrow(place: Path, report: Report) -> None:
+    plan = plan_of(load_model(report.folders["compressed"]))
+    assert plan is not None
+    parts = anatomy(load_model(report.folders["dense"]))
+    stays = sum(len(plan.kept(unit)) * unit.channel_cost for unit in parts) / parts.prunable
+    assert abs(stays - 0.6) <= max(unit.channel_cost for unit in parts) / parts.prunable
+
+
 Check = Callable[[Path, Report], None]
 """Given the folder with the models `a` and `b`, and what the run found."""
 CASES: dict[str, tuple[dict[str, Any], Check]] = {
     "own_architecture": ({"model": {"random": ORCHARD}}, is_pruned),
     "own_source": ({"model": {"source": "soup", "folders": ["PLACE/a", "PLACE/b"]}}, is_the_mean),
+    "own_search": (
+        {"steps": [{"step": "search", "method": {"method": "by_magnitude", "ratio": 0.4}, "train": TRAIN}]},
+        is_narrow,
+    ),
     "own_step": ({"steps": [{"step": "round", "bits": 3}]}, is_rounded),
 }
 """File → what it changes in the recipe, and what must be so after the run. Where all are used together, their steps follow one
