@@ -231,7 +231,7 @@ def test_gradients_are_summed_over_steps_and_those_that_lower_the_loss_go_first(
 
 def test_units_on_several_devices_are_ranked_in_one_place(monkeypatch) -> None:
     """As above, with a unit on one device, one on another, and gates where their units lie."""
-    monkeypatch.setattr(prunus.structured.search, "check_gradients_will_come", lambda *_: None)
+    monkeypatch.setattr(prunus.structured.search, "check_can_be_read", lambda *_: None)
     search = Search(model_of({"attention": 4, "a.mlp": 4, "b.mlp": 4}), UPop(ratio=4 / 32, interval=1), 2)
     gradients = {"attention": [0.0] * 4, "a.mlp": [1.0, 5.0, 0.0, 1.0], "b.mlp": [4.0, 0.0, 1.0, 1.0]}
     with devices():
@@ -299,10 +299,10 @@ def test_gates_close_by_the_share_of_the_ratio_that_is_reached_and_open_again() 
 def test_the_hold_phase_neither_scores_nor_moves() -> None:
     search = Search(model_of({"mlp": 4}), UPop(ratio=0.5, interval=1, hold=0.5), 2)
     feed(search, {"mlp": [1.0, 0.0, 0.0, 1.0]})
-    before = search.scores["mlp"].clone()
+    before = search.method_state["score"]["mlp"].clone()
     plan = search.plan()
     feed(search, {"mlp": [0.0, 9.0, 9.0, 0.0]})
-    assert torch.equal(search.scores["mlp"], before)
+    assert torch.equal(search.method_state["score"]["mlp"], before)
     assert search.plan() == plan
     assert plan.units["mlp"].kept == (1, 2)
 
@@ -445,8 +445,18 @@ def test_given_ratios_must_come_to_the_ratio() -> None:
         for ratio in (0.244, 0.256):
             with pytest.raises(PrunusError, match=r"come to 0\.2500"):
                 Search(model, UPop(ratio=ratio, **given), 2)  # type: ignore[arg-type]
-    with pytest.raises(PrunusError, match="no such unit"):
+    with pytest.raises(PrunusError, match=r"unit_ratios = 'd\.mlp': it names no"):
         Search(model, UPop(ratio=0.5, unit_ratios={"d.mlp": 0.5}), 2)
+
+
+def test_ratios_are_given_to_towers_components_and_globs_and_the_narrower_name_wins() -> None:
+    """.5 of two attentions of 4, .25 of the MLP of 8 and .75 of that of 4: 4 + 2 + 3 of 20 channels."""
+    model = model_of({"attention": 4, "b.attention": 4, "c.mlp": 8, "d.mlp": 4})
+    tower = anatomy(model).units[0].tower
+    given = {"d.mlp": 0.75, f"{tower}.mlp": 0.25, tower: 0.5}
+    search = Search(model, UPop(ratio=9 / 20, cost="channels", unit_ratios=given), 1)
+    feed(search, {unit.name: range(unit.channels) for unit in search.units})
+    assert kept(search) == {"attention": [0, 1], "b.attention": [0, 1], "c.mlp": list(range(6)), "d.mlp": [0]}
 
 
 def test_a_search_has_a_step_at_least_and_an_interval_of_one() -> None:

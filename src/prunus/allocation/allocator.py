@@ -91,6 +91,19 @@ class Allocator(Typed):
         towers = per_tower(self.sparsity, tuple(dict.fromkeys(matrix.tower for matrix in chosen)))
         return tuple(matrix for matrix in chosen if matrix.tower in towers)
 
+    def check(
+        self, model: nn.Module, candidates: Sequence[Matrix], include: Sequence[str] = (), exclude: Sequence[str] = ()
+    ) -> tuple[Matrix, ...]:
+        """The matrices that the sparsity is about; what is impossible is said, as far as that needs no data.
+
+        Raises:
+            PrunusError: a pattern or tower that is not there, or a sparsity out of reach.
+        """
+        chosen = self.choose(candidates, include, exclude)
+        if not self.needs_batches:
+            self.answer(Question(model, chosen))
+        return chosen
+
     @abstractmethod
     def answer(self, question: Question) -> Answer:
         """Decides."""

@@ -12,7 +12,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from prunus.anatomy import ADAPTER, MEANT_DENSE, Matrix, by_block, choose, survey
+from prunus.anatomy import ADAPTER, MEANT_DENSE, Matrix, Survey, by_block, choose, survey
 from prunus.batches import calls_the_model, checked, input_device
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
@@ -122,9 +122,15 @@ class _Kept(Weights):
 
 
 def settle(
-    model: nn.Module, method: Pruner, plan: SparsityPlan | None, include: Sequence[str], exclude: Sequence[str]
+    model: nn.Module,
+    method: Pruner,
+    plan: SparsityPlan | None,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    found: Survey | None = None,
 ) -> tuple[tuple[Matrix, ...], SparsityPlan]:
-    """Which matrices are pruned and by how much, checked before anything is touched."""
+    """Which matrices are pruned and by how much, checked before anything is touched; `found` is the model's survey, of any
+    type, where it has been made already."""
     expect("method", method, Pruner, "a pruner with its settings, such as prunus.Wanda(sparsity=0.5)")
     expect(
         "plan",
@@ -132,7 +138,7 @@ def settle(
         SparsityPlan | None,
         "a SparsityPlan, as prunus.allocate makes it; of a file: SparsityPlan.load(path)",
     )
-    name, found = type(model).__name__, survey(model, any_type=True)
+    name, found = type(model).__name__, survey(model, any_type=True) if found is None else found
     candidates = found.matrices  # what is quantised, too: it is refused by that name, and not passed over
     if any(part.reason == ADAPTER for part in found.left_dense):
         raise PrunusError(
