@@ -78,11 +78,19 @@ def is_narrow(place: Path, report: Report) -> None:
     assert abs(stays - 0.6) <= max(unit.channel_cost for unit in parts) / parts.prunable
 
 
+def is_in_bits(place: Path, report: Report) -> None:
+    found = report.models["dense"]["metrics"]["bits"]
+    assert found > 1
+    assert report.headline == "bits"
+    assert report.rows[0][:2] == ("bits, lower is better", f"{found:.2f}")
+
+
 Check = Callable[[Path, Report], None]
 """Given the folder with the models `a` and `b`, and what the run found."""
 CASES: dict[str, tuple[dict[str, Any], Check]] = {
     "own_architecture": ({"model": {"random": ORCHARD}}, is_pruned),
     "own_source": ({"model": {"source": "soup", "folders": ["PLACE/a", "PLACE/b"]}}, is_the_mean),
+    "own_task": ({"task": {"name": "counting", "words": 12}}, is_in_bits),
     "own_search": (
         {"steps": [{"step": "search", "method": {"method": "by_magnitude", "ratio": 0.4}, "train": TRAIN}]},
         is_narrow,
