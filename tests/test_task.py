@@ -105,7 +105,8 @@ def test_the_command_line_writes_a_metric_in_its_unit(
     model: PreTrainedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model.save_pretrained(tmp_path)
-    app(["evaluate", str(tmp_path), "--task", "counting", "--limit", "4"], standalone_mode=False)
+    asked = ["--task", "counting", "--import", str(Path(__file__).parent / "strangers/own_task.py"), "--limit", "4"]
+    app(["evaluate", str(tmp_path), *asked], standalone_mode=False)
     bits = Counting().evaluate(model, 4)["bits"]
     assert bits > 1
     assert capsys.readouterr().out.split() == ["bits", f"{bits:.2f}"]

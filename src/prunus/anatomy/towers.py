@@ -38,14 +38,8 @@ class Labelled(Protocol):
     """What can be selected: a unit or a matrix."""
 
     @property
-    def name(self) -> str: ...
-    @property
-    def tower(self) -> str: ...
-    @property
-    def component(self) -> str: ...
-    @property
     def labels(self) -> tuple[str, ...]:
-        """What a selector is held against, from the widest to the narrowest."""
+        """Its tower, its component and so on, to its own name: from the widest to the narrowest."""
 
 
 PartT = TypeVar("PartT", bound=Labelled)
@@ -113,27 +107,29 @@ def select(
     Raises:
         PrunusError: a pattern matches nothing, or nothing is left.
     """
-    towers = dict.fromkeys(part.tower for part in parts)
-    matched: dict[str, set[str]] = {"include": set(), "exclude": set()}
+    towers = dict.fromkeys(part.labels[0] for part in parts)
+    matched: dict[str, set[int]] = {"include": set(), "exclude": set()}
     for field, patterns in (("include", include or EVERYTHING), ("exclude", exclude)):
         if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
             raise PrunusError(field, patterns, "give a list of globs, such as ['*.mlp.*', 'vision']")
         for pattern in patterns:
-            left_alone = {CONNECTOR} - set(named) if field == "include" and pattern in EVERYTHING else ()
-            meant = [part for part in parts if part.tower not in left_alone]
-            hits = {part.name for part in meant if _depth(part.labels, pattern, towers) >= 0}
+            alone = field == "include" and pattern in EVERYTHING and CONNECTOR not in named
+            hits = {
+                place
+                for place, part in enumerate(parts)
+                if not (alone and part.labels[0] == CONNECTOR) and _depth(part.labels, pattern, towers) >= 0
+            }
             if not hits:
-                components = ", ".join(dict.fromkeys(part.component for part in parts))
-                raise PrunusError(
-                    field, pattern, f"it matches no {what}; write names as {parts[0].name}, a tower ({', '.join(towers)}), or a "
-                    f"component: {components}",
-                )  # fmt: skip
+                components = ", ".join(dict.fromkeys(part.labels[1] for part in parts))
+                remedy = (
+                    f"it matches no {what}; write names as {parts[0].labels[-1]}, or a tower or component: {components}"
+                )
+                raise PrunusError(field, pattern, remedy)
             matched[field] |= hits
     left = matched["include"] - matched["exclude"]
-    chosen = tuple(part for part in parts if part.name in left)
-    if not chosen:
+    if not left:
         raise PrunusError("exclude", list(exclude), f"it leaves no {what} to prune; remove a pattern")
-    return chosen
+    return tuple(parts[place] for place in sorted(left))
 
 
 def by_name(
@@ -154,11 +150,9 @@ def by_name(
     for pattern, value in written.items():
         depths = {name: _depth(known, pattern, towers) for name, known in labels.items()}
         if max(depths.values(), default=-1) < 0:
-            example = next(iter(labels.values()), ("",))
-            raise PrunusError(
-                field, pattern, f"it names no tower, component, block or part; towers: {', '.join(towers)}; names are like "
-                f"{' and '.join(example[1:])}",
-            )  # fmt: skip
+            like = " and ".join(next(iter(labels.values()), ("",))[1:])
+            remedy = f"it names no tower, component, block or part; towers: {', '.join(towers)}; names are like {like}"
+            raise PrunusError(field, pattern, remedy)
         for name, depth in depths.items():
             if depth >= 0 and depth >= found.get(name, (-1, value))[0]:
                 found[name] = (depth, value)

@@ -13,14 +13,13 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 from transformers import BlipForQuestionAnswering
 
-from prunus.data import COLORS, SHAPES, BalancedQuestions, NamedImages, Questions
+from prunus.data import COLORS, SHAPES, NamedImages, Questions, balanced
 from prunus.models.packaged import WIDTH, small_blip, whiten
 from prunus.repair import Training, finetune
 
 
 def warm_blip(
     words: list[str],
-    image_size: int,
     questions: Questions,
     collate: Callable[[Sequence[Any]], dict[str, Any]],
     matching_steps: int,
@@ -34,7 +33,6 @@ def warm_blip(
 
     Args:
         words: the vocabulary.
-        image_size: input side in pixels.
         questions: the training split.
         collate: makes a batch of its items, with answers [DEC] word [SEP] as `labels` (Q, 3).
         matching_steps: of the question encoder.
@@ -43,12 +41,12 @@ def warm_blip(
     Raises:
         PrunusError: a size is out of range, or a package is not installed.
     """
-    model = small_blip(words, image_size, **sizes)
+    model = small_blip(words, questions.image_size, **sizes)
     _head_start(_Namer(model.vision_model), NamedImages(questions), default_collate, 40, 64, 1e-4, "image encoder")
     whiten(model.vision_model, questions.pixels(torch.arange(256)))
     model.vision_model.requires_grad_(False)
     matcher = _Matcher(model, [words.index(name) for name in (*SHAPES, *COLORS)], words.index("yes"))
-    _head_start(matcher, BalancedQuestions(questions), collate, matching_steps, 24, 2e-4, "question encoder")
+    _head_start(matcher, balanced(questions), collate, matching_steps, 24, 2e-4, "question encoder")
     model.vision_model.requires_grad_(True)
     return model
 
