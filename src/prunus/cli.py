@@ -82,6 +82,7 @@ def inspect(
     model: str,
     units: Annotated[bool, typer.Option("--units", help="List every unit by its name.")] = False,
     verified: Annotated[bool, typer.Option("--verify", help="Compare the weights with their checksums.")] = False,
+    extensions: ImportOption = None,
 ) -> None:
     """What MODEL (hub id, folder or config file) is made of: towers, blocks, units, costs. Of a pruned folder the zeros are
     counted; otherwise no weights are read."""
