@@ -161,6 +161,7 @@ def test_a_run_is_gone_on_with_from_a_folder_of_0_1(
         (tmp_path / "run" / step / "course.json").unlink()
     again = run(recipe, Console(quiet=True))
     assert [course.get("ratio") for course in again.courses] == [course.get("ratio") for course in report.courses]
+    assert made.read_bytes() == before[0]
 
 
 def test_files_that_are_no_recipes_are_named(tmp_path) -> None:

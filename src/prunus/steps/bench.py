@@ -78,7 +78,7 @@ class Bench:
 
     def headline(self, model: PreTrainedModel) -> dict[str, float]:
         """The task's first metric, on a part of the evaluation split."""
-        return {self.task.headline: self.task.evaluate(model, COURSE_LIMIT, progress=False)[self.task.headline]}
+        return {self.task.headline: self.task.measure(model, COURSE_LIMIT, progress=False)[self.task.headline]}
 
     def save(self, model: PreTrainedModel) -> None:
         """Makes `output` of a model, with what turns raw inputs into its tensors, and checksums."""
