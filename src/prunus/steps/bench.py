@@ -11,8 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from prunus.batches import default_device
-from prunus.checkpoint import load_model
-from prunus.checkpoint.checksums import write_checksums
+from prunus.checkpoint import load_model, write_checksums
 from prunus.losses import Loss
 from prunus.repair import Training, finetune
 from prunus.storage import new_folder
