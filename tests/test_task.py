@@ -93,6 +93,20 @@ def test_a_task_is_whole_when_it_has_a_name() -> None:
             metrics: ClassVar = {}
 
 
+def test_what_is_measured_is_plain_numbers_and_has_the_headline(model: PreTrainedModel) -> None:
+    class Changed(Counting):
+        name: Literal["changed"] = "changed"
+        found: dict[str, Any]
+
+        def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:
+            return self.found
+
+    assert Changed(found={"bits": torch.tensor(1.5)}).measure(model) == {"bits": 1.5}
+    for found, said in (({"bit": 1.0}, "returns bit;"), ({}, "returns nothing;")):
+        with pytest.raises(PrunusError, match=said):
+            Changed(found=found).measure(model)
+
+
 def test_any_task_is_found_by_its_name() -> None:
     adapter: TypeAdapter[Task] = TypeAdapter(AnyTask)
     assert adapter.validate_python({"name": "counting", "words": 5}) == Counting(words=5)

@@ -49,7 +49,7 @@ def evaluate_here(path: str | Path, task: Task, batch_size: int, limit: int | No
         peak = peak_memory()
         model.to(default_device())
         start = time.perf_counter()
-        metrics = task.evaluate(model, limit)
+        metrics = task.measure(model, limit)
     return Evaluation(metrics, peak, time.perf_counter() - start)
 
 

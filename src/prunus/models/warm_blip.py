@@ -51,6 +51,20 @@ def warm_blip(
     return model
 
 
+def question_states(
+    images: nn.Module, questions: nn.Module, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, image_of_question: Tensor
+) -> Tensor:  # fmt: skip
+    """States of questions about images, (Q, T, width), by BLIP's two encoders; an image is encoded once for all of its questions."""
+    seen = images(pixel_values=pixel_values).last_hidden_state[image_of_question]
+    states: Tensor = questions(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        encoder_hidden_states=seen,
+        encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
+    ).last_hidden_state
+    return states
+
+
 def _head_start(
     model: nn.Module, data: Dataset[Any], collate: Any, steps: int, batch_size: int, rate: float, title: str
 ) -> None:
@@ -94,16 +108,8 @@ class _Matcher(nn.Module):
         self.names: Tensor
         self.register_buffer("names", torch.tensor(names))
 
-    def forward(
-        self, pixel_values: Tensor, image_of_question: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
-    ) -> Tensor:
-        images = self.images(pixel_values=pixel_values).last_hidden_state[image_of_question]
-        states = self.questions(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            encoder_hidden_states=images,
-            encoder_attention_mask=torch.ones(images.shape[:2], dtype=torch.long, device=images.device),
-        ).last_hidden_state.float()
+    def forward(self, labels: Tensor, input_ids: Tensor, attention_mask: Tensor, **images: Tensor) -> Tensor:
+        states = question_states(self.images, self.questions, input_ids, attention_mask, **images).float()
         asked = torch.isin(input_ids, self.names).float().argmax(1)
         counted = attention_mask[..., None]
         mean = (states * counted).sum(1) / counted.sum(1)

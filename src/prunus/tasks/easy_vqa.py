@@ -19,7 +19,7 @@ from prunus.calibration import Batch, spread
 from prunus.data import IMAGE_MEAN, IMAGE_STD, Questions
 from prunus.losses import Prediction, next_tokens
 from prunus.metric import Metric
-from prunus.models import DEC, SEP, SPECIAL_TOKENS, bare_blip, warm_blip
+from prunus.models import DEC, SEP, SPECIAL_TOKENS, bare_blip, question_states, warm_blip
 from prunus.progress import track
 from prunus.tasks.task import Task
 from prunus.typed import Count
@@ -123,20 +123,15 @@ class EasyVQA(Task):
         """The model's own loss and the logits of its answers, with each image encoded once for all of its questions."""
         blip: Any = model
         batch = for_model(batch, model)
-        images = blip.vision_model(pixel_values=batch["pixel_values"]).last_hidden_state[batch["image_of_question"]]
-        states = blip.text_encoder(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            encoder_hidden_states=images,
-            encoder_attention_mask=torch.ones(images.shape[:2], dtype=torch.long, device=images.device),
-        ).last_hidden_state
+        labels = batch.pop("labels")
+        states = question_states(blip.vision_model, blip.text_encoder, **batch)
         answer = blip.text_decoder(
-            input_ids=batch["labels"],
+            input_ids=labels,
             encoder_hidden_states=states,
             encoder_attention_mask=batch["attention_mask"],
-            labels=batch["labels"],
+            labels=labels,
         )
-        return next_tokens(answer.loss, answer.logits, batch["labels"])
+        return next_tokens(answer.loss, answer.logits, labels)
 
     @torch.no_grad()
     def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:
