@@ -29,7 +29,9 @@ class Bench:
     """A task, folders, and how to train and save on this task."""
 
     task: Task
+    """What the model is for; with the settings that the dense model needs."""
     seed: int
+    """Of the recipe; torch's generators have been seeded with it."""
     folder: Path
     """Of the step, for whatever it keeps: plans, checkpoints."""
     current: Path
