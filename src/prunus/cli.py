@@ -15,9 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prunus.anatomy import LeftDense, anatomy, survey
-from prunus.checkpoint import bare_model, local_folder, plan_of
-from prunus.checkpoint.checksums import verify
-from prunus.checkpoint.zeros import sparsity_in
+from prunus.checkpoint import bare_model, local_folder, plan_of, sparsity_in, verify
 from prunus.errors import PrunusError, shown
 from prunus.evaluation import evaluate_here, harness_scores, read_task
 from prunus.extensions import load_extension

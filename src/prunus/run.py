@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import set_seed
 
 from prunus.errors import PrunusError
 from prunus.recipe import Recipe, dump_recipe, load_recipe
@@ -107,6 +106,8 @@ def _history(step: Step, bench: Bench, title: str, console: Console) -> dict[str
     file = bench.folder / "course.json"
     if not (bench.output.exists() and file.exists()):
         console.rule(title)
+        from transformers import set_seed  # brings peft and quantisers with it, where they are installed
+
         set_seed(bench.seed)
         write_text(file, json.dumps(step.carry_out(bench)))
     try:

@@ -24,9 +24,11 @@ class Evaluation:
     """What a process found out about a saved model."""
 
     metrics: dict[str, float]
+    """As the task names them."""
     peak_memory: int
     """Peak resident bytes of a process that loads the model and runs one batch."""
     seconds: float
+    """That the metrics took."""
 
 
 def evaluate_here(path: str | Path, task: Task, batch_size: int, limit: int | None = None) -> Evaluation:

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 from rich.console import Console
-from transformers import set_seed
 
 from prunus.sources.source import Source
 from prunus.steps import Bench
@@ -30,6 +29,8 @@ def dense_folder(source: Source, task: Task, seed: int, console: Console) -> Pat
             console.print(f"dense model: cached in {folder}")
             return bench.output
         console.rule("dense model")
+        from transformers import set_seed  # brings peft and quantisers with it, where they are installed
+
         set_seed(seed)
         model = source.build(task) if given is None else bench.load()
         course: list[dict[str, float]] = []

@@ -11,8 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from prunus.batches import default_device
-from prunus.checkpoint import load_model
-from prunus.checkpoint.checksums import write_checksums
+from prunus.checkpoint import load_model, write_checksums
 from prunus.losses import Loss
 from prunus.storage import new_folder
 from prunus.tasks import Task
@@ -30,7 +29,9 @@ class Bench:
     """A task, folders, and how to train and save on this task."""
 
     task: Task
+    """What the model is for; with the settings that the dense model needs."""
     seed: int
+    """Of the recipe; torch's generators have been seeded with it."""
     folder: Path
     """Of the step, for whatever it keeps: plans, checkpoints."""
     current: Path
