@@ -13,9 +13,6 @@ encoder-decoder and a decoder-only model.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from prunus.allocation.zeroth_order import draw_noise, loss_changes
 from prunus.anatomy import Matrix, choose
 from prunus.cost import peak_memory
 from prunus.errors import PrunusError
+from prunus.evaluation import in_fresh_process
 from prunus.losses import own_loss
 
 BATCHES, DRAWS, TOGETHER = 4, 4, 8
@@ -154,8 +152,8 @@ def cost() -> None:
         print(f"| {name} | {seconds:.1f} | {reference / seconds:.1f} × | {one:.4f} | {many:.4f} |")
 
 
-def memory_child() -> None:
-    """Prints weights, one call's activations and the peak, all in bytes above what the process had before."""
+def memory_here() -> dict[str, float]:
+    """Weights, one call's activations and the peak, all in bytes above what the process had before."""
     libraries = peak_memory()
     config = tf.LlamaConfig(
         hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4,
@@ -187,17 +185,14 @@ def memory_child() -> None:
         + config.num_attention_heads * tokens**2 * 4
     )
     logits = 3 * tokens * config.vocab_size * 4
-    print(json.dumps({
+    return {
         "parameters": sum(p.numel() for p in model.parameters()), "weights": weights, "forward": forward - libraries,
         "peak": peak_memory() - libraries, "activations": checkpoints + inside + logits, "seconds": seconds,
-    }))  # fmt: skip
+    }  # fmt: skip
 
 
 def memory() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", __spec__.name, "--memory-child"], check=True, stdout=subprocess.PIPE, text=True
-    )
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = in_fresh_process(memory_here)
     gigabytes = {key: value / 1e9 for key, value in found.items()}
     print(
         f"LLaMA of {gigabytes['parameters']:.2f} B random parameters, bf16, 2 batches of 1 × 256 tokens, checkpointed blocks\n"
@@ -249,12 +244,9 @@ def profiles(output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--memory-child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--profiles", type=Path, nargs="?", const=Path("docs"))
     asked = parser.parse_args()
-    if asked.memory_child:
-        memory_child()
-    elif asked.memory:
+    if asked.memory:
         memory()
     elif asked.profiles:
         profiles(asked.profiles)

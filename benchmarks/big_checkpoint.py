@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from prunus import WalkOptions, Wanda, prune_folder
 from prunus.cost import peak_memory
+from prunus.evaluation import in_fresh_process
 
 LIMIT = 3 * 10**9
 CONFIG = LlamaConfig(
@@ -52,14 +52,14 @@ def write(folder: Path) -> int:
     return sum(torch.Size(shape).numel() for shape in shapes.values())
 
 
-def limited(source: Path, output: Path) -> None:
-    """In the child: takes the limit on, prunes, and says what it took."""
+def limited(source: str, output: str) -> dict[str, float]:
+    """In a process of its own: takes the limit on, prunes, and says what it took."""
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
     generator = torch.Generator().manual_seed(0)
     batches = [{"input_ids": torch.randint(0, 32000, (1, TOKENS), generator=generator)} for _ in range(SAMPLES)]
     start = time.perf_counter()
     plan = prune_folder(source, output, Wanda(pattern="2:4"), batches, options=WalkOptions(bf16=True))
-    print(json.dumps({"seconds": time.perf_counter() - start, "peak": peak_memory(), "sparsity": plan.sparsity}))
+    return {"seconds": time.perf_counter() - start, "peak": peak_memory(), "sparsity": plan.sparsity}
 
 
 def main(where: str | None = None) -> None:
@@ -67,17 +67,7 @@ def main(where: str | None = None) -> None:
     try:
         parameters = write(folder / "dense")
         size = sum(file.stat().st_size for file in (folder / "dense").glob("*.safetensors"))
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.big_checkpoint",
-            "--limited",
-            str(folder / "dense"),
-            str(folder / "out"),
-        ]
-        found = json.loads(
-            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
-        )
+        found = in_fresh_process(limited, str(folder / "dense"), str(folder / "out"))
         groups = wrong = 0
         for file in (folder / "out").glob("*.safetensors"):
             with safe_open(file, framework="pt") as tensors:
@@ -96,7 +86,4 @@ def main(where: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--limited"]:
-        limited(Path(sys.argv[2]), Path(sys.argv[3]))
-    else:
-        main(*sys.argv[1:])
+    main(*sys.argv[1:])

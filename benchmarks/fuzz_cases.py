@@ -29,9 +29,10 @@ from prunus import Plan, SparsityPlan, Wanda, anatomy, extract, load_model, prun
 from prunus.checkpoint import random_model
 from prunus.checkpoint.checksums import CHECKSUMS, write_checksums
 from prunus.cli import inspect
+from prunus.evaluation import evaluate_here
 from prunus.recipe import demo_recipe, dump_recipe, parse_recipe
-from prunus.report import Report
-from prunus.run import evaluate_here, run
+from prunus.report import Report, measured
+from prunus.run import run
 from prunus.storage import write_text
 from prunus.tasks import Noise
 
@@ -133,18 +134,16 @@ def carry_out(data: Any) -> Report:
 def here(folder: Path, cache: Path) -> Iterator[None]:
     """Runs happen in a folder, in this process and without pictures, which would take most of the time."""
     before, kept = os.getcwd(), os.environ.get("PRUNUS_CACHE")
-    elsewhere, drawn = prunus.run.evaluate_elsewhere, prunus.run.write_report
+    elsewhere, drawn = measured.evaluate_elsewhere, prunus.run.write_report
     os.environ["PRUNUS_CACHE"] = str(cache)
-    prunus.run.evaluate_elsewhere = lambda path, recipe: evaluate_here(
-        path, recipe.task, recipe.measure.batch_size, recipe.evaluate_limit
-    )
+    measured.evaluate_elsewhere = evaluate_here
     prunus.run.write_report = lambda report, place: write_text(place / "report.json", report.model_dump_json())
     os.chdir(folder)
     try:
         yield
     finally:
         os.chdir(before)
-        prunus.run.evaluate_elsewhere, prunus.run.write_report = elsewhere, drawn
+        measured.evaluate_elsewhere, prunus.run.write_report = elsewhere, drawn
         os.environ.pop("PRUNUS_CACHE")
         if kept is not None:
             os.environ["PRUNUS_CACHE"] = kept

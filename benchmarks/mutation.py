@@ -51,7 +51,8 @@ ROOMS: dict[str, list[str]] = {
     "plan": ["test_numbers.py", "test_plan.py", "test_record*.py", "test_allocation_formulas.py", "test_narrow*.py", "test_construction*.py", "test_checkpoint.py", "test_matrices.py"],
     "cost.py": ["test_numbers.py"],
     "losses.py": ["test_repair_formulas.py", "test_losses*.py"],
-    "tasks": ["test_settings.py", "test_numbers.py", "test_noise.py", "test_text.py"],
+    "tasks": ["test_settings.py", "test_numbers.py", "test_noise.py", "test_text.py", "test_task.py"],
+    "metric.py": ["test_report.py"],
 }  # fmt: skip
 """Room → its tests, the quick ones first."""
 

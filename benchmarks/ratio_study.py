@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from prunus import DSnoT, Magnitude, SparseGPT, WalkOptions, Wanda, load_model, prune
 from prunus.batches import default_device
-from prunus.run import cache_folder
+from prunus.storage import cache_folder
 from prunus.tasks import EasyVQA
 
 QUESTIONS = 1000

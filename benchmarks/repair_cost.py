@@ -6,10 +6,7 @@ process for each.
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 import time
 
 import torch
@@ -18,6 +15,7 @@ from torch import nn
 
 from prunus import Magnitude, WalkOptions, prune
 from prunus.cost import peak_memory
+from prunus.evaluation import in_fresh_process
 from prunus.losses import own_loss
 from prunus.repair.lora import Adapters
 from prunus.repair.masks import zeros_of
@@ -75,9 +73,6 @@ def times(bf16: bool, pairs: int = 5) -> dict[str, float]:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        print(json.dumps(memory(sys.argv[1] == "masked", sys.argv[2] == "bf16")))
-        return
     print(
         f"LLaMA of 110 M random parameters, rank 8, batch {TOKENS[0]} × {TOKENS[1]}, {torch.get_num_threads()} threads\n"
     )
@@ -88,12 +83,7 @@ def main() -> None:
             f"| seconds a step, {kind} | {found['plain']:.2f} | {found['masked']:.2f} | {found['ratio']:.3f} |",
             flush=True,
         )
-        peaks = {}
-        for name in ("plain", "masked"):
-            done = subprocess.run(
-                [sys.executable, "-m", __spec__.name, name, kind], check=True, stdout=subprocess.PIPE, text=True
-            )
-            peaks[name] = json.loads(done.stdout.splitlines()[-1])
+        peaks = {name: in_fresh_process(memory, name == "masked", kind == "bf16") for name in ("plain", "masked")}
         ratio = peaks["masked"] / peaks["plain"]
         print(
             f"| peak memory of a process, GB, {kind} | {peaks['plain'] / 1e9:.2f} | {peaks['masked'] / 1e9:.2f} | {ratio:.3f} |",

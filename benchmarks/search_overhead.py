@@ -6,10 +6,7 @@ drifting machine favours neither. Memory: one fresh process for each.
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 import time
 
 import torch
@@ -17,6 +14,7 @@ import torch
 from benchmarks.blip_base import blip_base, inputs
 from prunus import Search, UPop
 from prunus.cost import peak_memory
+from prunus.evaluation import in_fresh_process
 
 BATCH = 16
 
@@ -65,17 +63,11 @@ def time_ratio(pairs: int = 5) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        print(json.dumps(memory(sys.argv[1] == "search")))
-        return
     plain, searched, ratio = time_ratio()
     print(f"BLIP base, batch {BATCH}, 224², fp32, {torch.get_num_threads()} threads")
     print("| | plain step | search step | ratio |\n| --- | --- | --- | --- |")
     print(f"| seconds, median | {plain:.2f} | {searched:.2f} | {ratio:.3f} |", flush=True)
-    peaks = {}
-    for mode in ("plain", "search"):
-        done = subprocess.run([sys.executable, "-m", __spec__.name, mode], check=True, capture_output=True, text=True)
-        peaks[mode] = json.loads(done.stdout.splitlines()[-1])
+    peaks = {mode: in_fresh_process(memory, mode == "search") for mode in ("plain", "search")}
     gigabytes = {mode: peak / 1e9 for mode, peak in peaks.items()}
     print(
         f"| peak memory, GB | {gigabytes['plain']:.2f} | {gigabytes['search']:.2f} | {peaks['search'] / peaks['plain']:.3f} |"

@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,8 +27,9 @@ from transformers import AutoTokenizer
 from prunus import DSnoT, Magnitude, SparseGPT, WalkOptions, Wanda, load_model, prune_folder, text_batches
 from prunus.batches import default_device
 from prunus.cost import peak_memory
+from prunus.evaluation import in_fresh_process
 from prunus.models.smollm2 import smollm2
-from prunus.run import cache_folder
+from prunus.storage import cache_folder
 
 METHODS: dict[str, Any] = {
     "magnitude": Magnitude, "wanda": Wanda, "sparsegpt": SparseGPT, "dsnot": DSnoT,
@@ -52,10 +50,10 @@ def calibration(data: Path) -> list[dict[str, torch.Tensor]]:
     return text_batches(tokenizer, (data / "wikitext2-valid.txt").read_text(), SAMPLES, LENGTH, BATCH)
 
 
-def prune_here(data: Path, output: Path, method: str, budget: str, sequential: bool) -> dict[str, float]:
-    """In a child: prunes, and says what it took."""
+def prune_here(data: str, output: str, method: str, budget: str, sequential: bool) -> dict[str, float]:
+    """In a process of its own: prunes, and says what it took."""
 
-    batches = calibration(data)
+    batches = calibration(Path(data))
     start = time.perf_counter()
     plan = prune_folder(
         model_folder(),
@@ -70,10 +68,7 @@ def prune_here(data: Path, output: Path, method: str, budget: str, sequential: b
 
 def prune_elsewhere(data: Path, output: Path, method: str, budget: str, sequential: bool = True) -> dict[str, float]:
     shutil.rmtree(output, ignore_errors=True)
-    walk = "sequential" if sequential else "dense"
-    command = [sys.executable, "-m", "benchmarks.smollm2", str(data), "--child", str(output), method, budget, walk]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, float] = in_fresh_process(prune_here, str(data), str(output), method, budget, sequential)
     return found
 
 
@@ -132,12 +127,7 @@ def main() -> None:
     parser.add_argument("--pruners", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--budgets", nargs="+", default=list(BUDGETS), choices=list(BUDGETS))
     parser.add_argument("--cost", action="store_true")
-    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.child:
-        output, method, budget, walk = asked.child
-        print(json.dumps(prune_here(asked.data, Path(output), method, budget, walk == "sequential")))
-        return
     with tempfile.TemporaryDirectory(prefix="prunus-smollm2-") as scratch:
         if asked.cost:
             cost(asked.data, Path(scratch))

@@ -15,7 +15,7 @@ from prunus import load_model
 from prunus.batches import default_device
 from prunus.calibration import text_windows
 from prunus.losses import Predict
-from prunus.run import cache_folder
+from prunus.storage import cache_folder
 from prunus.tasks import EasyVQA, Text
 
 Batches = list[dict[str, Any]]

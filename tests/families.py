@@ -227,6 +227,12 @@ def qwen2(rng: random.Random) -> Case:
 
 
 @family
+def phi3(rng: random.Random) -> Case:
+    """Queries, keys and values in one layer, gate and up in another."""
+    return _causal(tf.Phi3ForCausalLM(tf.Phi3Config(**_llama_sizes(rng))))
+
+
+@family
 def opt(rng: random.Random) -> Case:
     sizes = _sizes(rng)
     config = tf.OPTConfig(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -12,20 +13,45 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations
+from torch.nn.utils import prune as torch_prune
 from transformers import (
     BlipConfig,
     BlipForQuestionAnswering,
     CLIPVisionConfig,
     CLIPVisionModel,
+    LlamaConfig,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.models.llama.modeling_llama import LlamaMLP
 
-from prunus import Plan, PrunusError, Search, UPop, anatomy, extract
+from prunus import (
+    Magnitude,
+    Plan,
+    PrunusError,
+    Search,
+    Uniform,
+    UPop,
+    WalkOptions,
+    Wanda,
+    allocate,
+    anatomy,
+    extract,
+    load_model,
+    matrices,
+    mirrored,
+    plan_of,
+    prune,
+    prune_folder,
+)
+from prunus.anatomy import Attention, Matrix, MisfitError, Mlp, choose, describe, locate, select
 from prunus.plan import UnitPlan
 from tests.families import FAMILIES, IMAGE, PATCH, build
-from tests.test_equivalence import random_plan
+from tests.strangers import own_architecture
+from tests.test_equivalence import masked, random_plan
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -207,7 +233,7 @@ def test_what_cannot_be_narrowed_says_why() -> None:
     model = nn.Module()
     model.layers = nn.ModuleList([Written(F.gelu, norm=False), *(OddMlp(F.gelu, norm=False) for _ in range(4))])
     parametrizations.weight_norm(model.layers[1].fc1)
-    prune.l1_unstructured(model.layers[2].fc2, "weight", 0.5)
+    torch_prune.l1_unstructured(model.layers[2].fc2, "weight", 0.5)
     weight = model.layers[3].fc1.weight
     model.layers[3].fc1.weight = nn.Parameter(weight.detach().to(torch.int8), requires_grad=False)
     model.layers[4].fc2.register_parameter("scale", nn.Parameter(torch.ones(1)))
@@ -262,3 +288,238 @@ def test_plans_survive_a_model_that_is_frozen_in_part(name: str) -> None:
         parameter.requires_grad_(False)
     small = extract(case.model, random_plan(case.model, 0))
     assert not any(p.requires_grad for p in small.get_submodule(tower.path).parameters())
+
+
+# layouts and the catalog
+
+
+class TwoSources(nn.Module):
+    """Two cross-attentions in one module, as a layer has them that looks at a pair of images (BLIP-NLVR)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.ModuleDict({name: nn.Linear(8, 8) for name in "qkv"}) for _ in range(2))
+        self.first_out, self.second_out = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.first.width = self.second.width = 4
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs = []
+        for part, out in ((self.first, self.first_out), (self.second, self.second_out)):
+            q, k, v = (part[name](x).unflatten(-1, (2, part.width)).transpose(1, 2) for name in "qkv")
+            mixed = F.scaled_dot_product_attention(q, k, v, scale=0.5)
+            outputs.append(out(mixed.transpose(1, 2).flatten(2)))
+        return sum(outputs)
+
+
+describe(
+    TwoSources,
+    *(
+        Attention(
+            *(f"{part}.{one}" for one in "qkv"),
+            f"{part}_out",
+            core=part,
+            width="width",
+            name=f"cross{n}",
+            kind=f"cross{n}",
+        )
+        for n, part in enumerate(("first", "second"))
+    ),
+)
+
+
+def test_a_module_may_hold_several_attentions() -> None:
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.text_decoder = nn.ModuleList([TwoSources(), TwoSources()])
+    parts = anatomy(model)
+    assert [unit.name for unit in parts] == [f"text_decoder.{n}.cross{i}" for n in (0, 1) for i in (0, 1)]
+    assert list(parts.components) == ["decoder.cross0", "decoder.cross1"]
+    assert all(unit.is_attention for unit in parts)
+    plan = Plan.from_masks(parts, {"text_decoder.0.cross1": torch.tensor([True, False, True, True])})
+    x = torch.randn(2, 3, 8)
+    small = extract(model, plan)
+    assert (small.text_decoder[0].first.width, small.text_decoder[0].second.width) == (4, 3)
+    gates = masked(model, plan)
+    torch.testing.assert_close(small.text_decoder[0](x), model.text_decoder[0](x))
+    gates.remove()
+    assert plan_of(small) is not None
+    assert set(plan_of(small).units) == {"text_decoder.0.cross1"}
+
+
+def test_a_type_is_known_by_where_it_is_defined_and_by_what_it_inherits() -> None:
+    class Inherits(LlamaMLP):
+        """As its parent."""
+
+    namesake = type("LlamaMLP", (nn.Module,), {})()
+    namesake.gate_proj, namesake.up_proj, namesake.down_proj = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 4)
+    model = nn.ModuleList([Inherits(LlamaConfig(hidden_size=4, intermediate_size=6, num_attention_heads=1)), namesake])
+    assert [unit.name for unit in anatomy(model)] == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "layouts", "field"),
+    [("LlamaMLP", (Mlp("a", "b"),), "module type"), (nn.Linear, (), "layouts"), (nn.Linear, ("up", "down"), "layouts")],
+)
+def test_entries_that_are_none_are_refused(kind: Any, layouts: tuple[Any, ...], field: str) -> None:
+    with pytest.raises(PrunusError) as caught:
+        describe(kind, *layouts)
+    assert caught.value.field == field
+
+
+def fused(width: int, queries: int, rows: int) -> nn.Module:
+    module = nn.Module()
+    module.qkv, module.out, module.head_dim = nn.Linear(4, rows), nn.Linear(queries, 4), width
+    return module
+
+
+@pytest.mark.parametrize(("heads", "shared"), [(4, 4), (4, 2), (4, 1), (1, 1)])
+def test_a_fused_attention_may_have_fewer_keys_than_queries(heads: int, shared: int) -> None:
+    sites = Attention("qkv", "qkv", "qkv", "out").sites(fused(6, 6 * heads, 6 * (heads + 2 * shared)))
+    assert (sites.channels, sites.producers[0].repeats, sites.consumer.repeats) == (6, heads + 2 * shared, heads)
+
+
+@pytest.mark.parametrize("rows", [24, 24 + 6, 24 + 3 * 12, 20])
+def test_rows_that_are_no_queries_keys_and_values_are_refused(rows: int) -> None:
+    with pytest.raises(MisfitError, match="fused qkv"):
+        Attention("qkv", "qkv", "qkv", "out").sites(fused(6, 24, rows))
+
+
+def test_heads_that_are_rotated_in_part_stay_dense() -> None:
+    config = Phi3Config(
+        hidden_size=16, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=1, intermediate_size=8, vocab_size=9,
+        pad_token_id=0, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    )  # fmt: skip
+    parts = anatomy(Phi3ForCausalLM(config))
+    assert [unit.kind for unit in parts] == ["mlp"]
+    assert "a part of each head" in parts.unmapped[0].reason
+
+
+# where things lie
+
+
+def test_locations_are_those_that_paths_and_modules_tell() -> None:
+    model = build("blip_vqa", 0).model
+    places = locate(model)
+    assert set(places) == {path for path, _ in model.named_modules()}
+    assert places["text_decoder.bert.encoder.layer.0.output.dense"] == ("decoder", "text_decoder.bert.encoder.layer.0")
+    assert places["vision_model.embeddings"] == ("vision", "vision_model.embeddings")
+    qformer = build("blip2_t5", 0).model
+    places = locate(qformer)
+    assert places["qformer.encoder.layer.0.attention"].tower == places["language_projection"].tower == "connector"
+    assert places["language_model.encoder.block.0"].tower == "language"
+    t5 = locate(build("t5", 0).model)
+    assert (t5["encoder.block.0"].tower, t5["decoder.block.0"].tower) == ("text", "decoder")
+
+
+# selectors
+
+PARTS = [
+    Matrix(
+        name=name, parameter=parameter, block=name.rpartition(".")[0], tower=tower, rows=1, columns=1, component=f"{tower}.{kind}"
+    )
+    for name, parameter, tower, kind in (
+        ("v.0.qkv", "v.0.qkv.weight", "vision", "attention"), ("v.0.fc", "v.0.fc.weight", "vision", "mlp"),
+        ("t.0.fc", "t.0.fc.weight", "text", "mlp"), ("t.1.e[0]", "t.1.e", "text", "experts"), ("t.1.e[1]", "t.1.e", "text", "experts"),
+        ("q.0.fc", "q.0.fc.weight", "connector", "mlp"),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        ((), (), "v.0.qkv v.0.fc t.0.fc t.1.e[0] t.1.e[1]"),
+        (("*",), (), "v.0.qkv v.0.fc t.0.fc t.1.e[0] t.1.e[1]"),
+        (("*", "connector"), ("vision",), "t.0.fc t.1.e[0] t.1.e[1] q.0.fc"),
+        (("*.mlp",), (), "v.0.fc t.0.fc q.0.fc"),
+        (("language",), (), "t.0.fc t.1.e[0] t.1.e[1]"),
+        (("language.mlp", "vision.attention"), (), "v.0.qkv t.0.fc"),
+        (("t.1",), ("t.1.e[0]",), "t.1.e[1]"),
+        (("t.1.e",), (), "t.1.e[0] t.1.e[1]"),
+        (("q.*",), (), "q.0.fc"),
+        ((), ("*.experts", "v.?.fc"), "v.0.qkv t.0.fc"),
+    ],
+)
+def test_one_language_selects_on_both_roads(include: tuple[str, ...], exclude: tuple[str, ...], expected: str) -> None:
+    assert " ".join(part.name for part in select(PARTS, include, exclude)) == expected
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "field"),
+    [(("nothing",), (), "include"), ((), ("nothing",), "exclude"), ((), ("*",), "exclude"), ("*", (), "include"), ((3,), (), "include")],
+)  # fmt: skip
+def test_selectors_that_select_nothing_are_refused_in_the_same_words(include: Any, exclude: Any, field: str) -> None:
+    for choice in (lambda: select(PARTS, include, exclude), lambda: choose(PARTS, include, exclude)):
+        with pytest.raises(PrunusError) as caught:
+            choice()
+        assert caught.value.field == field
+
+
+def test_a_connector_is_left_alone_on_both_roads_unless_it_is_asked_for() -> None:
+    model = build("blip2_t5", 0).model
+    parts = anatomy(model)
+    units = {unit.tower for unit in parts.select()}
+    assert {matrix.tower for matrix in choose(matrices(model))} == units == set(parts.towers) - {"connector"}
+    assert {unit.tower for unit in parts.select(("connector",))} == {"connector"}
+    components = set(parts.components)
+    assert {m.component for m in matrices(model)} <= components | {f"{tower}.other" for tower in parts.towers}
+
+
+# momentum copies
+
+
+def with_copy() -> nn.Module:
+    model = build("clip", 0).model
+    model.vision_model_m = copy.deepcopy(model.vision_model).requires_grad_(False)
+    return mirrored(model, {"vision_model_m": "vision_model"})
+
+
+def test_a_model_says_once_which_of_its_modules_are_copies(tmp_path: Path) -> None:
+    case, model = build("clip", 0), with_copy()
+    with pytest.raises(PrunusError, match="no module at this path"):
+        mirrored(build("vit", 0).model, {"vision_model_m": "vision_model"})
+    assert all(unit.mirrors for unit in anatomy(model).towers["vision"])
+    assert not any(unit.mirrors for unit in anatomy(model, {}))
+    assert not any(matrix.name.startswith("vision_model_m") for matrix in matrices(model))
+    assert all(matrix.name in allocate(model, Uniform(sparsity=0.5)).matrices for matrix in matrices(model))
+    before = copy.deepcopy(model.vision_model_m.state_dict())
+    prune(model, Magnitude(sparsity=0.5), [case.inputs], options=WalkOptions(progress=False))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.vision_model_m.state_dict().items())
+    model = with_copy()
+    search = Search(model, UPop(ratio=0.5), total_steps=1)
+    model(**case.inputs, return_loss=True).loss.backward()
+    search.step()
+    small = extract(model, search.plan())
+    shapes = {name: p.shape for name, p in small.vision_model_m.named_parameters()}
+    assert {name: p.shape for name, p in small.vision_model.named_parameters()} == shapes
+    assert anatomy(small).mirrors == {"vision_model_m": "vision_model"}
+    model.config.save_pretrained(tmp_path)
+    bare = type(model)(type(model.config).from_pretrained(tmp_path))
+    assert not anatomy(bare).mirrors, "a class without the copy has none"
+    bare.vision_model_m = copy.deepcopy(bare.vision_model)
+    assert anatomy(bare).mirrors == {"vision_model_m": "vision_model"}
+
+
+# an architecture of one's own
+
+
+def test_an_entry_from_outside_makes_an_architecture_known(tmp_path: Path) -> None:
+    """One file, with a builder and two entries: it is searched, narrowed, saved, loaded and pruned from disk."""
+    torch.manual_seed(0)
+    model = own_architecture.OrchardForImageClassification(own_architecture.OrchardConfig(num_labels=3))
+    inputs = {"pixel_values": torch.randn(4, 3, 8, 8), "labels": torch.tensor([0, 1, 2, 0])}
+    assert {unit.component: unit.channels for unit in anatomy(model)} == {"vision.attention": 8, "vision.mlp": 48}
+    search = Search(model, UPop(ratio=0.5), total_steps=1)
+    model(**inputs).loss.backward()
+    search.step()
+    small = extract(model, search.plan())
+    torch.testing.assert_close(small(**inputs).logits, model(**inputs).logits)
+    small.save_pretrained(tmp_path / "small")
+    loaded = load_model(tmp_path / "small")
+    assert torch.equal(loaded(**inputs).logits, small(**inputs).logits)
+    options = WalkOptions(progress=False)
+    found = prune_folder(tmp_path / "small", tmp_path / "sparse", Wanda(sparsity=0.5), [inputs], options=options)
+    assert found.sparsity == pytest.approx(0.5, abs=0.05)
+    prune(loaded, Wanda(sparsity=0.5), [inputs], options=options)
+    for name, tensor in load_model(tmp_path / "sparse").state_dict().items():
+        torch.testing.assert_close(tensor, loaded.state_dict()[name], msg=name)

@@ -22,9 +22,9 @@ from prunus import PrunusError, Wanda, load_model, prune_folder
 from prunus.checkpoint import bare_model, random_model
 from prunus.checkpoint.checksums import verify
 from prunus.cli import inspect
+from prunus.evaluation import evaluate_here
 from prunus.repair import Training, finetune
 from prunus.repair.trainer import last_complete
-from prunus.run import evaluate_here
 from prunus.tasks import Noise, Text
 from tests.families import build
 

@@ -55,6 +55,14 @@ def test_a_wrong_one_is_refused_by_its_field(value: object, field: str) -> None:
     assert refusal.value.field == field
 
 
+def test_a_subclass_without_a_name_of_its_own_is_no_second_one_of_that_name() -> None:
+    class Heavy(Plum):
+        weight: int = 9
+
+    assert known(Fruit, "kind")["plum"] is Plum
+    assert Basket(fruit=Heavy()).fruit.weight == 9
+
+
 def test_a_class_that_is_defined_again_replaces_itself_and_two_of_one_name_are_refused() -> None:
     class Stone(Typed):
         kind: str

@@ -17,9 +17,9 @@ import transformers as tf
 from torch import nn
 
 from prunus import Magnitude, Plan, PrunusError, Search, UPop, anatomy, extract, load_model, plan_of, prune, sparsity_of
+from prunus.anatomy.forwards import NarrowRotation
 from prunus.checkpoint.described import CARD, COPY, MARK
 from prunus.plan.record import records_of
-from prunus.structured.attention import NarrowRotation
 from tests.families import build
 from tests.test_equivalence import outputs, random_plan
 

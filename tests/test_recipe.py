@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
+from torch import nn
 
 from prunus import PrunusError
+from prunus.anatomy import Anatomy, discover
 from prunus.cli import main
-from prunus.recipe import demo_recipe, dump_recipe, load_recipe, parse_recipe
-from prunus.run import run
+from prunus.evaluation import evaluate_here
+from prunus.recipe import Recipe, demo_recipe, dump_recipe, load_recipe, parse_recipe
+from prunus.run import check, run
+from prunus.sources import PackagedSource, PathSource, RandomSource, Source, WarmStartSource, dense_folder
 
 
 def test_the_resolved_recipe_is_the_same_recipe() -> None:
@@ -29,13 +37,13 @@ def test_fields_can_be_set_from_outside() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("steps.0.method.ratio=1.5", r"steps\.0\.search\.method\.ratio = 1\.5"),
+        ("steps.0.method.ratio=1.5", r"steps\.0\.method\.ratio = 1\.5"),
         ("steps.0.method.ratioo=0.5", "did you mean ratio"),
         ("steps.0.train.step=5", "did you mean steps"),
         ("steps.0.step=prune", "steps"),
         ("task.name=imagenet", r"task\.name = 'imagenet'"),
         ("tasks=1", "did you mean task"),
-        ("model.path=somewhere", "one of path, packaged, random and warm_start"),
+        ("model.path=somewhere", "one of packaged, path, random, warm_start"),
         ("steps=[]", "steps"),
         ("nonsense", "field=value"),
         ("steps.9.train=1", "no such place"),
@@ -44,6 +52,115 @@ def test_fields_can_be_set_from_outside() -> None:
 def test_a_wrong_recipe_is_one_clear_error(change: str, message: str) -> None:
     with pytest.raises(PrunusError, match=message):
         demo_recipe((change,))
+
+
+VIT = {
+    "model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 32, "num_attention_heads": 2,
+    "intermediate_size": 64, "num_hidden_layers": 2, "image_size": 28, "patch_size": 14,
+}  # fmt: skip
+TRAIN = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "save_every": 2, "weight_decay": 0.0}
+SMALL = {
+    "model": {"random": VIT},
+    "task": {"name": "noise", "items": 8, "length": 8},
+    "steps": [{"step": "search", "method": {"ratio": 0.25, "interval": 1}, "train": TRAIN}],
+    "measure": {"batch_size": 1, "repeats": 1},
+    "evaluate_limit": 4,
+    "output": "small",
+}
+PRUNE = {"step": "prune", "method": {"method": "magnitude"}, "calibration": {"samples": 4, "batch_size": 2}}
+REPAIR = {"step": "repair", "method": {"method": "ressa", "rank": 2}, "train": TRAIN}
+
+
+def small(**changes: Any) -> Recipe:
+    return parse_recipe(yaml.safe_dump({**SMALL, **changes}), "small.yaml")
+
+
+NOT_GIVEN = {"path": None, "packaged": None, "random": None, "warm_start": None, "train": []}
+"""How 0.1 wrote down every source."""
+
+
+@pytest.mark.parametrize(
+    ("short", "kind"),
+    [
+        ({"path": "org/model"}, PathSource),
+        ({"packaged": "smollm2"}, PackagedSource),
+        ({"random": VIT}, RandomSource),
+        ({"warm_start": {}}, WarmStartSource),
+    ],
+)
+def test_a_source_is_written_in_short_in_full_or_as_0_1_did(short: dict[str, Any], kind: type[Source]) -> None:
+    source = small(model=short).model
+    assert type(source) is kind
+    (name,) = short
+    for written in ({"source": name, **short}, {**NOT_GIVEN, **short}):
+        assert small(model=written).model == source
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({}, "give one of packaged, path"),
+        ({"path": None}, "give one of packaged, path"),
+        ({"source": "nothing"}, r"model\.source = 'nothing'"),
+        ({"source": "path"}, r"model\.path"),
+        ({"path": "a", "random": VIT}, "give one of packaged, path"),
+        ({"random": {**VIT, "hidden_size": 0}}, r"model\.random: hidden_size = 0"),
+        ({"path": "a", "trains": []}, "did you mean train"),
+        ("org/model", "model"),
+    ],
+)
+def test_a_wrong_source_is_one_clear_error(model: object, message: str) -> None:
+    with pytest.raises(PrunusError, match=message):
+        small(model=model)
+
+
+def test_dense_models_that_0_1_cached_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path))
+    recipe = small()
+    settings = [{**NOT_GIVEN, "random": recipe.model.random}, recipe.task.model_dump(mode="json"), 0]
+    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    (tmp_path / f"dense-noise-{key}" / "model").mkdir(parents=True)
+    assert dense_folder(recipe.model, recipe.task, 0, Console(quiet=True)) == tmp_path / f"dense-noise-{key}" / "model"
+
+
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The models whose anatomy has been read, by their class."""
+    read: list[str] = []
+    original = discover._anatomy
+
+    def counting(model: nn.Module, *args: Any) -> Anatomy:
+        read.append(type(model).__name__)
+        return original(model, *args)
+
+    monkeypatch.setattr(discover, "_anatomy", counting)
+    return read
+
+
+def test_checking_a_recipe_reads_the_anatomy_once(readings: list[str]) -> None:
+    allocated = {**PRUNE, "method": {"method": "wanda"}, "allocate": {"method": "uniform", "sparsity": 0.5}}
+    check(small(steps=[*SMALL["steps"], PRUNE, allocated, REPAIR]))  # type: ignore[misc]
+    assert len(readings) == 1
+
+
+def test_a_run_is_gone_on_with_from_a_folder_of_0_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readings: list[str]
+) -> None:
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("prunus.report.measured.evaluate_elsewhere", evaluate_here)
+    recipe = small(steps=[*SMALL["steps"], PRUNE, REPAIR], output=str(tmp_path / "run"))  # type: ignore[misc]
+    report = run(recipe, Console(quiet=True))
+    assert len(readings) <= 17
+    record, made = tmp_path / "run" / "recipe.yaml", tmp_path / "run" / "3-repair" / "model" / "model.safetensors"
+    data = yaml.safe_load(record.read_text())
+    record.write_text(yaml.safe_dump({**data, "model": {**NOT_GIVEN, "random": VIT}}, sort_keys=False))
+    before = made.read_bytes(), made.stat().st_mtime_ns
+    assert run(recipe, Console(quiet=True)).ratio == report.ratio
+    assert (made.read_bytes(), made.stat().st_mtime_ns) == before
+    for step in ("1-search", "2-prune", "3-repair"):  # as if it had been killed before the history was written
+        (tmp_path / "run" / step / "course.json").unlink()
+    again = run(recipe, Console(quiet=True))
+    assert [course.get("ratio") for course in again.courses] == [course.get("ratio") for course in report.courses]
 
 
 def test_files_that_are_no_recipes_are_named(tmp_path) -> None:
@@ -99,7 +216,7 @@ SHORT = ("task.items=8", "task.length=6", "steps.0.calibration.samples=8")
 def test_published_recipes_run_at_any_size(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
     recipe = load_recipe(path)
-    assert recipe.model.random is not None
+    assert isinstance(recipe.model, RandomSource)
     sizes = tuple(f"model.random.{size}" for size in TINY[recipe.model.random["model_type"]])
     steps = SHORT + (
         ("steps.0.allocation_data.samples=8",)

@@ -274,7 +274,7 @@ def test_scores_are_read_before_clipping_and_clipping_still_happens(tmp_path) ->
         trainer.create_optimizer()
         trainer.optimizer.register_step_pre_hook(record)
         trainer.train()
-        scores[clip] = callback.search.scores  # type: ignore[union-attr]
+        scores[clip] = callback.search.method_state["score"]  # type: ignore[union-attr]
         assert trainer.args.max_grad_norm == clip
     assert norms[1e-4] == pytest.approx(1e-4, rel=1e-2)
     assert norms[0.0] > 0.1
@@ -515,7 +515,7 @@ def test_a_loss_scaler_changes_nothing() -> None:
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
-        scores[kind] = search.scores
+        scores[kind] = search.method_state["score"]
     for kind in ("scaled", "unscaled"):
         for name, score in scores["plain"].items():
             torch.testing.assert_close(scores[kind][name], score, rtol=1e-3, atol=1e-5)
@@ -539,7 +539,7 @@ def test_under_the_trainers_loss_scaler_gradients_are_read_and_clipped_at_their_
         norms[scale] = float(torch.stack([p.grad.norm() for p in case.model.parameters() if p.grad is not None]).norm())
         optimizer.step()
         assert not optimizer.step_was_skipped
-        scores[scale] = callback.search.scores  # type: ignore[union-attr]
+        scores[scale] = callback.search.method_state["score"]  # type: ignore[union-attr]
     assert norms == {1.0: pytest.approx(1e-3, rel=1e-2), 2.0**10: pytest.approx(1e-3, rel=1e-2)}
     for name, score in scores[1.0].items():
         torch.testing.assert_close(scores[2.0**10][name], score)
@@ -550,11 +550,11 @@ def test_a_step_that_the_loss_scaler_skips_counts_and_adds_nothing() -> None:
     search, scaler = Search(case.model, UPop(ratio=0.5, interval=1), 3), torch.amp.GradScaler("cpu")
     scaler.scale(loss_of(case)).backward()
     search.step(scaler=scaler)
-    before = {name: score.clone() for name, score in search.scores.items()}
+    before = {name: score.clone() for name, score in search.method_state["score"].items()}
     case.model.get_submodule(search.units[1].linear_paths[0]).weight.grad[0, 0] = math.inf
     search.step(scaler=scaler)
     assert search.steps_done == 2
-    assert all(torch.equal(score, before[name]) for name, score in search.scores.items())
+    assert all(torch.equal(score, before[name]) for name, score in search.method_state["score"].items())
 
 
 def test_gradients_that_are_never_finite_give_no_plan() -> None:

@@ -32,8 +32,9 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 import prunus.structured.search
 from prunus import Plan, PrunusError, Search, UPop, anatomy, extract
+from prunus.anatomy import Attention, Mlp, describe
+from prunus.anatomy.forwards import NarrowRotation, fused_attention, keep_rotation
 from prunus.plan import UnitPlan
-from prunus.structured.attention import NarrowRotation, fused_attention, keep_rotation
 from prunus.structured.schedules import linear
 from prunus.structured.scores import gate_gradient, standardise
 from prunus.structured.selection import select, select_as_published
@@ -41,8 +42,8 @@ from tests.fake_devices import devices, on
 from tests.shared import golden
 
 
-class CLIPAttention(nn.Module):
-    """One head of a given width, read off by its type's name; the gradient of gate j is that of q's weight j."""
+class OneHead(nn.Module):
+    """One head of a given width, which has an entry in the catalog; the gradient of gate j is that of q's weight j."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -51,11 +52,15 @@ class CLIPAttention(nn.Module):
         self.head_dim = width
 
 
-class CLIPMLP(nn.Module):
+class Hidden(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(1, width, bias=False), nn.Linear(width, 1)
         self.activation_fn = F.gelu
+
+
+describe(OneHead, Attention("q_proj", "k_proj", "v_proj", "out_proj"))
+describe(Hidden, Mlp("fc1", "fc2", activation="activation_fn"))
 
 
 def model_of(widths: dict[str, int]) -> nn.Module:
@@ -68,7 +73,7 @@ def model_of(widths: dict[str, int]) -> nn.Module:
             if parent not in holder._modules:
                 holder.add_module(parent, nn.Module())
             holder = holder.get_submodule(parent)
-        holder.add_module(last, CLIPAttention(width) if "attention" in name else CLIPMLP(width))
+        holder.add_module(last, OneHead(width) if "attention" in name else Hidden(width))
     for parameter in root.parameters():
         nn.init.ones_(parameter)
     return root
@@ -123,13 +128,14 @@ def test_a_search_makes_the_published_update(case: int) -> None:
 def test_the_gate_gradient_of_one_neuron() -> None:
     """ζ = .5, two producers: (⟨(2, −1), (3, 4)⟩ + 5 · (−.5) + ⟨(1, 1), (2, −3)⟩) / .5 = (2 − 2.5 − 1) / .5."""
 
-    class LlamaMLP(nn.Module):
+    class Gated(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.gate_proj, self.up_proj = nn.Linear(2, 1), nn.Linear(2, 1, bias=False)
             self.down_proj = nn.Linear(1, 2)
 
-    model = nn.ModuleList([LlamaMLP()])
+    describe(Gated, Mlp("up_proj", "down_proj", gate="gate_proj"))
+    model = nn.ModuleList([Gated()])
     for layer, weight, slope in (("gate_proj", [2, -1], [3, 4]), ("up_proj", [1, 1], [2, -3])):
         linear = model[0].get_submodule(layer)
         linear.weight.data, linear.weight.grad = (torch.tensor([values]).float() for values in (weight, slope))
@@ -225,7 +231,7 @@ def test_gradients_are_summed_over_steps_and_those_that_lower_the_loss_go_first(
 
 def test_units_on_several_devices_are_ranked_in_one_place(monkeypatch) -> None:
     """As above, with a unit on one device, one on another, and gates where their units lie."""
-    monkeypatch.setattr(prunus.structured.search, "check_gradients_will_come", lambda *_: None)
+    monkeypatch.setattr(prunus.structured.search, "check_can_be_read", lambda *_: None)
     search = Search(model_of({"attention": 4, "a.mlp": 4, "b.mlp": 4}), UPop(ratio=4 / 32, interval=1), 2)
     gradients = {"attention": [0.0] * 4, "a.mlp": [1.0, 5.0, 0.0, 1.0], "b.mlp": [4.0, 0.0, 1.0, 1.0]}
     with devices():
@@ -293,10 +299,10 @@ def test_gates_close_by_the_share_of_the_ratio_that_is_reached_and_open_again() 
 def test_the_hold_phase_neither_scores_nor_moves() -> None:
     search = Search(model_of({"mlp": 4}), UPop(ratio=0.5, interval=1, hold=0.5), 2)
     feed(search, {"mlp": [1.0, 0.0, 0.0, 1.0]})
-    before = search.scores["mlp"].clone()
+    before = search.method_state["score"]["mlp"].clone()
     plan = search.plan()
     feed(search, {"mlp": [0.0, 9.0, 9.0, 0.0]})
-    assert torch.equal(search.scores["mlp"], before)
+    assert torch.equal(search.method_state["score"]["mlp"], before)
     assert search.plan() == plan
     assert plan.units["mlp"].kept == (1, 2)
 

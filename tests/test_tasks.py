@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from prunus import PrunusError
+from prunus.data import COLORS, SHAPES, BalancedQuestions
 from prunus.tasks import EasyVQA
-from prunus.tasks.easy_vqa import COLORS, SHAPES, _BalancedQuestions
 
 pytest.importorskip("easy_vqa", reason="needs the packaged data: pip install 'prunus[demo]'")
 pytestmark = pytest.mark.long
@@ -47,7 +47,7 @@ def test_a_towers_depth_is_checked(task: EasyVQA) -> None:
 
 
 def test_the_head_starts_questions_are_balanced(task: EasyVQA) -> None:
-    data = _BalancedQuestions(task._train)
+    data = BalancedQuestions(task._train)
     rows = [task._train.rows[row] for item in data._items for row in item]
     assert {answer for *_, answer in rows} == {"yes", "no"}
     about_shapes = [answer for _, question, answer in rows if any(shape in question for shape in SHAPES)]

@@ -19,10 +19,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from prunus import PrunusError, load_model, sparsity_of, text_batches
 from prunus.calibration import spread
 from prunus.cli import app
+from prunus.evaluation import harness_scores
 from prunus.recipe import parse_recipe
 from prunus.run import run
 from prunus.tasks import Text
-from prunus.tasks.harness import harness_scores
 from prunus.tasks.text import check_length, windows
 from tests.shared import FOLDER
 

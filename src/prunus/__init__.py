@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from prunus.allocation import OWL, ECoFLaP, IterativeGlobal, Manual, Uniform, allocate
-from prunus.anatomy import Anatomy, Matrix, anatomy, matrices
+from prunus.anatomy import Anatomy, Matrix, anatomy, matrices, mirrored
 from prunus.calibration import image_batches, pair_batches, text_batches
 from prunus.checkpoint import extract, load_model, plan_of, prune_folder
 from prunus.errors import PrunusError
 from prunus.plan import Plan, SparsityPlan, draw_plans
 from prunus.repair import RESSA, Distillation, LoRA, MaskedFinetune, MaskedLoRA, Training, hold_zeros, repair
-from prunus.structured import Search, UPop
+from prunus.structured import Budget, Decision, Progress, Search, SearchMethod, UPop
 from prunus.unstructured import (
     DSnoT,
     Magnitude,
@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "OWL", "RESSA", "Anatomy", "DSnoT", "Distillation", "ECoFLaP", "IterativeGlobal", "LoRA", "Magnitude", "Manual", "MaskedFinetune",
-    "MaskedLoRA", "Matrix", "Plan", "PrunusError", "Search", "SearchCallback", "SparseGPT", "SparsityPlan", "Training", "UPop",
-    "Uniform", "WalkOptions", "Wanda", "accelerate_2to4", "allocate", "anatomy", "draw_plans", "extract", "hold_zeros", "image_batches",
-    "load_model", "matrices", "pair_batches", "plan_of", "prune", "prune_folder", "prune_matrix", "repair", "sparsity_of",
+    "OWL", "RESSA", "Anatomy", "Budget", "DSnoT", "Decision", "Distillation", "ECoFLaP", "IterativeGlobal", "LoRA", "Magnitude", "Manual",
+    "MaskedFinetune", "MaskedLoRA", "Matrix", "Plan", "Progress", "PrunusError", "Search", "SearchCallback", "SearchMethod", "SparseGPT",
+    "SparsityPlan", "Training", "UPop", "Uniform", "WalkOptions", "Wanda", "accelerate_2to4", "allocate", "anatomy", "draw_plans",
+    "extract", "hold_zeros", "image_batches", "load_model", "matrices", "mirrored", "pair_batches", "plan_of", "prune", "prune_folder",
+    "prune_matrix", "repair", "sparsity_of",
     "text_batches",
 ]  # fmt: skip
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
 
@@ -20,14 +19,14 @@ from prunus.checkpoint import bare_model, local_folder, plan_of
 from prunus.checkpoint.checksums import verify
 from prunus.checkpoint.zeros import sparsity_in
 from prunus.errors import PrunusError, shown
+from prunus.evaluation import evaluate_here, harness_scores, read_task
+from prunus.extensions import load_extension
+from prunus.metric import UNDECLARED
 from prunus.plan import SparsityPlan
 from prunus.recipe import Recipe, demo_recipe, load_recipe
-from prunus.report import Report, format_metric, terminal_table, write_report
-from prunus.run import evaluate_here, run
+from prunus.report import Report, terminal_table, write_report
+from prunus.run import run
 from prunus.storage import write_text
-from prunus.tasks import AnyTask, EasyVQA, Noise, Text
-from prunus.tasks.harness import harness_scores
-from prunus.typed import first_problem
 from prunus.unstructured.record import recorded_sparsity
 
 app = typer.Typer(
@@ -40,14 +39,29 @@ SetOption = Annotated[
 ]
 
 
+def _import(names: list[str] | None) -> None:
+    for name in names or ():
+        load_extension(name)
+
+
+ImportOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        callback=_import,
+        help="A module, or a .py file, with methods, tasks, sources or steps. May be repeated.",
+    ),
+]
+
+
 @app.command()
-def demo(changes: SetOption = None) -> None:
+def demo(changes: SetOption = None, extensions: ImportOption = None) -> None:
     """The main job on real input: trains a small BLIP on easy-VQA, halves it with UPop, and reports."""
     _compress(demo_recipe(tuple(changes or ())))
 
 
 @app.command()
-def compress(recipe: Path, changes: SetOption = None) -> None:
+def compress(recipe: Path, changes: SetOption = None, extensions: ImportOption = None) -> None:
     """Carries out RECIPE (YAML). Started again after an interruption, it goes on where it was."""
     _compress(load_recipe(recipe, tuple(changes or ())))
 
@@ -60,7 +74,7 @@ def _compress(recipe: Recipe) -> None:
 
 
 def _table(report: Report) -> object:
-    return terminal_table(report.models, report.outcome)
+    return terminal_table(report.rows, report.outcome)
 
 
 @app.command()
@@ -92,7 +106,7 @@ def inspect(
         if counted is not None:
             _say_what_differs(sparsity, counted)
         typer.echo("  calibration: " + ", ".join(f"{name} {value}" for name, value in sparsity.calibration.items()))
-    found = survey(built)
+    found = survey(built, parts=parts)
     if found.left_dense:
         typer.echo("\nno candidates of unstructured pruning, of all weights in the blocks:")
     for reason, inside in _by_reason(found.left_dense).items():
@@ -143,26 +157,28 @@ def evaluate(
     json_path: Annotated[
         str | None, typer.Option("--json", help="Write the figures here; - is standard output.")
     ] = None,
+    extensions: ImportOption = None,
 ) -> None:
     """Loads MODEL with its stock transformers class and evaluates it on a task."""
     if tasks is not None:
-        metrics = harness_scores(model, tasks.split(","), limit, batch_size)
-        figures: dict[str, Any] = {"metrics": metrics}
+        figures: dict[str, Any] = {"metrics": harness_scores(model, tasks.split(","), limit, batch_size)}
+        lines = [
+            f"{name:<40}{value:>12.4f}" for name, value in figures["metrics"].items()
+        ]  # as the harness writes them
     else:
-        settings = task if task.lstrip().startswith("{") else json.dumps({"name": task})
-        try:
-            chosen = TypeAdapter[EasyVQA | Text | Noise](AnyTask).validate_json(settings)
-        except ValidationError as error:
-            raise first_problem(error, EasyVQA, "--task") from None
+        chosen = read_task(task, "--task")
         figures = asdict(evaluate_here(model, chosen, batch_size, limit))
+        lines = [
+            f"{name:<40}{chosen.metrics.get(name, UNDECLARED).text(value):>12}"
+            for name, value in figures["metrics"].items()
+        ]
     text = json.dumps(figures)
     if json_path == "-":
         typer.echo(text)
     elif json_path:
         write_text(Path(json_path), text + "\n")
     else:
-        for name, value in figures["metrics"].items():
-            typer.echo(f"{name:<40}{format_metric(name, value):>12}")
+        typer.echo("\n".join(lines))
 
 
 @app.command()

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunus.anatomy import anatomy
+from prunus.anatomy import Anatomy, anatomy
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Size:
     towers: dict[str, int]
 
 
-def size(model: nn.Module) -> Size:
-    """Counts parameters."""
-    parts = anatomy(model)
+def size(model: nn.Module, parts: Anatomy | None = None) -> Size:
+    """Counts parameters; `parts` is the model's anatomy, where it has been read already."""
+    parts = anatomy(model) if parts is None else parts
     return Size(parts.parameters, sum(p.numel() * p.element_size() for p in model.parameters()), parts.tower_parameters)
 
 
@@ -41,11 +41,11 @@ def _fused_attention_flops(query: Sequence[int], key: Sequence[int], value: Sequ
 
 
 @torch.no_grad()
-def multiply_accumulates(model: nn.Module, run: Callable[[], object]) -> dict[str, int]:
+def multiply_accumulates(model: nn.Module, run: Callable[[], object], parts: Anatomy | None = None) -> dict[str, int]:
     """Multiply-accumulates of one call of `run`, which must use `model`: in total, and per tower.
 
     The counter of torch counts 2 per multiply-accumulate and nothing for the CPU's fused attention; both are mended
-    here. Norms, activations and softmax are free.
+    here. Norms, activations and softmax are free. `parts` is the model's anatomy, where it has been read already.
 
     Returns:
         tower → multiply-accumulates, and "total". Work outside of every tower is in the total only.
@@ -54,7 +54,7 @@ def multiply_accumulates(model: nn.Module, run: Callable[[], object]) -> dict[st
     counter = FlopCounterMode(display=False, custom_mapping={fused: _fused_attention_flops})
     towers: dict[str, int] = {}
     handles = []
-    for tower, units in anatomy(model).towers.items():
+    for tower, units in (anatomy(model) if parts is None else parts).towers.items():
         towers[tower] = 0
         for block in dict.fromkeys(unit.block for unit in units):
             module = model.get_submodule(block)

@@ -8,6 +8,8 @@ import importlib.util
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from prunus.errors import PrunusError
 
@@ -17,31 +19,44 @@ PREFIX = "prunus_extension_"
 """How modules are called that were imported by path, lest they hide another one."""
 
 
-def load_extension(name: str) -> None:
+_loaded: dict[str, None] = {}
+
+
+def loaded_extensions() -> tuple[str, ...]:
+    """The modules and files that have been imported as extensions, for another process to do the same."""
+    return tuple(_loaded)
+
+
+def load_extension(name: str) -> ModuleType:
     """Imports a module by its name, or by the path of its file. What it defines can be named in recipes from then on.
 
     Raises:
         PrunusError: there is no such module, or its code fails.
     """
     try:
-        if name.endswith(".py"):
-            _load_file(Path(name))
-        else:
-            importlib.import_module(name)
+        module = _load_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
     except PrunusError:
         raise
     except Exception as error:  # a stranger's module may raise anything
         raise PrunusError("import", name, f"it cannot be imported ({type(error).__name__}: {error})") from None
+    _loaded[str(Path(name).resolve()) if _has_no_name(module.__name__) else module.__name__] = None
+    return module
 
 
-def _load_file(path: Path) -> None:
+def _has_no_name(module: str) -> bool:
+    """Whether a module can be imported by its file alone."""
+    return module == "__main__" or module.startswith(PREFIX)
+
+
+def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise PrunusError(
             "import", str(path), "there is no such file; give a module's name, or the path of its .py file"
         )
     place = str(path.resolve())
-    if any(getattr(module, "__file__", None) == place for module in list(sys.modules.values())):
-        return
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) == place:
+            return module
     name = PREFIX + path.stem
     spec = importlib.util.spec_from_file_location(name, place)
     if name in sys.modules or spec is None or spec.loader is None:
@@ -52,6 +67,7 @@ def _load_file(path: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+    return module
 
 
 @functools.cache
@@ -61,21 +77,21 @@ def load_installed() -> None:
         load_extension(point.value)
 
 
-def place_of(cls: type) -> str | None:
-    """What a new process imports to know a class: the name of its module, or its file; None for a class of ours.
+def place_of(thing: Any) -> str | None:
+    """What a new process imports to know a class or function: the name of its module, or its file; None for one of ours.
 
     Raises:
         PrunusError: it was defined where no other process can find it, such as in a notebook.
     """
-    if cls.__module__.partition(".")[0] == "prunus":
+    if thing.__module__.partition(".")[0] == "prunus":
         return None
-    if cls.__module__ != "__main__" and not cls.__module__.startswith(PREFIX):
-        return cls.__module__
-    file = getattr(sys.modules[cls.__module__], "__file__", None)
+    if not _has_no_name(thing.__module__):
+        return str(thing.__module__)
+    file = getattr(sys.modules[thing.__module__], "__file__", None)
     if file is None:
         raise PrunusError(
             "import",
-            cls.__qualname__,
+            thing.__qualname__,
             "it was defined interactively; put it into a module, for other processes to import",
         )
     return str(Path(file).resolve())

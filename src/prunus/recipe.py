@@ -4,105 +4,18 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from prunus.allocation import AnyAllocator
 from prunus.bounded_yaml import TEXT_LIMIT, read_yaml
-from prunus.checkpoint.plausible import check_config
 from prunus.errors import PrunusError
-from prunus.repair import AnyRepair, Distillation, Training
+from prunus.sources import AnySource, with_tag
+from prunus.steps import AnyStep
 from prunus.storage import writable_path
-from prunus.structured import UPop
 from prunus.tasks import AnyTask
-from prunus.typed import Count, Seed, Steps, Typed, first_problem
-from prunus.unstructured import AnyPruner, WalkOptions
-
-
-class Source(Typed):
-    """Where the dense model comes from: a path (hub id or folder), a pip package, or the task's own warm start."""
-
-    path: str | None = None
-    packaged: Literal["smollm2"] | None = None
-    """A model that a pip package carries, unpacked into the cache."""
-    random: dict[str, Any] | None = None
-    """A config, with `model_type` and `architectures`, whose model gets random weights: to try a recipe at any size."""
-    warm_start: dict[str, int] | None = None
-    """Sizes of the task's warm-start model."""
-    train: tuple[Training, ...] = ()
-    """Phases of training before compression; the trained model is cached for the next run."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Source:
-        if sum(given is not None for given in (self.path, self.packaged, self.random, self.warm_start)) != 1:
-            raise PrunusError("path", self.path, "give one of path, packaged, random and warm_start")
-        if self.random is not None:
-            check_config(self.random, "random")
-        return self
-
-
-class SearchStep(Typed):
-    """Trains while searching for what to prune, then extracts."""
-
-    step: Literal["search"] = "search"
-    method: UPop
-    train: Training
-
-
-class RetrainStep(Typed):
-    """Trains the extracted model."""
-
-    step: Literal["retrain"] = "retrain"
-    train: Training
-    distillation: Distillation | None = None
-    """What to learn from the dense model beside the task."""
-
-
-class Calibration(Typed):
-    """What a pruner is shown: training inputs of the task."""
-
-    samples: Count = 128
-    batch_size: Count = 8
-
-
-class PruneStep(Typed):
-    """Sets weights to zero, block by block, without training."""
-
-    step: Literal["prune"] = "prune"
-    method: AnyPruner
-    allocate: AnyAllocator | None = None
-    """How the sparsity is shared out over the model; None is the method's own sparsity, everywhere alike."""
-    allocation_data: Calibration = Calibration(samples=32, batch_size=8)
-    """What the allocation is shown: training items, with the task's loss."""
-    calibration: Calibration = Calibration()
-    include: tuple[str, ...] = ()
-    """Globs over module paths and towers; empty is everything but the connector."""
-    exclude: tuple[str, ...] = ()
-    walk: WalkOptions = WalkOptions()
-    keep_zeros: bool | None = None
-    """Whether weights that are zero already stay so; None is yes for a model that was pruned before."""
-
-    @model_validator(mode="after")
-    def _one_sparsity(self) -> PruneStep:
-        if self.allocate is not None and (self.method.sparsity is not None or self.method.nofm is not None):
-            raise PrunusError(
-                "method.sparsity", self.method.sparsity or self.method.pattern,
-                "the allocation says how sparse everything becomes; leave it out here",
-            )  # fmt: skip
-        return self
-
-
-class RepairStep(Typed):
-    """Trains a pruned model without losing a zero."""
-
-    step: Literal["repair"] = "repair"
-    method: AnyRepair
-    train: Training
-
-
-Step = Annotated[SearchStep | RetrainStep | PruneStep | RepairStep, Field(discriminator="step")]
+from prunus.typed import Seed, Steps, Typed, first_problem
 
 
 class Measure(Typed):
@@ -115,14 +28,20 @@ class Measure(Typed):
 class Recipe(Typed):
     """Everything a run depends on."""
 
-    model: Source
+    model: AnySource
+    """Where the dense model comes from."""
     task: AnyTask
-    steps: tuple[Step, ...] = Field(min_length=1)
+    """What the model is for."""
+    steps: tuple[AnyStep, ...] = Field(min_length=1)
+    """What is done to it, in this order."""
     measure: Measure = Measure()
     evaluate_limit: Steps | None = None
     """Items of the evaluation split that final figures use; None uses all."""
     output: Path
+    """Folder of the run."""
     seed: Seed = 0
+
+    _model_in_full = field_validator("model", mode="before")(with_tag)
 
     @field_validator("output")
     @classmethod
@@ -131,21 +50,11 @@ class Recipe(Typed):
 
     @model_validator(mode="after")
     def _steps_follow(self) -> Recipe:
-        if self.steps[0].step in ("retrain", "repair"):
-            raise PrunusError(
-                "steps.0.step", self.steps[0].step, "search or prune first; there is nothing to repair yet"
-            )
         for number, step in enumerate(self.steps):
-            pruned = any(earlier.step == "prune" for earlier in self.steps[:number])
-            if step.step in ("search", "retrain") and pruned:
-                raise PrunusError(
-                    f"steps.{number}.step", step.step, "it trains every weight and would fill the zeros of the prune step; "
-                    "take step repair, or put the prune step last",
-                )  # fmt: skip
-            if step.step == "repair" and not pruned:
-                raise PrunusError(
-                    f"steps.{number}.step", "repair", "it holds zeros, and nothing is pruned yet; take step retrain"
-                )
+            try:
+                step.follow(self.steps[:number])
+            except PrunusError as error:
+                raise PrunusError(f"steps.{number}.{error.field}", error.value, error.remedy) from None
         return self
 
 

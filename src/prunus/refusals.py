@@ -6,15 +6,22 @@ The one place that knows what stands around a model and which weights are unusab
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from prunus.errors import PrunusError
 
-if TYPE_CHECKING:
-    from prunus.anatomy.matrices import Matrix
+
+class Held(Protocol):
+    """A matrix that lies in a parameter."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def parameter(self) -> str: ...
+
 
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", "DataParallel": "module"}
 """Type of a wrapper → where it keeps the model."""
@@ -107,7 +114,7 @@ def expect(field: str, value: object, kind: Any, example: str) -> None:
         raise PrunusError(field, value, f"give {example}")
 
 
-def refuse_weights(model: nn.Module, chosen: Iterable[Matrix]) -> None:
+def refuse_weights(model: nn.Module, chosen: Iterable[Held]) -> None:
     """Refuses the first of these matrices whose weight `refuse_weight` refuses, or another tool computes."""
     names: dict[str, str] = {}
     for matrix in chosen:

@@ -18,6 +18,12 @@ PATH_LIMIT = 3500
 """Bytes of a path to a run's folder; systems take 4096 for the files inside."""
 
 
+def cache_folder() -> Path:
+    """Where models are kept that were made or unpacked here: $PRUNUS_CACHE, or `prunus` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("PRUNUS_CACHE") or Path(base) / "prunus")
+
+
 def writable_path(path: str | Path, field: str = "output") -> Path:
     """A path to write to, with `~` expanded.
 

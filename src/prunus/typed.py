@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
 
 from prunus.errors import PrunusError
-from prunus.extensions import load_installed
+from prunus.extensions import load_installed, place_of
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 """A part of a whole, but not all of it."""
@@ -43,7 +43,8 @@ class Typed(BaseModel):
 
 
 def known(base: type[BaseModel], tag: str) -> dict[str, type[Any]]:
-    """The concrete subclasses of `base` that have been defined so far, by the default of their field `tag`.
+    """The concrete subclasses of `base` that have been defined so far, by the default of their field `tag`. One that inherits its name
+    from another goes by none.
 
     Raises:
         PrunusError: two different classes have one name. A class that is defined again, as in a notebook, replaces itself.
@@ -55,7 +56,7 @@ def known(base: type[BaseModel], tag: str) -> dict[str, type[Any]]:
         waiting += cls.__subclasses__()
         field = cls.model_fields.get(tag)
         name = None if field is None or inspect.isabstract(cls) else field.default
-        if not isinstance(name, str):
+        if not isinstance(name, str) or tag not in inspect.get_annotations(cls):
             continue
         other = found.get(name, cls)
         if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -89,7 +90,23 @@ def named(base: type[BaseModel], tag: str) -> Any:
             )
         return classes[name].model_validate(dict(value))
 
-    return Annotated[SerializeAsAny[base], BeforeValidator(find)]  # type: ignore[valid-type]
+    annotated, whole = cast(Any, Annotated), cast(Any, SerializeAsAny)  # mypy takes no variable for a type
+    return annotated[whole[base], BeforeValidator(find)]
+
+
+def places_in(value: object) -> list[str]:
+    """What a new process imports to know the classes of some typed data, and of all data inside of it.
+
+    Raises:
+        PrunusError: one was defined where no other process can find it.
+    """
+    own, inside = None, list[Any]()
+    if isinstance(value, BaseModel):
+        own, inside = place_of(type(value)), [getattr(value, name) for name in type(value).model_fields]
+    elif isinstance(value, list | tuple | Mapping):
+        inside = list(value.values() if isinstance(value, Mapping) else value)
+    places = [] if own is None else [own]
+    return list(dict.fromkeys(places + [place for part in inside for place in places_in(part)]))
 
 
 def _listed(cls: type[BaseModel]) -> str:

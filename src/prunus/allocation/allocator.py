@@ -12,11 +12,10 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from prunus.allocation.grouping import Aggregate, Granularity, budgets, kept_by_matrix
-from prunus.anatomy import CONNECTOR, Matrix, choose
+from prunus.anatomy import Matrix, choose, per_tower
 from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.losses import Loss, own_loss
-from prunus.plan.sparsity import per_tower
 from prunus.refusals import refuse_weights, unusable
 from prunus.typed import Share, Typed
 
@@ -88,9 +87,22 @@ class Allocator(Typed):
         """The matrices that the sparsity is about."""
         if not isinstance(self.sparsity, Mapping):
             return choose(candidates, include, exclude)
-        chosen = choose(candidates, include or (["*"] if CONNECTOR in self.sparsity else ()), exclude)
+        chosen = choose(candidates, include, exclude, self.sparsity)
         towers = per_tower(self.sparsity, tuple(dict.fromkeys(matrix.tower for matrix in chosen)))
         return tuple(matrix for matrix in chosen if matrix.tower in towers)
+
+    def check(
+        self, model: nn.Module, candidates: Sequence[Matrix], include: Sequence[str] = (), exclude: Sequence[str] = ()
+    ) -> tuple[Matrix, ...]:
+        """The matrices that the sparsity is about; what is impossible is said, as far as that needs no data.
+
+        Raises:
+            PrunusError: a pattern or tower that is not there, or a sparsity out of reach.
+        """
+        chosen = self.choose(candidates, include, exclude)
+        if not self.needs_batches:
+            self.answer(Question(model, chosen))
+        return chosen
 
     @abstractmethod
     def answer(self, question: Question) -> Answer:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from prunus.allocation.solver import share_out
-from prunus.anatomy import Matrix
-from prunus.plan.sparsity import per_tower
+from prunus.anatomy import Matrix, per_tower
 
 Granularity = Literal["layer", "block", "tower"]
 Aggregate = Literal["sum", "mean"]

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from prunus.allocation.allocator import Allocator, Answer, Question
-from prunus.anatomy import Matrix, choose
+from prunus.anatomy import CONNECTOR, Matrix, choose
 from prunus.plan.sparsity import written_sparsities
 from prunus.typed import Share
 
@@ -27,10 +27,10 @@ class Manual(Allocator):
     def choose(
         self, candidates: Sequence[Matrix], include: Sequence[str], exclude: Sequence[str]
     ) -> tuple[Matrix, ...]:
-        return choose(candidates, include or ["*"], exclude)
+        return choose(candidates, include, exclude, [CONNECTOR])
 
     def answer(self, question: Question) -> Answer:
-        shares = written_sparsities(self.sparsity, {m.name: (m.tower, m.block, m.name) for m in question.chosen})
+        shares = written_sparsities(self.sparsity, {m.name: m.labels for m in question.chosen})
         return Answer(
             {m.name: m.weights - round(m.weights * shares[m.name]) for m in question.chosen if m.name in shares}
         )

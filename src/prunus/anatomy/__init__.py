@@ -1,9 +1,10 @@
-"""What a model is made of. Of ours it imports the error type and the refusals."""
+"""What a model is made of: its towers, blocks, units and matrices, and how they are selected."""
 
-from prunus.anatomy.discover import anatomy, tower_of
+from prunus.anatomy.catalog import CATALOG, CONNECTORS, TOWERS, describe
+from prunus.anatomy.discover import anatomy
+from prunus.anatomy.layouts import Attention, Layout, Mlp, Site, Sites
 from prunus.anatomy.matrices import (
     ADAPTER,
-    CONNECTOR,
     MEANT_DENSE,
     LeftDense,
     Matrix,
@@ -18,10 +19,25 @@ from prunus.anatomy.matrices import (
     survey,
     weight_of,
 )
-from prunus.anatomy.units import Anatomy, Site, Unit, Unmapped, has_module, linears, module_of
+from prunus.anatomy.mirrors import mirrored
+from prunus.anatomy.towers import (
+    CONNECTOR,
+    LANGUAGE,
+    Labelled,
+    Location,
+    by_name,
+    locate,
+    per_tower,
+    select,
+    towers_meant,
+)
+from prunus.anatomy.trial import MisfitError, linear_at
+from prunus.anatomy.units import Anatomy, Unit, Unmapped, has_module, linears, module_of
 
 __all__ = [
-    "ADAPTER", "CONNECTOR", "MEANT_DENSE", "Anatomy", "LeftDense", "Matrix", "Place", "Site", "Survey", "Unit", "Unmapped",
-    "anatomy", "by_block", "by_parameter", "choose", "has_module", "linears", "matrices", "module_of", "place_of",
-    "sharing", "survey", "tower_of", "weight_of",
+    "ADAPTER", "CATALOG", "CONNECTOR", "CONNECTORS", "LANGUAGE", "MEANT_DENSE", "TOWERS", "Anatomy", "Attention",
+    "Labelled", "Layout", "LeftDense", "Location", "Matrix", "MisfitError", "Mlp", "Place", "Site", "Sites", "Survey",
+    "Unit", "Unmapped", "anatomy", "by_block", "by_name", "by_parameter", "choose", "describe", "has_module", "linear_at", "linears",
+    "locate", "matrices", "mirrored", "module_of", "per_tower", "place_of", "select", "sharing", "survey", "towers_meant",
+    "weight_of",
 ]  # fmt: skip

@@ -1,70 +1,27 @@
-"""Which module types are prunable units, and how each is laid out.
+"""Which module types are prunable units, how each is laid out, and what their parts are called.
 
-This is the only file that names architectures. It describes attention and MLP *module types*, never whole models,
-so a model composed of known modules needs no entry of its own. A type may list several layouts: the first one whose
-submodules exist (and whose shapes agree, see `discover`) is used, which also covers layouts that changed between
-transformers releases.
+This is the only file that names architectures. It describes attention and MLP *module types* by their qualified names, never
+whole models, so a model composed of known modules needs no entry of its own, and a type has the entry of the nearest type that
+it inherits from. Every table is open: an architecture of one's own is an entry added from outside (`describe`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from typing import TypeVar
 
+from torch import nn
 
-@dataclass(frozen=True)
-class Attention:
-    """Layout of an attention whose q, k, v and output are linear layers.
+from prunus.anatomy.forwards import fused_attention
+from prunus.anatomy.layouts import Attention, Layout, Mlp, TriedMlp
+from prunus.errors import PrunusError
 
-    Paths are relative to the module of the catalogued type. `core` is the module that holds the sizes the forward
-    reads: `width` (head width) and, where they exist, `totals` (heads × width). Head counts follow from the rows.
-    """
-
-    query: str
-    key: str
-    value: str
-    out: str
-    core: str = ""
-    width: str = "head_dim"
-    totals: tuple[str, ...] = ()
-    rotary: bool = False
-    """q and k are rotated: channels i and i + width/2 go together, and the rotation tables are narrowed with them."""
-    scale_follows_width: bool = False
-    """The forward divides the logits by sqrt(current width), so surgery folds sqrt(new/old) into the queries."""
-
-
-@dataclass(frozen=True)
-class FusedAttention:
-    """Layout of an attention with one linear layer for q, k and v, its rows ordered (3, heads, width)."""
-
-    qkv: str
-    out: str
-    width: str = "head_dim"
-    rotary: bool = False
-    own_forward: bool = False
-    """The stock forward derives the head width from the hidden size, so a narrowed module needs ours."""
-
-
-@dataclass(frozen=True)
-class Mlp:
-    """Layout of an MLP: one producer (`up`), or two that are multiplied (`up` and `gate`), and one consumer."""
-
-    up: str
-    down: str
-    gate: str | None = None
-    activation: str | None = None
-    name: str = ""
-    """Suffix of the unit's name where the module is a whole block or holds several MLPs."""
-
-
-Layout = Attention | FusedAttention | Mlp
+ValueT = TypeVar("ValueT")
 
 _SPLIT = Attention("q_proj", "k_proj", "v_proj", "out_proj")
 _LLAMA = Attention("q_proj", "k_proj", "v_proj", "o_proj", rotary=True)
 _VIT = Attention("q_proj", "k_proj", "v_proj", "o_proj")
-_DINOV2_5_17 = Attention(
-    "attention.query", "attention.key", "attention.value", "output.dense", core="attention",
-    width="attention_head_size", totals=("all_head_size",),
-)  # fmt: skip
 _BERT = Attention(
     "self.query", "self.key", "self.value", "output.dense", core="self",
     width="attention_head_size", totals=("all_head_size",),
@@ -73,13 +30,16 @@ _BLIP_TEXT = Attention(
     "self.query", "self.key", "self.value", "output.dense", core="self",
     width="attention_head_size", totals=("all_head_size",), scale_follows_width=True,
 )  # fmt: skip
+_QFORMER = Attention(
+    "attention.query", "attention.key", "attention.value", "output.dense", core="attention",
+    width="attention_head_size", totals=("all_head_size",),
+)  # fmt: skip
 _VILT = Attention(
     "attention.query", "attention.key", "attention.value", "output.dense", core="attention",
     width="attention_head_size", totals=("all_head_size",), scale_follows_width=True,
 )  # fmt: skip
-_QFORMER = _DINOV2_5_17
-_BLIP_VISION = FusedAttention("qkv", "projection", own_forward=True)
-_QWEN_VISION = FusedAttention("qkv", "proj", rotary=True)
+_BLIP_VISION = Attention("qkv", "qkv", "qkv", "projection", own_forward=fused_attention)
+_QWEN_VISION = Attention("qkv", "qkv", "qkv", "proj", rotary=True)
 
 _FC = Mlp("fc1", "fc2", activation="activation_fn")
 _GATED = Mlp("up_proj", "down_proj", gate="gate_proj")
@@ -89,79 +49,88 @@ _QUERY_MLP = Mlp(
     name="mlp_query",
 )  # fmt: skip
 
-CATALOG: dict[str, tuple[Layout, ...]] = {
-    # BLIP, BLIP-2, InstructBLIP
-    "BlipAttention": (_BLIP_VISION,),
-    "Blip2Attention": (_BLIP_VISION,),
-    "InstructBlipAttention": (_BLIP_VISION,),
-    "BlipMLP": (_FC,),
-    "Blip2MLP": (_FC,),
-    "InstructBlipMLP": (_FC,),
-    "BlipTextAttention": (_BLIP_TEXT,),
-    "BlipTextLayer": (_BERT_MLP,),
-    "Blip2QFormerAttention": (_QFORMER,),
-    "Blip2QFormerLayer": (_BERT_MLP, _QUERY_MLP),
-    "InstructBlipQFormerAttention": (_QFORMER,),
-    "InstructBlipQFormerLayer": (_BERT_MLP, _QUERY_MLP),
-    # CLIP, SigLIP
-    "CLIPAttention": (_SPLIT,),
-    "CLIPMLP": (_FC,),
-    "SiglipAttention": (_SPLIT,),
-    "SiglipMLP": (_FC,),
-    # ViT, DeiT, DINOv2, ViLT
-    "ViTAttention": (_VIT,),
-    "ViTMLP": (_FC,),
-    "DeiTAttention": (_VIT,),
-    "DeiTMLP": (_FC,),
-    "Dinov2Attention": (_VIT, _DINOV2_5_17),
-    "Dinov2MLP": (_FC, Mlp("fc1", "fc2", activation="activation")),
-    "Dinov2SwiGLUFFN": (_GATED,),
-    "ViltAttention": (_VILT,),
-    "ViltLayer": (_BERT_MLP,),
-    # BERT
-    "BertAttention": (_BERT,),
-    "BertLayer": (_BERT_MLP,),
-    # T5
-    "T5Attention": (Attention("q", "k", "v", "o", width="key_value_proj_dim", totals=("inner_dim",)),),
-    "T5DenseActDense": (Mlp("wi", "wo", activation="act"),),
-    "T5DenseGatedActDense": (Mlp("wi_1", "wo", gate="wi_0"),),
-    # decoders: OPT, LLaMA, Qwen2, Mistral, Qwen2-VL, Qwen2.5-VL
-    "OPTAttention": (_SPLIT,),
-    "OPTDecoderLayer": (Mlp("fc1", "fc2", activation="activation_fn", name="mlp"),),
-    "LlamaAttention": (_LLAMA,),
-    "LlamaMLP": (_GATED,),
-    "MistralAttention": (_LLAMA,),
-    "MistralMLP": (_GATED,),
-    "Qwen2Attention": (_LLAMA,),
-    "Qwen2MLP": (_GATED,),
-    "Qwen2VLAttention": (_LLAMA,),
-    "Qwen2_5_VLAttention": (_LLAMA,),
-    "VisionAttention": (_QWEN_VISION,),
-    "Qwen2_5_VLVisionAttention": (_QWEN_VISION,),
-    "VisionMlp": (Mlp("fc1", "fc2", activation="act"),),
-    "Qwen2_5_VLMLP": (_GATED,),
-}
+_TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
+    "blip.modeling_blip": {"BlipAttention": (_BLIP_VISION,), "BlipMLP": (_FC,)},
+    "blip.modeling_blip_text": {"BlipTextAttention": (_BLIP_TEXT,), "BlipTextLayer": (_BERT_MLP,)},
+    "blip_2.modeling_blip_2": {
+        "Blip2Attention": (_BLIP_VISION,), "Blip2MLP": (_FC,), "Blip2QFormerAttention": (_QFORMER,),
+        "Blip2QFormerLayer": (_BERT_MLP, _QUERY_MLP),
+    },
+    "instructblip.modeling_instructblip": {
+        "InstructBlipAttention": (_BLIP_VISION,), "InstructBlipMLP": (_FC,), "InstructBlipQFormerAttention": (_QFORMER,),
+        "InstructBlipQFormerLayer": (_BERT_MLP, _QUERY_MLP),
+    },
+    "clip.modeling_clip": {"CLIPAttention": (_SPLIT,), "CLIPMLP": (_FC,)},
+    "siglip.modeling_siglip": {"SiglipAttention": (_SPLIT,), "SiglipMLP": (_FC,)},
+    "vit.modeling_vit": {"ViTAttention": (_VIT,), "ViTMLP": (_FC,)},
+    "deit.modeling_deit": {"DeiTAttention": (_VIT,), "DeiTMLP": (_FC,)},
+    "dinov2.modeling_dinov2": {
+        "Dinov2Attention": (_VIT, _QFORMER), "Dinov2MLP": (_FC, Mlp("fc1", "fc2", activation="activation")),
+        "Dinov2SwiGLUFFN": (_GATED,),
+    },
+    "vilt.modeling_vilt": {"ViltAttention": (_VILT,), "ViltLayer": (_BERT_MLP,)},
+    "bert.modeling_bert": {"BertAttention": (_BERT,), "BertLayer": (_BERT_MLP,)},
+    "t5.modeling_t5": {
+        "T5Attention": (Attention("q", "k", "v", "o", width="key_value_proj_dim", totals=("inner_dim",)),),
+        "T5DenseActDense": (Mlp("wi", "wo", activation="act"),), "T5DenseGatedActDense": (Mlp("wi_1", "wo", gate="wi_0"),),
+    },
+    "opt.modeling_opt": {
+        "OPTAttention": (_SPLIT,), "OPTDecoderLayer": (Mlp("fc1", "fc2", activation="activation_fn", name="mlp"),),
+    },
+    "llama.modeling_llama": {"LlamaAttention": (_LLAMA,), "LlamaMLP": (_GATED,)},
+    "mistral.modeling_mistral": {"MistralAttention": (_LLAMA,), "MistralMLP": (_GATED,)},
+    "phi3.modeling_phi3": {"Phi3Attention": (Attention("qkv_proj", "qkv_proj", "qkv_proj", "o_proj", rotary=True),)},
+    "qwen2.modeling_qwen2": {"Qwen2Attention": (_LLAMA,), "Qwen2MLP": (_GATED,)},
+    "qwen2_vl.modeling_qwen2_vl": {
+        "Qwen2VLAttention": (_LLAMA,), "Qwen2MLP": (_GATED,), "VisionAttention": (_QWEN_VISION,),
+        "VisionMlp": (Mlp("fc1", "fc2", activation="act"),),
+    },
+    "qwen2_5_vl.modeling_qwen2_5_vl": {
+        "Qwen2_5_VLAttention": (_LLAMA,), "Qwen2MLP": (_GATED,), "Qwen2_5_VLVisionAttention": (_QWEN_VISION,),
+        "Qwen2_5_VLMLP": (_GATED,),
+    },
+}  # fmt: skip
 
-CONVENTIONS: tuple[Mlp, ...] = (
-    _GATED,
-    _FC,
-    Mlp("fc1", "fc2", activation="act"),
-    Mlp("fc1", "fc2", activation="activation"),
-    Mlp("wi", "wo", activation="act"),
-    Mlp("w1", "w2", activation="act"),
+CATALOG: dict[str, tuple[Layout, ...]] = {
+    f"transformers.models.{module}:{name}": layouts
+    for module, types in _TRANSFORMERS.items()
+    for name, layouts in types.items()
+}
+"""Qualified name of a module type, `package.module:Class` → its layouts."""
+
+CONVENTIONS: tuple[TriedMlp, ...] = (
+    TriedMlp("up_proj", "down_proj", gate="gate_proj"),
+    TriedMlp("gate_up_proj", "down_proj", gate="gate_up_proj", activation="activation_fn"),
+    TriedMlp("fc1", "fc2", activation="activation_fn"),
+    TriedMlp("fc1", "fc2", activation="act"),
+    TriedMlp("fc1", "fc2", activation="activation"),
+    TriedMlp("wi", "wo", activation="act"),
+    TriedMlp("w1", "w2", activation="act"),
 )
-"""MLP layouts tried on types the catalog does not name. A match counts only if a trial run equals the formula."""
+"""Layouts tried on types that the catalog does not name. A match counts only if a trial run equals the formula."""
 
 OPAQUE: dict[str, str] = {
-    "MultiheadAttention": "torch.nn.MultiheadAttention keeps q, k and v in one bare parameter and checks their sizes",
+    "torch.nn.modules.activation:MultiheadAttention": (
+        "torch.nn.MultiheadAttention keeps q, k and v in one bare parameter and checks their sizes"
+    ),
 }
 """Modules that hold transformer weights but cannot be narrowed, with the reason."""
 
 FUSED_EXPERTS: dict[str, bool] = {
-    "Llama4TextExperts": True,
+    "transformers.models.llama4.modeling_llama4:Llama4TextExperts": True,
 }
 """Modules with one parameter for all experts, (experts, …, …), that do not say themselves whether they store each matrix as
 (inputs, outputs). Their forward multiplies all experts at once, and rows that were not routed to one are zero."""
+
+EXPERTS = "experts"
+"""Path component under which a block keeps its experts."""
+ROUTERS = re.compile(r"Router|Gating|MoEGate|MoeGate")
+"""Types of modules that send tokens to experts."""
+ROUTER_NAMES = ("router", "shared_expert_gate", "shared_experts_gate")
+"""Path components of such modules."""
+
+CROSS_ATTENTION = re.compile(r"cross|^encdecattention$|^encoder_attn$", re.IGNORECASE)
+"""How a cross-attention is called by the module around it."""
 
 CONNECTORS = (
     "connector", "deepstack_merger_list", "merger", "multi_modal_projector", "perceiver_resampler", "projector", "qformer",
@@ -184,3 +153,45 @@ TOWERS: dict[str, str] = {
     "text_encoder": "text",
 }
 """Path component → tower; the first component of a module's path that is listed here decides."""
+
+
+def describe(kind: type[nn.Module] | str, *layouts: Layout) -> None:
+    """Adds a module type to the catalog, or replaces its entry.
+
+    Args:
+        kind: the type, or its qualified name, `package.module:Class`, which need not be imported yet.
+        layouts: of its attentions and MLPs. Of several without a name the first that fits counts.
+
+    Raises:
+        PrunusError: it is no module type, or there is no layout.
+
+    Example:
+        >>> describe("my_package.vit:Attention", Attention("query", "key", "value", "out", width="head_width"))
+    """
+    name = qualified(kind) if isinstance(kind, type) else kind
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.]+:[\w.<>]+", name):
+        raise PrunusError("module type", kind, "give a class, or its name as package.module:Class")
+    if not layouts or not all(isinstance(layout, Layout) for layout in layouts):
+        raise PrunusError("layouts", layouts, "give one or more layouts, such as Mlp('fc1', 'fc2', activation='act')")
+    CATALOG[name] = layouts
+
+
+def qualified(kind: type) -> str:
+    """The name under which a type stands in these tables."""
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def entry(table: Mapping[str, ValueT], module: nn.Module) -> ValueT | None:
+    """What a table says of a module's type, or else of the nearest that it inherits from."""
+    names = map(qualified, type(module).__mro__)
+    return next((table[name] for name in names if name in table), None)
+
+
+def layouts_of(module: nn.Module) -> tuple[Layout, ...]:
+    """The layouts to try on a module: those of its type, else those by convention."""
+    known = entry(CATALOG, module)
+    if known is not None:
+        return known
+    if type(module).__module__.startswith("torch."):
+        return ()
+    return tuple(layout for layout in CONVENTIONS if layout.resembles(module))

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from transformers.pytorch_utils import Conv1D
 
-from prunus.anatomy.catalog import FUSED_EXPERTS, OPAQUE
-from prunus.anatomy.discover import anatomy, block_of, is_inside, tower_of
+from prunus.anatomy.catalog import EXPERTS, FUSED_EXPERTS, OPAQUE, ROUTER_NAMES, ROUTERS, entry
+from prunus.anatomy.discover import anatomy
+from prunus.anatomy.mirrors import is_inside
+from prunus.anatomy.towers import Location, locate, select
+from prunus.anatomy.units import Anatomy
 from prunus.errors import PrunusError
 from prunus.refusals import packed
-
-CONNECTOR = "connector"
-"""The tower that is left alone unless it is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +47,30 @@ class Matrix(Place):
     name: str
     """Path of the linear layer, or name of the parameter, with its index: `layers.0.mlp.experts.down_proj[3]`."""
     block: str
+    """Path of the transformer layer it lies in."""
     tower: str
+    """The part of the model that processes one modality."""
     rows: int
+    """Outputs."""
     columns: int
+    """Inputs."""
+    component: str = ""
+    """Tower and kind: that of the unit it belongs to (`vision.attention`), else `….experts` or `….other`."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What selectors are held against, from the widest to the narrowest."""
+        return self.tower, self.component, self.block, self.parameter, self.name
 
     @property
     def weights(self) -> int:
+        """How many there are."""
         return self.rows * self.columns
 
     @property
     def is_expert(self) -> bool:
         """Whether a router decides which tokens it sees."""
-        return "experts" in self.name.replace("[", ".").split(".") or self.index is not None
+        return EXPERTS in self.name.replace("[", ".").split(".") or self.index is not None
 
 
 @dataclass(frozen=True)
@@ -94,21 +105,28 @@ def matrices(model: nn.Module, mirrors: Mapping[str, str] | None = None, any_typ
     return survey(model, mirrors, any_type).matrices
 
 
-def survey(model: nn.Module, mirrors: Mapping[str, str] | None = None, any_type: bool = False) -> Survey:
+def survey(
+    model: nn.Module, mirrors: Mapping[str, str] | None = None, any_type: bool = False, parts: Anatomy | None = None
+) -> Survey:
     """The weights inside the transformer blocks of a model: candidates, and what is left dense, each with its reason.
 
     A block is an element of a module list in which some element holds a unit of the anatomy, or a part that the
     anatomy leaves dense. Embeddings, heads, projections between towers, norms and biases are outside of all this.
+
+    Args:
+        parts: the model's anatomy, where it has been read already.
     """
-    parts = anatomy(model, mirrors)
-    blocks = {unit.block for unit in parts} | {block_of(model, part.path) for part in parts.unmapped}
+    parts = anatomy(model, mirrors) if parts is None else parts
+    places = locate(model)
+    blocks = {unit.block for unit in parts} | {places[part.path].block for part in parts.unmapped}
     lists = {path.rpartition(".")[0] for path in blocks if isinstance(_parent(model, path), nn.ModuleList)}
+    components = {path: unit.component for unit in parts for path in unit.linear_paths}
     found: list[Matrix] = []
     dense: dict[str, LeftDense] = {}
     seen: set[int] = set()
     for path, module in model.named_modules():
-        block = block_of(model, path)
-        if block.rpartition(".")[0] not in lists or is_inside(path, parts.mirrors):
+        place = places[path]
+        if place.block.rpartition(".")[0] not in lists or is_inside(path, parts.mirrors):
             continue
         for local, parameter in module._parameters.items():
             if parameter is None or id(parameter) in seen or not _is_weight(module, local, parameter):
@@ -116,7 +134,7 @@ def survey(model: nn.Module, mirrors: Mapping[str, str] | None = None, any_type:
             seen.add(id(parameter))
             reason = _why_dense(model, path, module, local, parameter, any_type)
             if reason is None:
-                found += _held(path, module, local, parameter, block, tower_of(model, path))
+                found += _held(path, module, local, parameter, place, components.get(path, ""))
             else:
                 name = path if isinstance(module, nn.Linear | Conv1D) else f"{path}.{local}"
                 before = dense[name].weights if name in dense else 0
@@ -130,25 +148,24 @@ def _is_weight(module: nn.Module, local: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and "bias" not in local and "Norm" not in type(module).__name__
 
 
-def _held(path: str, module: nn.Module, local: str, parameter: Tensor, block: str, tower: str) -> list[Matrix]:
+def _held(
+    path: str, module: nn.Module, local: str, parameter: Tensor, place: Location, component: str
+) -> Iterator[Matrix]:
     """The matrices that a parameter holds."""
     where = f"{path}.{local}"
+    transposed = not isinstance(module, nn.Linear) and bool(_transposed(module, parameter))
+    fused = parameter.ndim == 3 and not isinstance(module, nn.Linear | Conv1D)
+    rows, columns = parameter.shape[:-3:-1] if transposed else parameter.shape[-2:]
     if isinstance(module, nn.Linear):
         rows, columns = module.out_features, module.in_features
-        return [Matrix(name=path, parameter=where, block=block, tower=tower, rows=rows, columns=columns)]
-    transposed = _transposed(module, parameter)
-    columns, rows = parameter.shape[-2:] if transposed else parameter.shape[-1:-3:-1]
-    if parameter.ndim == 2:
-        return [
-            Matrix(name=path, parameter=where, transposed=True, block=block, tower=tower, rows=rows, columns=columns)
-        ]
-    return [
-        Matrix(
-            name=f"{where}[{index}]", parameter=where, index=index, transposed=bool(transposed), block=block, tower=tower,
-            rows=rows, columns=columns,
-        )
-        for index in range(parameter.shape[0])
-    ]  # fmt: skip
+    for index in range(parameter.shape[0]) if fused else [None]:
+        name = path if index is None else f"{where}[{index}]"
+        matrix = Matrix(
+            name=name, parameter=where, index=index, transposed=transposed, tower=place.tower, block=place.block, rows=rows,
+            columns=columns,
+        )  # fmt: skip
+        kind = "experts" if matrix.is_expert else "other"
+        yield replace(matrix, component=component or f"{place.tower}.{kind}")
 
 
 def _transposed(module: nn.Module, parameter: Tensor) -> bool | None:
@@ -159,7 +176,7 @@ def _transposed(module: nn.Module, parameter: Tensor) -> bool | None:
         return None
     if isinstance(getattr(module, "is_transposed", None), bool):  # transformers says it of its experts
         return bool(module.is_transposed)
-    return FUSED_EXPERTS.get(type(module).__name__)
+    return entry(FUSED_EXPERTS, module)
 
 
 def _why_dense(
@@ -187,7 +204,7 @@ def _why_part_is_dense(module: nn.Module, parents: Sequence[tuple[nn.Module, str
         return ADAPTER
     if any(isinstance(one, ParametrizationList) for one in around):
         return REPARAMETRISED
-    opaque = next((OPAQUE[type(one).__name__] for one in around[:2] if type(one).__name__ in OPAQUE), None)
+    opaque = next(filter(None, (entry(OPAQUE, one) for one in around[:2])), None)
     if opaque is None and _is_router(module, parents):
         return ROUTER
     return opaque
@@ -199,9 +216,6 @@ NO_MAP = "no linear map"
 ROUTER = "router: it decides where tokens go"
 MEANT_DENSE = (NO_MAP, ROUTER)
 """How the reasons begin for which nobody expects a weight to be pruned."""
-ROUTERS = re.compile(r"Router|Gating|MoEGate|MoeGate")
-"""Types of modules that send tokens to experts."""
-ROUTER_NAMES = ("router", "shared_expert_gate", "shared_experts_gate")
 
 
 def _is_router(module: nn.Module, parents: Sequence[tuple[nn.Module, str]]) -> bool:
@@ -279,13 +293,15 @@ def choose(
     candidates: Sequence[Matrix],
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    named: Collection[str] = (),
 ) -> tuple[Matrix, ...]:
     """The matrices that are to be pruned.
 
     Args:
         candidates: of one model.
-        include: shell globs over module paths and towers; empty takes everything but the connector.
-        exclude: globs that take away again.
+        include: selectors: shell globs over names, blocks, towers and components. Empty is `*`: everything but connectors.
+        exclude: selectors that take away again.
+        named: towers that have a sparsity of their own; a connector among them is asked for.
 
     Raises:
         PrunusError: a pattern matches nothing, or nothing is left.
@@ -294,28 +310,7 @@ def choose(
         raise PrunusError(
             "model", "no matrices", "it has no transformer block that prunus knows; `prunus inspect` says why"
         )
-    for field, patterns in (("include", include), ("exclude", exclude)):
-        if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
-            raise PrunusError(field, patterns, "give a list of globs, such as ['*.mlp.*', 'vision']")
-        for pattern in patterns:
-            if not any(_matches(matrix, [pattern]) for matrix in candidates):
-                towers = ", ".join(dict.fromkeys(matrix.tower for matrix in candidates))
-                raise PrunusError(
-                    field, pattern, f"it matches no matrix; write paths as {candidates[0].name}, or a tower: {towers}"
-                )
-    chosen = tuple(
-        matrix
-        for matrix in candidates
-        if (_matches(matrix, include) if include else matrix.tower != CONNECTOR) and not _matches(matrix, exclude)
-    )
-    if not chosen:
-        raise PrunusError("exclude", list(exclude), "it leaves no matrix to prune; remove a pattern")
-    return chosen
-
-
-def _matches(matrix: Matrix, patterns: Sequence[str]) -> bool:
-    labels = (matrix.name, matrix.parameter, matrix.tower)  # the index of an expert would read as a set of characters
-    return any(label == p or fnmatch.fnmatchcase(label, p) for p in patterns for label in labels)
+    return select(candidates, include, exclude, "matrix", named)
 
 
 def _parent(model: nn.Module, path: str) -> nn.Module:

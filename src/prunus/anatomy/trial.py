@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunus.anatomy.catalog import Mlp
-
 NEURONS = 5
 """Hidden neurons of the copy: none of the sizes that models have, so that a width written down somewhere shows."""
 
@@ -71,29 +69,28 @@ def keeps_zero(module: nn.Module, path: str) -> bool:
         return bool(activation(torch.zeros(1)).abs().max() == 0)
 
 
-def prove_mlp(module: nn.Module, layout: Mlp) -> None:
-    """Tries whether a module computes exactly the MLP that `layout` describes.
+def prove_mlp(module: nn.Module, up: str, down: str, gate: str | None, activation: str) -> None:
+    """Tries whether a module computes exactly the MLP of its layers at these paths, as `layouts.Mlp` describes it.
 
     Raises:
         MisfitError: it does not, or it cannot be tried.
     """
-    names = [name for name in (layout.up, layout.gate, layout.down) if name is not None]
+    names = tuple(dict.fromkeys(name for name in (up, gate, down) if name is not None))
     layers = {name: linear_at(module, name) for name in names}
     copy = without_hooks(module)
-    activation = getattr(copy, layout.activation or "act_fn", None)
-    if activation is None:
-        raise MisfitError(f"it has no {layout.activation or 'act_fn'}")
+    act = getattr(copy, activation)
     own = sum(1 if layer.bias is None else 2 for layer in layers.values())
     if len(list(module.parameters())) != own or list(module.buffers()):
         raise MisfitError("it has weights besides those of an MLP")
+    neurons = 2 * NEURONS if gate == up else NEURONS
     generator = torch.Generator().manual_seed(0)
     for name, layer in layers.items():
         rows, columns = layer.weight.shape
-        rows, columns = (rows, NEURONS) if name == layout.down else (NEURONS, columns)
+        rows, columns = (rows, NEURONS) if name == down else (neurons, columns)
         weight = torch.randn(rows, columns, generator=generator, dtype=torch.float32) / columns**0.5
         bias = None if layer.bias is None else torch.randn(rows, generator=generator, dtype=torch.float32)
         copy.get_submodule(name).__dict__["_parameters"] = {"weight": weight, "bias": bias}
-    x = torch.randn(2, 3, layers[layout.up].weight.shape[1], generator=generator, dtype=torch.float32)
+    x = torch.randn(2, 3, layers[up].weight.shape[1], generator=generator, dtype=torch.float32)
 
     def apply(name: str, value: Tensor) -> Tensor:
         weights = copy.get_submodule(name)._parameters
@@ -101,9 +98,10 @@ def prove_mlp(module: nn.Module, layout: Mlp) -> None:
 
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            hidden = apply(layout.up, x)
-            hidden = activation(hidden) if layout.gate is None else activation(apply(layout.gate, x)) * hidden
-            expected, found = apply(layout.down, hidden), copy(x)
+            made = apply(up, x)
+            gated, raised = made.chunk(2, -1) if gate == up else (apply(gate, x) if gate else made, made)
+            hidden = act(gated) * raised if gate else act(made)
+            expected, found = apply(down, hidden), copy(x)
             proved = isinstance(found, Tensor) and torch.allclose(found, expected, atol=1e-5)
     except Exception as error:  # a stranger's forward may raise anything
         raise MisfitError(f"a trial run of it failed ({type(error).__name__}: {error})") from None

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from prunus.anatomy.catalog import CATALOG, Layout
+from prunus.anatomy.catalog import layouts_of
+from prunus.anatomy.layouts import Layout, Site, Sites
+from prunus.anatomy.towers import select
 from prunus.errors import PrunusError
 
 
-@dataclass(frozen=True)
-class Site:
-    """One linear layer of a unit. Along the narrowed side its features are ordered (repeats, span, channels)."""
-
-    linear: str
-    """Path relative to the unit's module."""
-    repeats: int
-    """Heads (times three for a fused qkv); 1 in an MLP."""
-    features: int
-    """Parameters per narrowed feature: fan-in plus bias for a producer, fan-out for the consumer."""
-
-
-@dataclass(frozen=True)
-class Unit:
+@dataclass(frozen=True, kw_only=True)
+class Unit(Sites):
     """A structure that can be narrowed: an attention (self or cross) or an MLP, gated or not.
 
     A channel j occupies, in every site, the features {(r, s, j)} for all repeats r and spans s: one head-width index
@@ -34,17 +24,17 @@ class Unit:
     """
 
     name: str
+    """Path of its module, and what its layout adds to that."""
     path: str
+    """Path of its module."""
     kind: str
-    """`attention`, `cross_attention` or `mlp`."""
+    """`attention`, `cross_attention`, `mlp`, or what its layout says."""
     tower: str
+    """The part of the model that processes one modality: `vision`, `text`, `language`, `decoder`, `connector`, …"""
     block: str
     """Path of the transformer layer it belongs to; its own path where it stands outside of any."""
-    channels: int
-    span: int
-    producers: tuple[Site, ...]
-    consumer: Site
     layout: Layout
+    """How its module is laid out."""
     twins: tuple[str, ...] = ()
     """Other modules that hold the very same weights."""
     mirrors: tuple[str, ...] = ()
@@ -66,8 +56,14 @@ class Unit:
         return tuple(f"{self.path}.{site.linear}" for site in (*self.producers, self.consumer))
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """What selectors are held against, from the widest to the narrowest."""
+        return self.tower, self.component, self.block, self.name
+
+    @property
     def is_attention(self) -> bool:
-        return self.kind != "mlp"
+        """Whether its scores are compared with those of attentions, else with those of MLPs."""
+        return self.layout.is_attention
 
     def feature_indices(self, site: Site, kept: Tensor, channels: int | None = None) -> Tensor:
         """Features of `site` that belong to the channels `kept` (sorted, int64), in storage order."""
@@ -107,11 +103,15 @@ class Anatomy:
     def __len__(self) -> int:
         return len(self.units)
 
+    @cached_property
+    def by_name(self) -> dict[str, Unit]:
+        """Name → unit."""
+        return {unit.name: unit for unit in self.units}
+
     def __getitem__(self, name: str) -> Unit:
-        for unit in self.units:
-            if unit.name == name:
-                return unit
-        raise PrunusError("unit", name, f"this {self.model} has no such unit; `prunus inspect` lists them")
+        if name not in self.by_name:
+            raise PrunusError("unit", name, f"this {self.model} has no such unit; `prunus inspect` lists them")
+        return self.by_name[name]
 
     @property
     def towers(self) -> dict[str, tuple[Unit, ...]]:
@@ -127,30 +127,18 @@ class Anatomy:
         """Parameters that would leave if every channel left."""
         return sum(unit.channels * unit.channel_cost for unit in self.units)
 
-    def select(self, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> tuple[Unit, ...]:
-        """Units whose name, tower or component matches a pattern of `include` and none of `exclude` (shell globs).
+    def select(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> tuple[Unit, ...]:
+        """Units that a selector of `include` matches and none of `exclude`: globs over names, blocks, towers and components.
+        Without `include`, and by `*`, all but those of connectors.
 
         Raises:
             PrunusError: a pattern matches nothing, or nothing is left.
         """
-
-        def matches(unit: Unit, patterns: Iterable[str]) -> bool:
-            labels = (unit.name, unit.tower, unit.component)
-            return any(fnmatch.fnmatchcase(label, pattern) for pattern in patterns for label in labels)
-
         if not self.units:
             raise PrunusError(
                 "model", self.model, "it has nothing to prune: no module of a known type; `prunus inspect` says why"
             )
-        for name, patterns in (("include", include), ("exclude", exclude)):
-            for pattern in patterns:
-                if not any(matches(unit, [pattern]) for unit in self.units):
-                    known = ", ".join(self.components)
-                    raise PrunusError(name, pattern, f"it matches no unit; components of this model: {known}")
-        chosen = tuple(unit for unit in self.units if matches(unit, include) and not matches(unit, exclude))
-        if not chosen:
-            raise PrunusError("exclude", list(exclude), "it leaves no unit to prune; remove a pattern")
-        return chosen
+        return select(self.units, include, exclude, "unit")
 
     def __str__(self) -> str:
         lines = [
@@ -184,15 +172,14 @@ def linears(model: nn.Module, unit: Unit, path: str | None = None) -> tuple[tupl
     return tuple((site, root.get_submodule(site.linear)) for site in sites)  # type: ignore[misc]
 
 
-_SUFFIXES = {getattr(layout, "name", "") for layouts in CATALOG.values() for layout in layouts} - {""}
-
-
 def module_of(model: nn.Module, name: str) -> str | None:
     """Path of the module that a unit of this name is read off; None where the model has none."""
     if has_module(model, name):
         return name
     path, _, suffix = name.rpartition(".")
-    return path if suffix in _SUFFIXES and has_module(model, path) else None
+    if not has_module(model, path):
+        return None
+    return path if any(layout.name == suffix for layout in layouts_of(model.get_submodule(path))) else None
 
 
 def has_module(model: nn.Module, path: str) -> bool:

@@ -7,26 +7,28 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
 
 from prunus.checkpoint.checksums import verify, weight_files
 from prunus.checkpoint.described import restore_records
 from prunus.checkpoint.plausible import bounded, check_config, memory, read_config, reason, understood
 from prunus.checkpoint.shards import Shards
 from prunus.errors import PrunusError
+from prunus.extensions import load_installed
 
 
 def load_model(path: str | Path) -> PreTrainedModel:
     """A model from a hub id or folder, by the class its config names, from safetensors, with every weight from its files.
 
     Raises:
-        PrunusError: there is no such model, its class is none of transformers', a weight is missing, or a file is damaged or
+        PrunusError: there is no such model, its class is unknown, a weight is missing, or a file is damaged or
             differs from its checksum.
     """
     config, cls = _config_and_named_class(path)
@@ -133,7 +135,7 @@ def bare_model(path: str) -> PreTrainedModel:
     """A model built from its config alone, without weights; call it under `torch.device("meta")`.
 
     Raises:
-        PrunusError: there is no such config, its class is none of transformers', or it cannot be built.
+        PrunusError: there is no such config, its class is unknown, or it cannot be built.
     """
     return _built(*_config_and_class(path), str(path))
 
@@ -148,12 +150,15 @@ def random_model(config: dict[str, Any]) -> PreTrainedModel:
     if not isinstance(config.get("model_type"), str):
         raise PrunusError(f"{field}.model_type", config.get("model_type"), "name the type of the model, such as blip")
     check_config(config, field)
+    _ask_packages(config)
     with tempfile.TemporaryDirectory() as folder, understood(field, config):
         (Path(folder) / "config.json").write_text(json.dumps(config))
         read = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         cls = _class_of(read)
         if cls is None and read.architectures:
-            raise PrunusError(f"{field}.architectures", read.architectures, "transformers has no such model class")
+            raise PrunusError(
+                f"{field}.architectures", read.architectures, "transformers has no such model class; import what defines it (--import)"
+            )  # fmt: skip
         too_large = f"its weights do not fit into the {memory() >> 30} GB of this machine"
         with torch.device("meta"), bounded(memory() / 4, too_large, field, config["model_type"]):
             _built(read, cls, field)
@@ -170,17 +175,20 @@ def _config_and_named_class(path: str | Path) -> tuple[Any, Any]:
     """The config at a path, and the class that it names.
 
     Raises:
-        PrunusError: there is none, or it is none of transformers'.
+        PrunusError: there is none, or it is unknown.
     """
     config, cls = _config_and_class(path)
     if cls is None:
         name = config.architectures
-        raise PrunusError("model", str(path), f"its config names the class {name}, which transformers does not have")
+        raise PrunusError(
+            "model", str(path), f"its config names the class {name}, which transformers does not have; import what defines it "
+            "(--import)",
+        )  # fmt: skip
     return config, cls
 
 
 def _config_and_class(path: str | Path) -> tuple[Any, Any]:
-    """The config at a path, and the transformers class it names; None if it names none that exists."""
+    """The config at a path, and the class it names; None if it names none that is known."""
     path = Path(path) if os.path.exists(path) else path
     entries: dict[str, Any] = {}
     if isinstance(path, Path):
@@ -189,6 +197,7 @@ def _config_and_class(path: str | Path) -> tuple[Any, Any]:
                 "model", str(path), "the folder has no config.json; give a folder made by save_pretrained"
             )
         entries = read_config(path / "config.json" if path.is_dir() else path)
+    _ask_packages(entries)
     try:
         with understood(str(path), entries, "read the config"):
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -200,8 +209,25 @@ def _config_and_class(path: str | Path) -> tuple[Any, Any]:
     return config, _class_of(config)
 
 
+def _ask_packages(entries: Mapping[str, Any]) -> None:
+    """Lets installed packages define their models, where a config is of a type that is not known yet."""
+    if entries.get("model_type") not in CONFIG_MAPPING:
+        load_installed()
+
+
 def _class_of(config: Any) -> Any:
-    """The class of transformers that a config names; None if there is none of that name."""
+    """The class that a config names: one of transformers, or one of somebody's own that is imported and whose config class
+    is registered (`AutoConfig.register`); None if there is none of that name."""
     name = (config.architectures or [None])[0]
     cls = getattr(transformers, name, None) if isinstance(name, str) else None
-    return cls if isinstance(cls, type) and issubclass(cls, PreTrainedModel) else None
+    if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
+        return cls
+    own = [one for one in _subclasses(PreTrainedModel) if one.__name__ == name and one.config_class is type(config)]
+    first = [one for one in own if not any(other in own for other in one.__mro__[1:])]  # not those of `without_weights`
+    return first[-1] if first else None
+
+
+def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
+    for one in cls.__subclasses__():
+        yield one
+        yield from _subclasses(one)

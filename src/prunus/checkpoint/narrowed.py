@@ -26,7 +26,7 @@ from prunus.errors import PrunusError
 from prunus.plan import DensePart, Plan, SparsityPlan, UnitPlan
 from prunus.plan.record import RECORD, Narrowing, mark, marks, plan_of, recorded, records_of, write_record
 from prunus.refusals import refuse_unusable, unwrapped
-from prunus.structured.gates import remove_gates
+from prunus.structured.gates import fold_gates, remove_gates
 from prunus.structured.retired import retire
 from prunus.structured.surgery import narrow
 from prunus.unstructured import sparsity_of
@@ -40,8 +40,8 @@ def extract(model: Model, plan: Plan, inplace: bool = False) -> Model:
     """The physically smaller model that computes what the masked one does.
 
     Args:
-        model: the model that was searched, with or without its gates. A `torch.compile`, `DistributedDataParallel` or
-            `DataParallel` around it is taken off.
+        model: the model that was searched, with or without its gates: those that are on it become part of the weights. A
+            `torch.compile`, `DistributedDataParallel` or `DataParallel` around it is taken off.
         plan: `Search.plan()`, or any plan for this model. A model that was extracted before is narrowed further; one that
             the plan was applied to already, or that was built from the config of such a model, stays as it is.
         inplace: narrow `model` itself, which saves the memory of a copy. An optimiser over its old weights is refused at
@@ -62,12 +62,13 @@ def extract(model: Model, plan: Plan, inplace: bool = False) -> Model:
         path = module_of(inner, name)
         if path is not None:
             refuse_unusable(inner, path)
-    parts, before = anatomy(inner, plan.mirrors), plan_of(inner)
+    parts, before = anatomy(inner, plan.mirrors or None), plan_of(inner)
     applied = before is not None and plan.units.items() <= before.units.items() and not _fits(plan, parts)
     if not applied:
         plan.check(parts)
     zeros = sparsity_of(inner)
     small: Model = inner if inplace else copy.deepcopy(inner)  # type: ignore[assignment]
+    fold_gates(small)
     remove_gates(small)
     if not applied:
         before_narrowing = list(small.parameters()) if inplace else []
@@ -132,7 +133,7 @@ def _narrow_part(part: PreTrainedModel, record: Narrowing) -> None:
     }
     if not planned:
         return
-    parts = anatomy(part)
+    parts = anatomy(part, {})  # copies are recorded by themselves
     known = {unit.name: unit for unit in parts}
     followers = {twin + unit.name.removeprefix(unit.path) for unit in parts for twin in unit.twins}
     wide: dict[str, UnitPlan] = {}

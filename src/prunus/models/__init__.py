@@ -1,6 +1,7 @@
 """Models that transformers lacks or that no hub is needed for."""
 
-from prunus.models.packaged import bare_blip, small_blip, whiten
+from prunus.models.packaged import DEC, SEP, SPECIAL_TOKENS, bare_blip, small_blip, whiten
 from prunus.models.smollm2 import smollm2
+from prunus.models.warm_blip import warm_blip
 
-__all__ = ["bare_blip", "small_blip", "smollm2", "whiten"]
+__all__ = ["DEC", "SEP", "SPECIAL_TOKENS", "bare_blip", "small_blip", "smollm2", "warm_blip", "whiten"]

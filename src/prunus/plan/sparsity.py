@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from prunus.anatomy import Anatomy, Matrix
+from prunus.anatomy import Anatomy, Matrix, by_name, per_tower
 from prunus.errors import PrunusError
 from prunus.plan.file import PlanFile
-
-LANGUAGE = ("text", "decoder", "joint")
-"""Towers that answer to `language` where a model has no tower of that name."""
 
 
 class MatrixPlan(BaseModel):
@@ -222,66 +218,20 @@ def share(count: int, sparsity: float) -> int:
     return int(count * sparsity + 1e-9)
 
 
-def per_tower(
-    written: Mapping[str, float],
-    towers: Sequence[str],
-    field: str = "sparsity",
-    remedy: str = "no such tower is pruned; towers: {} (the connector only if it is included)",
-) -> dict[str, float]:
-    """Values by the names of a model's own towers, `language` standing for every text tower that has no entry.
+def written_sparsities(written: Mapping[str, float], labels: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Sparsities that somebody wrote for towers, components, blocks and matrices, one per matrix; the narrower name wins.
 
     Args:
-        field, remedy: of the error; the model's towers are put into the remedy.
-
-    Raises:
-        PrunusError: a name is no tower of the model.
-    """
-    resolved: dict[str, float] = {}
-    for name, value in written.items():
-        if name in towers:
-            meant: tuple[str, ...] = (name,)
-        elif name == "language":
-            meant = tuple(tower for tower in towers if tower in LANGUAGE)
-        else:
-            meant = ()
-        if not meant:
-            raise PrunusError(field, name, remedy.format(", ".join(towers)))
-        for tower in meant:
-            if name == tower or tower not in written:
-                resolved[tower] = value
-    return resolved
-
-
-def written_sparsities(written: Mapping[str, float], labels: Mapping[str, tuple[str, str, str]]) -> dict[str, float]:
-    """Sparsities that somebody wrote for towers, blocks and matrices, one per matrix; the narrower name wins.
-
-    Args:
-        written: name or glob → sparsity. Of two that are equally narrow, the later one wins.
-        labels: matrix → (tower, block, matrix).
+        written: selector → sparsity. Of two that are equally narrow, the later one wins.
+        labels: matrix → its labels, the tower first.
 
     Raises:
         PrunusError: a name matches nothing, or a sparsity is not between 0 and 1.
     """
-    towers = tuple(dict.fromkeys(tower for tower, _, _ in labels.values()))
-    found: dict[str, tuple[int, float]] = {}
     for pattern, sparsity in written.items():
         if not 0 <= sparsity <= 1:
             raise PrunusError(f"sparsity.{pattern}", sparsity, "it is a share; take 0 to 1")
-        meant = LANGUAGE if pattern == "language" and pattern not in towers else (pattern,)
-        matched = False
-        for name, names in labels.items():
-            width = max(
-                (i for i, label in enumerate(names) for p in meant if fnmatch.fnmatchcase(label, p)), default=-1
-            )
-            matched = matched or width >= 0
-            if width >= 0 and width >= found.get(name, (-1, 0.0))[0]:
-                found[name] = (width, sparsity)
-        if not matched:
-            example = next(iter(labels.values()))
-            raise PrunusError(
-                "sparsity", pattern, f"it names no tower, block or matrix; towers: {', '.join(towers)}; paths are like {example[1]} and {example[2]}"
-            )  # fmt: skip
-    return {name: sparsity for name, (_, sparsity) in found.items()}
+    return by_name(written, labels)
 
 
 def _sparsity(matrices: Iterable[MatrixPlan]) -> float:

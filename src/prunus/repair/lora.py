@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunus.anatomy import CONNECTOR, Matrix, matrices, sharing
+from prunus.anatomy import CONNECTOR, Matrix, matrices, per_tower, sharing, towers_meant
 from prunus.errors import PrunusError
-from prunus.plan.sparsity import LANGUAGE, per_tower
 from prunus.repair.masks import BitMask, keep_nonzero, unpack
 
 RANKS: dict[str, int] = {"vision": 4, "language": 8, CONNECTOR: 2}
@@ -129,14 +128,10 @@ def adapted(
     """
     towers = tuple(dict.fromkeys(m.tower for m in candidates))
     if isinstance(ranks, int):
-        resolved: dict[str, float] = {m.tower: ranks for m in candidates if m.name in pruned}
+        resolved = {m.tower: ranks for m in candidates if m.name in pruned}
     else:
         standard = dict(ranks) == RANKS
-        present = {
-            name: rank
-            for name, rank in ranks.items()
-            if not standard or name in towers or (name == "language" and not set(LANGUAGE).isdisjoint(towers))
-        }
+        present = {name: rank for name, rank in ranks.items() if not standard or towers_meant(name, towers)}
         resolved = per_tower(present, towers, "rank", "the model has no such tower; towers: {}")
     chosen = [
         (matrix, int(resolved[matrix.tower]))

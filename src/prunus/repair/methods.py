@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from prunus.anatomy import Matrix
 from prunus.repair.distillation import Distillation
-from prunus.repair.lora import RANKS
+from prunus.repair.lora import RANKS, adapted
 from prunus.typed import Typed
 
 Rank = Annotated[int, Field(ge=1, le=4096)]
@@ -20,6 +22,13 @@ class Repair(Typed):
     method: str
     distillation: Distillation | None = None
     """What to learn from the model before it was pruned; None learns from the task alone."""
+
+    def check(self, candidates: Sequence[Matrix], pruned: Collection[str]) -> None:
+        """Says what is impossible for a model of these matrices, of which those named in `pruned` have zeros.
+
+        Raises:
+            PrunusError: see above.
+        """
 
 
 class MaskedFinetune(Repair):
@@ -36,6 +45,9 @@ class LoRA(Repair):
     """Of all pruned towers, or per tower; towers that are not named get no adapters."""
     alpha: float = Field(default=16.0, gt=0, le=1e6)
     """Adapters are multiplied by alpha / rank."""
+
+    def check(self, candidates: Sequence[Matrix], pruned: Collection[str]) -> None:
+        adapted(candidates, pruned, self.rank)
 
 
 class MaskedLoRA(LoRA):

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
 
-from prunus.anatomy import tower_of
+from prunus.anatomy import locate, per_tower
 from prunus.errors import PrunusError
 from prunus.modules import replaced
-from prunus.plan.sparsity import per_tower
 from prunus.storage import write_text
 
 COMPLETE = "complete"
@@ -72,7 +71,8 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
         if self.optimizer is None:
             decayed = set(self.get_decay_parameter_names(self.model))
             groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-            named = [(name, parameter, self._tower(name)) for name, parameter in self.model.named_parameters()]
+            places = locate(self.model)
+            named = [(n, p, places[n.rpartition(".")[0]].tower) for n, p in self.model.named_parameters()]
             towers = tuple(dict.fromkeys(tower for _, _, tower in named))
             rates = per_tower(
                 self.tower_learning_rates, towers, "tower_learning_rates", "the model has no such tower; towers: {}"
@@ -88,9 +88,6 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
                 **options,
             )
         return self.optimizer
-
-    def _tower(self, parameter: str) -> str:
-        return tower_of(self.model, parameter.rpartition(".")[0])
 
 
 class Progress(ProgressCallback):  # type: ignore[misc]

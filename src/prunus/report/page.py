@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 import yaml
 
-from prunus.report.table import HEADER, comparison
+from prunus.report.table import HEADER, Row
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -20,16 +21,14 @@ pre { background: #f5f5f0; padding: 1rem; overflow: auto }
 """
 
 
-def render_page(report: dict[str, Any], outcome: str, plots: dict[str, bytes]) -> str:
-    """HTML of a report; `plots` are embedded."""
+def render_page(report: dict[str, Any], outcome: str, rows: Sequence[Row], plots: dict[str, bytes]) -> str:
+    """HTML of a report and its table; `plots` are embedded."""
     pictures = "".join(
         f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(data).decode()}"></figure>'
         for name, data in plots.items()
     )
     head = "".join(f"<th>{escape(cell)}</th>" for cell in HEADER)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in comparison(report["models"])
-    )
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     batch = report["recipe"]["measure"]["batch_size"]
     return f"""<!doctype html>

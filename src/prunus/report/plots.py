@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from prunus.report.table import PLAIN_METRICS
+from prunus.metric import Metric
 
 
 def plot_retained(retained: dict[str, list[float]]) -> bytes:
@@ -35,10 +35,10 @@ def plot_retained(retained: dict[str, list[float]]) -> bytes:
     return _png(figure)
 
 
-def plot_course(courses: list[dict[str, Any]], headline: str) -> bytes:
-    """Loss, ratio and accuracy over the steps of a run, one after the other."""
+def plot_course(courses: list[dict[str, Any]], headline: str, metric: Metric) -> bytes:
+    """Loss, ratio and headline over the steps of a run, one after the other."""
     figure = Figure(figsize=(8, 6.4), layout="constrained")
-    names = ("training loss", "ratio pruned", headline)
+    names = ("training loss", "ratio pruned", metric.title(headline))
     panels: Any = figure.subplots(3, 1, sharex=True)
     offset = 0
     achieved = 0.0
@@ -62,7 +62,7 @@ def plot_course(courses: list[dict[str, Any]], headline: str) -> bytes:
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
     panels[0].set_yscale("log")
-    for axes in panels[1:] if headline not in PLAIN_METRICS else panels[1:2]:
+    for axes in panels[1:] if metric.unit == "share" else panels[1:2]:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     panels[-1].set_xlabel("step")
     return _png(figure)

@@ -6,12 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prunus.errors import PrunusError
+from prunus.metric import UNDECLARED, Metric
 from prunus.report.page import render_page
 from prunus.report.plots import plot_course, plot_retained
+from prunus.report.table import Row, comparison
 from prunus.storage import write_bytes, write_text
+
+_FIRST = {
+    **dict.fromkeys(("accuracy", "accuracy_yes_no", "accuracy_other"), Metric()),
+    **dict.fromkeys(("perplexity", "loss"), Metric(unit="plain", higher_is_better=False)),
+}
+"""The metrics of 0.1, whose reports do not say what they are."""
 
 
 class Report(BaseModel):
@@ -20,7 +28,9 @@ class Report(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     headline: str
-    """The metric that tables show."""
+    """The metric that plots show."""
+    metrics: dict[str, Metric] = Field(default_factory=lambda: dict(_FIRST))
+    """Unit and direction of every metric."""
     ratio: float
     """Share of the searched units' cost that left with whole channels."""
     sparsity: float = 0.0
@@ -34,6 +44,11 @@ class Report(BaseModel):
     folders: dict[str, str]
     versions: dict[str, str]
     recipe: dict[str, Any]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Dense against compressed: (what, dense, compressed, change)."""
+        return comparison(self.models, self.metrics)
 
     @property
     def outcome(self) -> str:
@@ -63,7 +78,9 @@ def write_report(report: Report, folder: Path) -> None:
     write_text(folder / "report.json", json.dumps(report.model_dump(mode="json"), indent=2) + "\n")
     plots = {"retained.png": plot_retained(report.retained)}
     if any(course["log"] for course in report.courses):
-        plots["course.png"] = plot_course(report.courses, report.headline)
+        plots["course.png"] = plot_course(
+            report.courses, report.headline, report.metrics.get(report.headline, UNDECLARED)
+        )
     for name, picture in plots.items():
         write_bytes(folder / name, picture)
-    write_text(folder / "report.html", render_page(report.model_dump(), report.outcome, plots))
+    write_text(folder / "report.html", render_page(report.model_dump(), report.outcome, report.rows, plots))

@@ -12,9 +12,9 @@ from transformers.trainer_callback import ExportableState
 from prunus.errors import PrunusError
 from prunus.finished import Finished
 from prunus.plan import Plan
+from prunus.structured.method import SearchMethod
 from prunus.structured.preflight import COMPILED, REPLICAS, SHARDED
 from prunus.structured.search import Search
-from prunus.structured.upop import UPop
 
 
 class SearchCallback(Finished, ExportableState):  # type: ignore[misc]
@@ -35,8 +35,8 @@ class SearchCallback(Finished, ExportableState):  # type: ignore[misc]
         PrunusError: when the Trainer is made or begins to train, for settings under which a plan would be wrong.
     """
 
-    def __init__(self, method: UPop, mirrors: Mapping[str, str] | None = None):
-        if not isinstance(method, UPop):
+    def __init__(self, method: SearchMethod, mirrors: Mapping[str, str] | None = None):
+        if not isinstance(method, SearchMethod):
             raise PrunusError(
                 "method", type(method).__name__, "give a search method, such as UPop(ratio=0.5). If the Trainer made this "
                 "callback: leave restore_callback_states_from_checkpoint off, the search resumes without it",

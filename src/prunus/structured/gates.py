@@ -23,11 +23,13 @@ class GateHook:
     Attributes:
         feature_gate: (features,), None while every gate is one.
         is_saved: whether whoever saves the model saves the gates, too.
+        followers: the same layer of momentum copies, which carry no gate of their own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, followers: tuple[nn.Linear, ...] = ()) -> None:
         self.feature_gate: Tensor | None = None
         self.is_saved = False
+        self.followers = followers
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         if self.feature_gate is None:
@@ -41,15 +43,17 @@ class Gates:
     """The gates of a set of units, fp32, one value per channel, all one at first."""
 
     def __init__(self, model: nn.Module, units: Iterable[Unit]):
+        self._model = model
         self.values: dict[str, Tensor] = {}
         self._hooks: dict[str, list[tuple[Site, GateHook]]] = {}
         self._handles = []
         self._units = {unit.name: unit for unit in units}
         for unit in self._units.values():
             hooks = self._hooks[unit.name] = []
+            copies = [linears(model, unit, path) for path in unit.mirrors]
             for path in (unit.path, *unit.twins):
-                for site, linear in linears(model, unit, path)[:-1]:
-                    hook = GateHook()
+                for place, (site, linear) in enumerate(linears(model, unit, path)[:-1]):
+                    hook = GateHook(tuple(copy[place][1] for copy in copies))
                     self._handles.append(linear.register_forward_hook(hook))
                     hooks.append((site, hook))
             device = linears(model, unit)[0][1].weight.device
@@ -65,6 +69,17 @@ class Gates:
             for site, hook in self._hooks[name]:
                 repeated = gate.repeat(unit.span * site.repeats)
                 hook.feature_gate = None if is_open else repeated
+
+    def settle(self, kept: Mapping[str, Tensor]) -> None:
+        """Ends with zeros and ones, the model computing the same: what the gate of a channel that stays is otherwise becomes part
+        of the weights. So neither a checkpoint nor `extract` can lose it.
+
+        Args:
+            kept: unit name → bool (channels,). The gates of all others are shut.
+        """
+        self.set({name: torch.where(kept[name].to(gate.device), gate, 1.0) for name, gate in self.values.items()})
+        fold_gates(self._model)
+        self.set({name: kept[name].float() for name in self.values})
 
     def mark_saved(self, is_saved: bool) -> None:
         """Says whether the gates are saved along with the model, so that nobody need be warned."""
@@ -82,6 +97,25 @@ def gates_of(model: nn.Module) -> Iterator[GateHook]:
     """Every gate on a model."""
     for module in model.modules():
         yield from (hook for hook in module._forward_hooks.values() if isinstance(hook, GateHook))
+
+
+@torch.no_grad()
+def fold_gates(model: nn.Module) -> None:
+    """Makes every gate part of the weights that it multiplies, W_r ← ζ W_r and b_r ← ζ b_r, and opens it: the model computes the same.
+
+    A parameter that several modules share is multiplied once; momentum copies follow their originals.
+    """
+    done: set[int] = set()
+    for module in model.modules():
+        for hook in [hook for hook in module._forward_hooks.values() if isinstance(hook, GateHook)]:
+            gate, hook.feature_gate = hook.feature_gate, None
+            if gate is None:
+                continue
+            for layer in (module, *hook.followers):
+                for parameter in layer.parameters(recurse=False):
+                    if id(parameter) not in done:
+                        done.add(id(parameter))
+                        parameter.mul_(gate.to(parameter.device).view(-1, *[1] * (parameter.ndim - 1)))
 
 
 def warn_of_gates(model: nn.Module) -> None:

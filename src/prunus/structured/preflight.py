@@ -43,11 +43,14 @@ def check_units_are_there(model: nn.Module, parts: Anatomy) -> None:
         raise PrunusError("model", type(model).__name__, f"nothing in it can be pruned: {parts.unmapped[0].reason}")
 
 
-def check_gradients_will_come(model: nn.Module, units: Iterable[Unit]) -> None:
-    """Refuses units whose gate gradient cannot be read: it needs every weight and bias of their producers.
+def check_can_be_read(model: nn.Module, units: Iterable[Unit], by_gradient: bool) -> None:
+    """Refuses units of which a method could not read its evidence: that needs every weight and bias of their producers.
+
+    Args:
+        by_gradient: whether the evidence is the gradient of a gate.
 
     Raises:
-        PrunusError: some of them are frozen, sharded or not in memory.
+        PrunusError: some of them are sharded, not in memory or, if their gradients are needed, frozen.
     """
     frozen: dict[str, str] = {}
     total = 0
@@ -59,7 +62,7 @@ def check_gradients_will_come(model: nn.Module, units: Iterable[Unit]) -> None:
                 reason = unusable(parameter)
                 if reason is not None:
                     raise PrunusError("model", where, reason)
-                if not parameter.requires_grad:
+                if by_gradient and not parameter.requires_grad:
                     frozen.setdefault(unit.name, where)
     if frozen:
         name, where = next(iter(frozen.items()))

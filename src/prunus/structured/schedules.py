@@ -1,10 +1,15 @@
-"""Schedules: the ratio asked for after step t (0-based) of T, as a share of the final ratio."""
+"""How a search approaches its ratio: schedules, the ratio asked for after step t (0-based) of T as a share of the final one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from typing import Literal
+
+from pydantic import Field
+
+from prunus.structured.budget import Ratio
+from prunus.typed import Steps, Typed
 
 ScheduleName = Literal["cosine", "linear", "concave", "sigmoid", "exponential"]
 
@@ -46,3 +51,38 @@ SCHEDULES: dict[ScheduleName, Callable[[int, int], float]] = {
     "sigmoid": sigmoid,
     "exponential": exponential,
 }
+
+
+class Progress(Typed):
+    """When a search renews its masks, and at which ratio. Mixed into a search method, before `SearchMethod`.
+
+    Raises:
+        PrunusError: a field is out of range or unknown.
+    """
+
+    ratio: Ratio
+    """The ratio at the end, p."""
+    schedule: ScheduleName = "cosine"
+    """How p_t grows to p."""
+    interval: Steps | None = None
+    """Steps between updates. None: the steps that one percent of compression takes."""
+    hold: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps, at the end, that train at the final gates."""
+
+    def search_steps(self, total_steps: int) -> int:
+        """Steps until the final ratio is reached, T; the rest is the hold phase."""
+        return max(1, round(total_steps * (1 - self.hold)))
+
+    def update_interval(self, total_steps: int) -> int:
+        """Steps between updates."""
+        return self.interval or max(1, round(self.search_steps(total_steps) * 0.01 / self.ratio))
+
+    def is_update(self, t: int, total_steps: int) -> bool:
+        """Whether the masks are renewed after step t (0-based)."""
+        steps = self.search_steps(total_steps)
+        return t == steps - 1 or (t < steps and (t + 1) % self.update_interval(total_steps) == 0)
+
+    def ratio_at(self, t: int, total_steps: int) -> float:
+        """p_t, the ratio asked for after step t (0-based)."""
+        steps = self.search_steps(total_steps)
+        return self.ratio if t >= steps - 1 else self.ratio * min(1.0, SCHEDULES[self.schedule](t, steps))

@@ -18,16 +18,16 @@ from prunus.errors import PrunusError
 from prunus.plan import Plan
 from prunus.storage import write_bytes
 from prunus.structured.gates import Gates
-from prunus.structured.preflight import check_gradients_will_come, check_units_are_there, has_adapters, searchable
-from prunus.structured.scores import gate_gradient
-from prunus.structured.upop import UPop
+from prunus.structured.method import SearchMethod
+from prunus.structured.preflight import check_can_be_read, check_units_are_there, has_adapters, searchable
 
 
 class Search:
     """A structured search over a model that somebody else trains.
 
     Call `step()` once per optimiser step, after `backward` (and any all-reduce) and before gradients are clipped or
-    applied. The model's weights are only read; the gates are forward hooks, which `close()` takes off.
+    applied. The gates are forward hooks, which `close()` takes off. The model's weights are only read, but for the last step
+    of the search: where a method leaves a gate between zero and one (or beyond), it becomes part of the weights then.
 
     Args:
         model: the model, on its training devices. A DistributedDataParallel around it is looked through.
@@ -48,10 +48,12 @@ class Search:
         >>> small = extract(model, search.plan())  # doctest: +SKIP
     """
 
-    def __init__(self, model: nn.Module, method: UPop, total_steps: int, mirrors: Mapping[str, str] | None = None):
+    def __init__(
+        self, model: nn.Module, method: SearchMethod, total_steps: int, mirrors: Mapping[str, str] | None = None
+    ):
         if not isinstance(total_steps, int) or total_steps < 1:
             raise PrunusError("total_steps", total_steps, "give the number of optimiser steps, at least one")
-        if not isinstance(method, UPop):
+        if not isinstance(method, SearchMethod):
             raise PrunusError("method", type(method).__name__, "give a search method, such as UPop(ratio=0.5)")
         self.model, self.method, self.total_steps = searchable(model), method, total_steps
         self.anatomy = anatomy(self.model, mirrors)
@@ -59,17 +61,17 @@ class Search:
         self.units = self.anatomy.select(method.include, method.exclude)
         method.check(self.units)
         if not has_adapters(self.model):  # which may still be merged or taken off; the first step asks again
-            check_gradients_will_come(self.model, self.units)
-        nothing = {unit.name: torch.zeros(unit.channels, device="cpu") for unit in self.units}
-        method.masks(nothing, self.units, method.ratio)  # an impossible ratio fails here, not after hours
+            check_can_be_read(self.model, self.units, method.reads_gradients)
         self.gates = Gates(self.model, self.units)
-        device = self.gates.values[self.units[0].name].device
-        self.scores = {unit.name: torch.zeros(unit.channels, dtype=torch.float32, device=device) for unit in self.units}
-        """G, on one device, wherever the units lie."""
-        self.masks = {name: torch.ones_like(score, dtype=torch.bool) for name, score in self.scores.items()}
+        self._device = self.gates.values[self.units[0].name].device
+        """Where everything lies that is compared, wherever the units do."""
+        opened = {unit.name: torch.ones(unit.channels, dtype=torch.float32, device=self._device) for unit in self.units}
+        self.method_state = method.begin(opened)
+        """The state of the method: kind → unit → tensor."""
+        self.masks = {name: torch.ones_like(gate, dtype=torch.bool) for name, gate in opened.items()}
         self.steps_done = 0
         self.course: list[tuple[int, float, float]] = []
-        """(step, ratio asked for, ratio achieved), one row per update."""
+        """(step, ratio asked for, ratio achieved), one row per decision."""
 
     @property
     def ratio(self) -> float:
@@ -92,43 +94,52 @@ class Search:
         """
         if not 0 < grad_scale < math.inf:
             raise PrunusError("grad_scale", grad_scale, "give the factor by which the gradients are too large")
-        t = self.steps_done
+        t, needed = self.steps_done, self.method.search_steps(self.total_steps)
         if t >= self.total_steps:
             raise PrunusError("total_steps", self.total_steps, "the search is over; make a new one to go on")
-        if t == 0 or self.method.is_update(t, self.total_steps):
-            check_gradients_will_come(self.model, self.units)
-        if t < self.method.search_steps(self.total_steps):
-            found = self._gradients(grad_scale * _scale_left(scaler), skips=scaler is not None and scaler.is_enabled())
-            if found is not None:
-                self.method.accumulate(self.scores, found, self.units)
-        if self.method.is_update(t, self.total_steps):
-            self._update(t)
+        if t == 0:
+            check_can_be_read(self.model, self.units, self.method.reads_gradients)
+        if t < needed:
+            if self.method.reads(t, self.total_steps):
+                found = self._evidence(
+                    grad_scale * _scale_left(scaler), skips=scaler is not None and scaler.is_enabled()
+                )
+                if found is not None:
+                    self.method.observe(self.method_state, found, self.units)
+            self._decide(t, is_last=t + 1 == needed)
         self.steps_done += 1
 
-    def _update(self, t: int) -> None:
-        if not any(score.any() for score in self.scores.values()):
-            if t + 1 < self.method.search_steps(self.total_steps):
-                return
-            raise PrunusError("gradient", "zero", "it was zero or not finite at every step; look at the loss")
-        asked = self.method.ratio_at(t, self.total_steps)
-        self.masks = self.method.masks(self.scores, self.units, asked)
-        self.gates.set(self.method.gates(self.masks, asked))
-        self.course.append((t + 1, asked, self.ratio))
+    def _decide(self, t: int, is_last: bool) -> None:
+        decision = self.method.decide(self.method_state, t, self.total_steps, self.units)
+        if decision is not None:
+            check_can_be_read(self.model, self.units, self.method.reads_gradients)
+            decision.check(self.method.method, self.units)
+            self.masks = dict(decision.kept)
+            self.gates.set(decision.gates)
+            self.course.append((t + 1, decision.asked, self.ratio))
+        if is_last:
+            if not self.course:
+                raise PrunusError("method", self.method.method, "it has decided nothing by the last step of the search")
+            self.gates.settle(self.masks)
 
-    def _gradients(self, scale: float, skips: bool) -> dict[str, Tensor] | None:
-        """∂L/∂ζ of every unit, zero where the loss does not depend on it; None for a step that will be skipped."""
-        came = {
-            unit.name: gate_gradient(self.model, unit, self.gates.values[unit.name].to(self.scores[unit.name].device))
+    def _evidence(self, scale: float, skips: bool) -> dict[str, Tensor] | None:
+        """What the method reads of every unit; None for a step that will be skipped."""
+        read = {
+            unit.name: self.method.evidence(self.model, unit, self.gates.values[unit.name].to(self._device))
             for unit in self.units
         }
-        if all(gradient is None for gradient in came.values()):
+        found = {
+            name: torch.zeros_like(self.masks[name], dtype=torch.float32) if value is None else value.to(self._device)
+            for name, value in read.items()
+        }
+        if not self.method.reads_gradients:
+            return found
+        if all(gradient is None for gradient in read.values()):
+            check_can_be_read(self.model, self.units, by_gradient=True)
             raise PrunusError(
                 "gradient", "none", "no unit has one; call step after backward, before gradients are set to zero"
             )
-        found = {
-            name: torch.zeros_like(self.scores[name]) if gradient is None else gradient / scale
-            for name, gradient in came.items()
-        }
+        found = {name: gradient / scale for name, gradient in found.items()}
         if not torch.stack([gradient.sum() for gradient in found.values()]).isfinite().all():
             if skips:
                 return None
@@ -172,11 +183,11 @@ class Search:
 
     def state(self) -> bytes:
         """The state of the search, in the format of safetensors."""
-        tensors: dict[str, Tensor] = {}
-        for name in self.scores:
-            tensors[f"score/{name}"] = self.scores[name].cpu()
-            tensors[f"gate/{name}"] = self.gates.values[name].cpu()
-            tensors[f"mask/{name}"] = self.masks[name].cpu()
+        tensors = {
+            f"{kind}/{name}": tensor.to("cpu", copy=True).contiguous()
+            for kind, units in self._all_kinds().items()
+            for name, tensor in units.items()
+        }
         course = torch.tensor(self.course, dtype=torch.float64).reshape(-1, 3)
         about = {
             "method": self.method.model_dump_json(),
@@ -203,19 +214,29 @@ class Search:
             steps_done = int(about["steps_done"])
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise PrunusError("search state", source, f"it is damaged ({error})") from None
-        ours = (self.method.model_dump_json(), str(self.total_steps))
-        theirs = (about.get("method"), about.get("total_steps"))
-        if ours != theirs:
+        if not self._is_ours(about.get("method")) or about.get("total_steps") != str(self.total_steps):
+            ours = (self.method.model_dump_json(), str(self.total_steps))
+            theirs = (about.get("method"), about.get("total_steps"))
             raise PrunusError("search state", source, f"it was saved by another search: {theirs}, not {ours}")
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items() if key != "course"}
-        kinds = ("score", "gate", "mask")
-        if shapes != {f"{kind}/{name}": tuple(score.shape) for name, score in self.scores.items() for kind in kinds}:
+        kinds = self._all_kinds()
+        if shapes != {f"{kind}/{name}": tuple(t.shape) for kind, units in kinds.items() for name, t in units.items()}:
             raise PrunusError("search state", source, "it was saved for another model: the units differ")
-        for name, score in self.scores.items():
-            self.scores[name] = tensors[f"score/{name}"].to(score.device)
-            self.masks[name] = tensors[f"mask/{name}"].to(score.device)
-        self.gates.set({name: tensors[f"gate/{name}"] for name in self.scores})
-        self.course, self.steps_done = course, steps_done
+        read = {kind: {name: tensors[f"{kind}/{name}"].to(self._device) for name in kinds[kind]} for kind in kinds}
+        self.gates.set(read.pop("gate"))
+        self.masks = read.pop("mask")
+        self.method_state, self.course, self.steps_done = read, course, steps_done
+
+    def _all_kinds(self) -> dict[str, dict[str, Tensor]]:
+        """Every tensor of the state: kind → unit → tensor."""
+        return {**self.method_state, "gate": self.gates.values, "mask": self.masks}
+
+    def _is_ours(self, written: object) -> bool:
+        """Whether a method, as JSON, is the one of this search. Fields that it had not yet have their defaults."""
+        try:
+            return type(self.method).model_validate_json(str(written)) == self.method
+        except ValueError:
+            return False
 
 
 def _scale_left(scaler: GradScaler | None) -> float:

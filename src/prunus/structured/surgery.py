@@ -6,17 +6,14 @@ channels. The softmax scale of the original width is kept, so the narrowed model
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container
 
 import torch
 from torch import Tensor, nn
 
 from prunus.anatomy import Anatomy, Unit, linears
-from prunus.anatomy.catalog import Attention, FusedAttention
 from prunus.plan import Plan
 from prunus.plan.record import mark
-from prunus.structured.attention import keep_rotation, take_own_forward
 
 _Sliced = dict[int, tuple[Tensor, nn.Parameter]]
 """id of a parameter before → (the parameter, its kept part). Holding the first keeps its id from being reused."""
@@ -48,40 +45,25 @@ def narrow(model: nn.Module, parts: Anatomy, plan: Plan, copies: Container[str] 
 
 
 def _narrow_unit(model: nn.Module, unit: Unit, path: str, kept: Tensor, sliced: _Sliced) -> None:
-    module, layout = model.get_submodule(path), unit.layout
     *producers, consumer = linears(model, unit, path)
-    width = len(kept) * unit.span
-    folds = isinstance(layout, Attention) and layout.scale_follows_width
     for site, linear in producers:
         index = unit.feature_indices(site, kept)
-        is_query = isinstance(layout, Attention) and site.linear == layout.query
-        scale = math.sqrt(len(kept) / unit.channels) if folds and is_query else 1.0
-        linear.weight = _sliced(linear.weight, 0, index, scale, sliced)
+        factor = unit.layout.factor(site.linear, len(kept) / unit.channels)
+        linear.weight = _sliced(linear.weight, 0, index, factor, sliced)
         if linear.bias is not None:
-            linear.bias = _sliced(linear.bias, 0, index, scale, sliced)
+            linear.bias = _sliced(linear.bias, 0, index, factor, sliced)
         linear.out_features = len(index)
     site, linear = consumer
     index = unit.feature_indices(site, kept)
     linear.weight = _sliced(linear.weight, 1, index, 1.0, sliced)
     linear.in_features = len(index)
-
-    if isinstance(layout, Attention):
-        core = module.get_submodule(layout.core)
-        setattr(core, layout.width, width)
-        for total in layout.totals:
-            setattr(core, total, width * unit.consumer.repeats)
-    elif isinstance(layout, FusedAttention):
-        setattr(module, layout.width, width)
-        if layout.own_forward:
-            take_own_forward(module)
-    if isinstance(layout, Attention | FusedAttention) and layout.rotary:
-        keep_rotation(module, torch.cat([kept, kept + unit.channels]))
+    unit.layout.shrink(model.get_submodule(path), kept, unit)
 
 
-def _sliced(parameter: Tensor, side: int, index: Tensor, scale: float, done: _Sliced) -> nn.Parameter:
+def _sliced(parameter: Tensor, side: int, index: Tensor, factor: float, done: _Sliced) -> nn.Parameter:
     """The kept part of a parameter; one that two modules share is cut once and stays shared."""
     if id(parameter) not in done:
         part = parameter.index_select(side, index.to(parameter.device))
-        part = part * scale if scale != 1 else part
+        part = part * factor if factor != 1 else part
         done[id(parameter)] = parameter, nn.Parameter(part, parameter.requires_grad)
     return done[id(parameter)][1]

@@ -1,15 +1,18 @@
-"""Tasks: one file each, with its data, loss and metric."""
+"""Tasks: one file each, with its batches, loss and metrics."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
+from prunus.metric import Metric
 from prunus.tasks.easy_vqa import EasyVQA
 from prunus.tasks.noise import Noise
 from prunus.tasks.task import Task
 from prunus.tasks.text import Text
+from prunus.typed import named
 
-AnyTask = Annotated[EasyVQA | Text | Noise, Field(discriminator="name")]
-"""Every task a recipe can name."""
+if TYPE_CHECKING:
+    AnyTask = Task
+else:
+    AnyTask = named(Task, "name")
+    """Every task a recipe can name: any subclass of `Task` that is imported."""
 
-__all__ = ["AnyTask", "EasyVQA", "Noise", "Task", "Text"]
+__all__ = ["AnyTask", "EasyVQA", "Metric", "Noise", "Task", "Text"]

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset, StackDataset, default_collate
 from transformers import AutoConfig
 
 from prunus.calibration import Batch
 from prunus.checkpoint.plausible import memory, understood
 from prunus.errors import PrunusError
-from prunus.losses import Prediction, own_loss, own_prediction, text_targets
+from prunus.losses import text_targets
+from prunus.metric import Metric
+from prunus.tasks.task import Task
 from prunus.tasks.text import check_length
-from prunus.typed import Seed, Typed
+from prunus.typed import Seed
 
 
-class Noise(Typed):
+class Noise(Task):
     """Random images, words and labels in the shapes that a model's config asks for; its metric is the loss on them.
 
     For images with classes (ViT), images with texts (CLIP, BLIP-2) and texts (T5, decoders). Figures say nothing about a
@@ -37,27 +39,15 @@ class Noise(Typed):
     """Tokens per text."""
     seed: Seed = 0
 
-    @property
-    def headline(self) -> str:
-        return "loss"
-
-    def check(self) -> None:
-        """Needs nothing."""
+    metrics: ClassVar = {"loss": Metric(unit="plain", higher_is_better=False)}
 
     def check_model(self, folder: Path) -> None:
         """Refuses sequences longer than the model's positions, and inputs larger than a quarter of the memory."""
         _ = self.for_model(folder)._inputs
 
-    def for_model(self, folder: Path) -> Noise:
+    def for_model(self, folder: Path) -> Self:
         """The same with the shapes of the model in `folder`, unless another is named."""
         return self if self.config else self.model_copy(update={"config": str(folder)})
-
-    def warm_start(self, **sizes: int) -> Any:
-        raise PrunusError(
-            "model.warm_start", sizes, "the noise task has no model of its own; give model.random or model.path"
-        )
-
-    skeleton = warm_start
 
     @cached_property
     def _inputs(self) -> dict[str, Tensor]:
@@ -113,21 +103,8 @@ class Noise(Typed):
             for start in range(0, count, batch_size)
         ]
 
-    def predict(self, model: nn.Module, batch: Batch) -> Prediction:
-        return own_prediction(model, batch)
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return own_loss(model, batch)
-
     @torch.no_grad()
     def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:
         model.eval()
         batches = self.calibration(limit or self.items, 8)
         return {"loss": sum(float(self.loss(model, batch)) for batch in batches) / len(batches)}
-
-    def example(self, model: Any, batch_size: int) -> Callable[[], object]:
-        (batch,) = self.calibration(min(batch_size, self.items), self.items)
-        return lambda: own_loss(model, batch)
-
-    def save_processor(self, folder: Path) -> None:
-        """There is none."""

@@ -1,65 +1,112 @@
-"""What a task offers to a run: data, a loss, a metric, and an example call to measure."""
+"""What a run needs to know of a task: data, a loss, metrics. Three members are written, the others follow from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from prunus.calibration import Batch
-from prunus.losses import Prediction
+from prunus.batches import for_model
+from prunus.calibration import Batch, spread
+from prunus.errors import PrunusError
+from prunus.losses import Prediction, own_loss, own_prediction
+from prunus.metric import Metric
+from prunus.typed import Typed
 
 
-class Task(Protocol):
-    """A task is a frozen dataclass of settings; nothing is read before a method needs it."""
+class Task(Typed):
+    """Base of every task: settings as frozen data, of which nothing is read before a method needs it.
 
-    @property
-    def name(self) -> str:
-        """What recipes call it."""
+    A task of one's own is a subclass with a `name` that has a default, its `metrics`, and `train_data`, `collate` and
+    `evaluate`. It is known to recipes and to the command line once its module is imported.
+    """
+
+    name: str
+    """What recipes call it."""
+    metrics: ClassVar[Mapping[str, Metric]] = {}
+    """What `evaluate` returns, by name. The first is the headline."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        lacking = sorted(cls.__abstractmethods__) or ([] if cls.metrics else ["metrics"])
+        if lacking and isinstance(cls.model_fields["name"].default, str):  # without a name it is a base of others
+            raise PrunusError("task", cls.__name__, f"it has a name, so write what it lacks: {', '.join(lacking)}")
 
     @property
     def headline(self) -> str:
-        """The metric that tables and plots show."""
+        """The metric that plots show, and that is measured along the way."""
+        return next(iter(self.metrics))
+
+    @abstractmethod
+    def train_data(self) -> Dataset[Any]:
+        """Training items, by index, and how many; the same at every call, so that a resumed run sees what it saw."""
+
+    @abstractmethod
+    def collate(self, items: Sequence[Any]) -> Batch:
+        """A batch of items, which `loss` and `predict` take."""
+
+    @abstractmethod
+    def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:
+        """The metrics on the evaluation split, or on its first `limit` items.
+
+        Args:
+            model: in any mode; it is put into that of evaluation.
+            limit: None takes all items.
+            progress: whether to show a bar.
+        """
+
+    def predict(self, model: nn.Module, batch: Batch) -> Prediction:
+        """The training loss with the logits behind it, for distillation: by default the model's own."""
+        return own_prediction(model, batch)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The training loss, a scalar: that of `predict` where a task has its own, else the model's."""
+        if type(self).predict is not Task.predict:
+            return self.predict(model, batch).loss
+        return own_loss(model, batch)
+
+    def calibration(self, samples: int, batch_size: int) -> list[Batch]:
+        """Training inputs that the model takes as `model(**batch)`, for pruners: items spread evenly, the same at every
+        call.
+
+        Raises:
+            PrunusError: there are fewer items.
+        """
+        data: Any = self.train_data()
+        places = spread(torch.arange(len(data)), samples)
+        return [self.collate([data[place] for place in part.tolist()]) for part in torch.split(places, batch_size)]
+
+    def example(self, model: Any, batch_size: int) -> Callable[[], object]:
+        """One inference call on so many inputs, for measuring: by default a forward pass over training items."""
+        data: Any = self.train_data()
+        batch = for_model(self.collate([data[place % len(data)] for place in range(batch_size)]), model)
+        return lambda: model(**batch)
 
     def check(self) -> None:
         """Fails early, with a `PrunusError`, where data or packages are missing."""
 
-    def for_model(self, folder: Path) -> Task:
-        """The task as a saved model needs it, such as with the model's own tokenizer."""
+    def for_model(self, folder: Path) -> Self:
+        """The task as the model in `folder` needs it, such as with the model's own tokenizer."""
+        return self
 
     def check_model(self, folder: Path) -> None:
         """Fails early, with a `PrunusError`, where the model in `folder` cannot take the task's data."""
 
-    def skeleton(self, **sizes: int) -> PreTrainedModel:
-        """The model of `warm_start`, built on the current device without reading or training anything."""
+    def save_processor(self, folder: Path) -> None:
+        """Puts beside a checkpoint what turns raw inputs into tensors."""
 
     def warm_start(self, **sizes: int) -> PreTrainedModel:
         """A model for this task that needs no hub, to be trained on the spot."""
+        raise PrunusError(
+            "model.warm_start", sizes, f"the {self.name} task has no model of its own; give model.path, or model.random"
+        )
 
-    def train_data(self) -> Dataset[Any]:
-        """Training items, by index; deterministic, so that a resumed run sees the same."""
-
-    def collate(self, items: Sequence[Any]) -> Batch:
-        """A batch of items."""
-
-    def calibration(self, samples: int, batch_size: int) -> list[Batch]:
-        """Training inputs that the model takes as `model(**batch)`, for pruners; the same at every call."""
-
-    def predict(self, model: nn.Module, batch: Batch) -> Prediction:
-        """The training loss, with the logits behind it."""
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The training loss, a scalar."""
-
-    def evaluate(self, model: PreTrainedModel, limit: int | None = None, progress: bool = True) -> dict[str, float]:
-        """Metrics on the evaluation split, or on its first `limit` items."""
-
-    def example(self, model: PreTrainedModel, batch_size: int) -> Callable[[], object]:
-        """One inference call on `batch_size` real inputs, for measuring."""
-
-    def save_processor(self, folder: Path) -> None:
-        """Puts beside a checkpoint what turns raw inputs into tensors."""
+    def skeleton(self, **sizes: int) -> PreTrainedModel:
+        """The model of `warm_start` on the current device, without reading or training anything."""
+        return self.warm_start(**sizes)

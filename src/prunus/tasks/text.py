@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 from transformers import AutoConfig, AutoTokenizer
@@ -17,12 +17,13 @@ from transformers import AutoConfig, AutoTokenizer
 from prunus.calibration import Batch, spread, text_tokens, text_windows
 from prunus.checkpoint.plausible import understood
 from prunus.errors import PrunusError
-from prunus.losses import Prediction, own_loss, own_prediction
+from prunus.metric import Metric
 from prunus.progress import track
-from prunus.typed import Steps, Typed
+from prunus.tasks.task import Task
+from prunus.typed import Steps
 
 
-class Text(Typed):
+class Text(Task):
     """Next-token prediction on plain text files.
 
     A file is tokenised as one long document, without special tokens, and cut into windows of `length` tokens.
@@ -45,6 +46,8 @@ class Text(Typed):
     bf16: bool = False
     """Evaluate under bf16 autocast; the loss itself is fp32."""
 
+    metrics: ClassVar = {"perplexity": Metric(unit="plain", higher_is_better=False)}
+
     @model_validator(mode="after")
     def _stride_fits(self) -> Text:
         if self.stride is not None and self.stride > self.length:
@@ -52,10 +55,6 @@ class Text(Typed):
                 "stride", self.stride, f"it leaves gaps between windows of {self.length} tokens; take at most that"
             )
         return self
-
-    @property
-    def headline(self) -> str:
-        return "perplexity"
 
     def check(self) -> None:
         for field, path in (("evaluation", self.evaluation), ("training", self.training)):
@@ -77,14 +76,7 @@ class Text(Typed):
             )
         check_length(config, self.length, int(task._evaluation.max()))
 
-    def warm_start(self, **sizes: int) -> Any:
-        raise PrunusError(
-            "model.warm_start", sizes, "the text task trains no model of its own; give model.path or model.packaged"
-        )
-
-    skeleton = warm_start
-
-    def for_model(self, folder: Path) -> Text:
+    def for_model(self, folder: Path) -> Self:
         """The same with the tokenizer of the model in `folder`, unless another is named."""
         return self if self.tokenizer else self.model_copy(update={"tokenizer": str(folder)})
 
@@ -112,12 +104,6 @@ class Text(Typed):
     def calibration(self, samples: int, batch_size: int) -> list[Batch]:
         """Windows spread evenly over the training text, without labels."""
         return [{"input_ids": ids} for ids in torch.split(spread(self._windows, samples), batch_size)]
-
-    def predict(self, model: nn.Module, batch: Batch) -> Prediction:
-        return own_prediction(model, batch)
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return own_loss(model, batch)
 
     @torch.no_grad()
     def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:

@@ -12,7 +12,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from prunus.anatomy import ADAPTER, MEANT_DENSE, Matrix, by_block, choose, survey
+from prunus.anatomy import ADAPTER, MEANT_DENSE, Matrix, Survey, by_block, choose, survey
 from prunus.batches import calls_the_model, checked, input_device
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
@@ -62,9 +62,9 @@ def prune(
         method: `Magnitude`, `Wanda`, `SparseGPT` or `DSnoT`, with its sparsity or pattern.
         batches: calibration data, whatever `call` accepts; all of it is on its way at once.
         plan: how many weights of which matrix go, instead of the method's sparsity.
-        include: shell globs over module paths and towers; by default everything but the connector (which is also
-            taken where the method names a sparsity for it).
-        exclude: globs that take away again.
+        include: selectors: globs over names, blocks, towers and components. By default, and by `*`, everything but connectors
+            (which are also taken where the method names a sparsity for them).
+        exclude: selectors that take away again.
         call: runs a batch; by default `model(**batch)`.
         options: how to walk.
         keep_zeros: whether weights that are zero already stay so, and count as pruned; None is yes for a model that was
@@ -122,9 +122,15 @@ class _Kept(Weights):
 
 
 def settle(
-    model: nn.Module, method: Pruner, plan: SparsityPlan | None, include: Sequence[str], exclude: Sequence[str]
+    model: nn.Module,
+    method: Pruner,
+    plan: SparsityPlan | None,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    found: Survey | None = None,
 ) -> tuple[tuple[Matrix, ...], SparsityPlan]:
-    """Which matrices are pruned and by how much, checked before anything is touched."""
+    """Which matrices are pruned and by how much, checked before anything is touched; `found` is the model's survey, of any
+    type, where it has been made already."""
     expect("method", method, Pruner, "a pruner with its settings, such as prunus.Wanda(sparsity=0.5)")
     expect(
         "plan",
@@ -132,7 +138,7 @@ def settle(
         SparsityPlan | None,
         "a SparsityPlan, as prunus.allocate makes it; of a file: SparsityPlan.load(path)",
     )
-    name, found = type(model).__name__, survey(model, any_type=True)
+    name, found = type(model).__name__, survey(model, any_type=True) if found is None else found
     candidates = found.matrices  # what is quantised, too: it is refused by that name, and not passed over
     if any(part.reason == ADAPTER for part in found.left_dense):
         raise PrunusError(
@@ -150,11 +156,11 @@ def settle(
                 f"{plan.sparsity:.4g}",
                 f"the pattern {method.pattern} prunes the same share of every matrix, so it takes no plan with other shares; use pattern unstructured",
             )
-        chosen = choose(candidates, include or ["*"], exclude)
+        chosen = choose(candidates, include, exclude, plan.towers)
         chosen = tuple(matrix for matrix in chosen if matrix.name in plan.matrices)
     else:
         named = method.target if isinstance(method.target, Mapping) else {}
-        chosen = choose(candidates, include or (["*"] if "connector" in named else ()), exclude)
+        chosen = choose(candidates, include, exclude, named)
         plan = uniform(name, chosen, method.target, method.pattern, method.rounds_by_row)
         chosen = tuple(matrix for matrix in chosen if matrix.name in plan.matrices)
     for matrix in chosen:

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
-from prunus.anatomy import Matrix
+from prunus.anatomy import LANGUAGE, Matrix
 from prunus.errors import PrunusError
 from prunus.modules import replaced
-from prunus.plan.sparsity import LANGUAGE
 from prunus.unstructured.products import Products
 from prunus.unstructured.statistics import InputStatistics, Need
 from prunus.unstructured.walk import Stop, Visit

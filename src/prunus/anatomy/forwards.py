@@ -1,8 +1,9 @@
-"""What a narrowed attention needs beside narrow weights: fewer columns of the rotation tables, or a forward that works for any
-head width where the stock one derives its width from the hidden size."""
+"""What a narrowed module needs beside narrow weights: fewer columns of the rotation tables, or a forward that works for any
+width where the stock one derives its width from something else."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 
 def fused_attention(module: Any, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """Self-attention of a fused-qkv module (BLIP, BLIP-2 and InstructBLIP vision), for any head width.
+    """Self-attention of a module with a fused qkv, (3, heads, width), for any head width.
 
     Args:
         hidden_states: (B, T, D).
@@ -77,33 +78,32 @@ def keep_rotation(module: nn.Module, index: Tensor) -> None:
     module.register_forward_pre_hook(NarrowRotation(index), with_kwargs=True)
 
 
-class NarrowFusedAttention:
-    """Mixed into the class of a narrowed fused-qkv module, in place of a forward that derives its width from others."""
-
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        return fused_attention(self, hidden_states, **kwargs)
+class Narrowed:
+    """Mixed into the class of a narrowed module, in place of a forward that derives its width from others."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (type(self).__mro__[2],), self.__getstate__()
+        own = next(cls for cls in type(self).__mro__ if Narrowed in cls.__bases__)
+        return _unpickled, (own.__bases__[1], vars(own)["forward"]), self.__getstate__()
 
 
-def take_own_forward(module: nn.Module) -> None:
-    """Gives a module the forward that works for any head width. A class and no attribute, so that copies, replicas and
-    pickles of the module compute with their own weights."""
-    if not isinstance(module, NarrowFusedAttention):
-        module.__class__ = _narrow_class(type(module))
+def take_own_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Gives a module a forward that works for any width. A class and no attribute, so that copies, replicas and pickles of
+    the module compute with their own weights."""
+    if not isinstance(module, Narrowed):
+        module.__class__ = _narrow_class(type(module), forward)
 
 
-_NARROW_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+_NARROW_CLASSES: dict[tuple[type[nn.Module], Callable[..., Any]], type[nn.Module]] = {}
 
 
-def _narrow_class(stock: type[nn.Module]) -> type[nn.Module]:
-    if stock not in _NARROW_CLASSES:
+def _narrow_class(stock: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Module]:
+    key = (stock, forward)
+    if key not in _NARROW_CLASSES:
         about = {"__module__": stock.__module__, "__qualname__": stock.__qualname__, "__doc__": stock.__doc__}
-        _NARROW_CLASSES[stock] = type(stock.__name__, (NarrowFusedAttention, stock), about)
-    return _NARROW_CLASSES[stock]
+        _NARROW_CLASSES[key] = type(stock.__name__, (Narrowed, stock), {**about, "forward": forward})
+    return _NARROW_CLASSES[key]
 
 
-def _unpickled(stock: type[nn.Module]) -> nn.Module:
-    narrow = _narrow_class(stock)
+def _unpickled(stock: type[nn.Module], forward: Callable[..., Any]) -> nn.Module:
+    narrow = _narrow_class(stock, forward)
     return narrow.__new__(narrow)

@@ -1,0 +1,218 @@
+"""How a kind of module is laid out: where its channels lie, and what it needs once it is narrow.
+
+A layout names paths within a module of one type, never a model. It is all that `anatomy`, gates and surgery ask of an
+architecture; a layout of another kind is a subclass of `Layout`, and everything else stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from prunus.anatomy.forwards import keep_rotation, take_own_forward
+from prunus.anatomy.trial import MisfitError, keeps_zero, linear_at, prove_mlp
+
+
+@dataclass(frozen=True)
+class Site:
+    """One linear layer of a unit. Along the narrowed side its features are ordered (repeats, span, channels)."""
+
+    linear: str
+    """Path relative to the unit's module."""
+    repeats: int
+    """Heads of an attention's layer (all of q, k and v where they are fused); 1 in an MLP, 2 where up and gate are fused."""
+    features: int
+    """Parameters per narrowed feature: fan-in plus bias for a producer, fan-out for the consumer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sites:
+    """The linear layers of a unit and how its channels lie in them."""
+
+    producers: tuple[Site, ...]
+    """Layers that lose rows."""
+    consumer: Site
+    """The layer that loses columns."""
+    channels: int
+    """Channels of the unit."""
+    span: int = 1
+    """Features of one channel in each repeat: 2 for rotary pairs."""
+
+
+@dataclass(frozen=True)
+class Layout(ABC):
+    """What a module type is to pruning."""
+
+    is_attention: ClassVar[bool]
+    """Whether its scores are compared with those of attentions, else with those of MLPs."""
+    name: str = field(default="", kw_only=True)
+    """What the unit's name adds to the path of its module, where a module holds several units or is a whole block. All
+    named layouts of a type that fit are units; of those without a name, the first that fits."""
+    kind: str = field(default="", kw_only=True)
+    """Second half of the unit's component, such as `cross0`. Empty: said by the module's place in the model."""
+
+    @abstractmethod
+    def sites(self, module: nn.Module) -> Sites:
+        """The layers of a module, and its channels.
+
+        Raises:
+            MisfitError: the layout does not describe the module; the message says why.
+        """
+
+    def factor(self, linear: str, share: float) -> float:
+        """By what a producer's rows are multiplied when this share of the channels stays."""
+        return 1.0
+
+    @abstractmethod
+    def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
+        """Makes a module whose weights are cut compute with them: sizes, forward, rotation.
+
+        Args:
+            kept: channels that stay, sorted, int64, on the CPU.
+            before: what `sites` gave before the cut.
+        """
+
+
+@dataclass(frozen=True)
+class Attention(Layout):
+    """An attention: a channel is one index of the head width, in all heads. Keys and values may have fewer heads than queries.
+
+    One path for `query`, `key` and `value` is one layer for all three, whose rows are whole heads in any order: (3, heads,
+    width), queries before fewer keys and values, or by groups.
+    """
+
+    is_attention: ClassVar[bool] = True
+    query: str
+    """Path of the linear layer that makes the queries."""
+    key: str
+    """The same for the keys."""
+    value: str
+    """The same for the values."""
+    out: str
+    """Path of the output layer."""
+    core: str = field(default="", kw_only=True)
+    """Path of the module that holds the sizes the forward reads."""
+    width: str = field(default="head_dim", kw_only=True)
+    """Attribute of `core`: the head width."""
+    totals: tuple[str, ...] = field(default=(), kw_only=True)
+    """Attributes of `core`: heads × width."""
+    rotary: bool = field(default=False, kw_only=True)
+    """q and k are rotated: channels i and i + width/2 go together, and the rotation tables are narrowed with them."""
+    scale_follows_width: bool = field(default=False, kw_only=True)
+    """The forward divides the logits by sqrt(current width), so surgery folds sqrt(new/old) into the queries."""
+    own_forward: Callable[..., Any] | None = field(default=None, kw_only=True)
+    """A forward for any head width, (module, …), where the stock one derives the width from something else."""
+
+    def sites(self, module: nn.Module) -> Sites:
+        width, span = self._width(module), 2 if self.rotary else 1
+        names = tuple(dict.fromkeys((self.query, self.key, self.value)))
+        rows, columns = linear_at(module, self.query).out_features, linear_at(module, self.out).in_features
+        shared = rows - columns
+        if len(names) > 1 and shared:
+            raise MisfitError("its queries and its output layer disagree on heads × width")
+        if len(names) == 1 and (shared <= 0 or shared % (2 * width) or columns % (shared // 2)):
+            raise MisfitError(
+                f"its fused qkv has {rows} rows: not {columns}, the inputs of its output layer, and keys and values"
+            )
+        for name in names:
+            if linear_at(module, name).out_features % width:
+                raise MisfitError(
+                    f"{name} has {linear_at(module, name).out_features} rows, no multiple of head width {width}"
+                )
+        if self.rotary and width % 2:
+            raise MisfitError(f"its rotary head width {width} is odd")
+        if self.rotary and _rotated_share(module) != 1:
+            raise MisfitError("it rotates a part of each head only")
+        return Sites(
+            producers=tuple(_producer(module, name, linear_at(module, name).out_features // width) for name in names),
+            consumer=_consumer(module, self.out, columns // width), channels=width // span, span=span,
+        )  # fmt: skip
+
+    def factor(self, linear: str, share: float) -> float:
+        return math.sqrt(share) if self.scale_follows_width and linear == self.query else 1.0
+
+    def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
+        core, width = module.get_submodule(self.core), len(kept) * before.span
+        for name, size in {self.width: width, **dict.fromkeys(self.totals, width * before.consumer.repeats)}.items():
+            setattr(core, name, size)
+        if self.own_forward is not None:
+            take_own_forward(module, self.own_forward)
+        if self.rotary:
+            keep_rotation(module, torch.cat([kept, kept + before.channels]))
+
+    def _width(self, module: nn.Module) -> int:
+        try:
+            width = getattr(module.get_submodule(self.core), self.width, None)
+        except AttributeError:
+            raise MisfitError(f"it has no {self.core}") from None
+        if not isinstance(width, int) or width < 1:
+            raise MisfitError(f"it has no head width {self.width}")
+        return width
+
+
+@dataclass(frozen=True)
+class Mlp(Layout):
+    """An MLP: one producer (`up`), or two that are multiplied (`up` and `gate`), and one consumer."""
+
+    is_attention: ClassVar[bool] = False
+    up: str
+    down: str
+    gate: str | None = None
+    """Path of the gate. The path of `up` again: one layer is both, its first half of rows the gate."""
+    activation: str | None = None
+    """Attribute that holds the activation; None where it need not be looked at, since a gate multiplies it."""
+    kind: str = field(default="mlp", kw_only=True)
+
+    def sites(self, module: nn.Module) -> Sites:
+        names = (self.up,) if self.gate is None else tuple(dict.fromkeys((self.gate, self.up)))
+        repeats = 2 if self.gate == self.up else 1
+        producers = tuple(_producer(module, name, repeats) for name in names)
+        consumer = _consumer(module, self.down, 1)
+        channels = linear_at(module, self.down).in_features
+        if any(linear_at(module, name).out_features != repeats * channels for name in names):
+            raise MisfitError("the layers of its MLP disagree on the hidden width")
+        if self.gate is None and self.activation and not keeps_zero(module, self.activation):
+            raise MisfitError(
+                f"its activation {self.activation} does not map 0 to 0, so a pruned neuron would still speak"
+            )
+        return Sites(producers=producers, consumer=consumer, channels=channels)
+
+    def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
+        """Nothing: an MLP reads its width off its layers."""
+
+
+@dataclass(frozen=True)
+class TriedMlp(Mlp):
+    """An MLP of a type that nobody has named: it counts only if a trial run equals the formula."""
+
+    activation: str = "act_fn"
+
+    def resembles(self, module: nn.Module) -> bool:
+        """Whether a module has parts of these names, so that a trial is worth its while."""
+        return {self.up, self.down, self.gate or self.up} <= module._modules.keys() and hasattr(module, self.activation)
+
+    def sites(self, module: nn.Module) -> Sites:
+        prove_mlp(module, self.up, self.down, self.gate, self.activation)
+        return super().sites(module)
+
+
+def _producer(module: nn.Module, path: str, repeats: int) -> Site:
+    """Rows and their biases leave."""
+    linear = linear_at(module, path)
+    return Site(path, repeats, linear.in_features + (linear.bias is not None))
+
+
+def _consumer(module: nn.Module, path: str, repeats: int) -> Site:
+    """Columns leave."""
+    return Site(path, repeats, linear_at(module, path).out_features)
+
+
+def _rotated_share(module: nn.Module) -> float:
+    parameters = getattr(getattr(module, "config", None), "rope_parameters", None) or {}
+    return float(parameters.get("partial_rotary_factor") or 1.0)

@@ -1,0 +1,211 @@
+"""Where the parts of a model lie, and the one language in which they are selected, on both roads.
+
+A selector is a shell glob. It is held against a part's labels, from the widest to the narrowest: its tower (`vision`), its
+component (`vision.attention`, `decoder.mlp`), the path of its block, and its own name. `language` stands for the text towers
+of a model that has no tower of that name, also before a kind (`language.mlp`). `*`, the default, is everything but connectors,
+which are left alone unless they are asked for (`connector`, or a path).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeVar
+
+from torch import nn
+
+from prunus.anatomy.catalog import CONNECTORS, TOWERS
+from prunus.errors import PrunusError
+
+CONNECTOR = "connector"
+"""The tower that is left alone unless it is asked for."""
+LANGUAGE = ("text", "decoder", "joint")
+"""Towers that answer to `language` where a model has no tower of that name."""
+
+EVERYTHING = ("*",)
+"""What is selected where nobody says anything: all but connectors."""
+
+
+class Location(NamedTuple):
+    """Where a module lies."""
+
+    tower: str
+    block: str
+    """Path of the outermost list element around it, which is one transformer layer; its own path outside of any."""
+
+
+class Labelled(Protocol):
+    """What can be selected: a unit or a matrix."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def tower(self) -> str: ...
+    @property
+    def component(self) -> str: ...
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What a selector is held against, from the widest to the narrowest."""
+
+
+PartT = TypeVar("PartT", bound=Labelled)
+ValueT = TypeVar("ValueT")
+
+
+def locate(model: nn.Module) -> dict[str, Location]:
+    """Path of every module → where it lies, in one pass.
+
+    A path belongs to a connector if any of its components says so, else to the tower that its first telling component
+    names, else to the tower that follows from what the model takes in.
+    """
+    modules: dict[str, nn.Module] = {}
+    told: dict[str, str | None] = {}
+    blocks: dict[str, str | None] = {}
+    for path, module in model.named_modules():
+        parent, _, part = path.rpartition(".")
+        modules[path] = module
+        if not path:
+            told[path] = blocks[path] = None
+            continue
+        told[path] = CONNECTOR if part in CONNECTORS else told[parent] or _told(modules[parent], part, module)
+        blocks[path] = blocks[parent] or (path if isinstance(modules[parent], nn.ModuleList) else None)
+    rest = _whole(model) if None in told.values() else ""
+    return {path: Location(told[path] or rest, blocks[path] or path) for path in modules}
+
+
+def _told(parent: nn.Module, part: str, module: nn.Module) -> str | None:
+    """The tower that one component of a path names."""
+    if part in TOWERS or part not in ("encoder", "decoder"):
+        return TOWERS.get(part)
+    if not (hasattr(parent, "encoder") and hasattr(parent, "decoder")):
+        return None
+    if getattr(module, "main_input_name", None) == "pixel_values":
+        return "vision"
+    return "text" if part == "encoder" else "decoder"
+
+
+def _whole(model: nn.Module) -> str:
+    """The tower that a model is as a whole."""
+    modalities = getattr(model, "input_modalities", ())
+    if ("image" in modalities and "text" in modalities) or getattr(model, "main_input_name", None) == "pixel_values":
+        return "joint" if "text" in modalities else "vision"
+    generates = getattr(model, "can_generate", lambda: False)()
+    decodes = generates or getattr(getattr(model, "config", None), "is_decoder", False)
+    causal = decodes or any(getattr(module, "is_causal", False) is True for module in model.modules())
+    return "language" if causal else "text"
+
+
+def select(
+    parts: Sequence[PartT],
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    what: str = "unit",
+    named: Collection[str] = (),
+) -> tuple[PartT, ...]:
+    """The parts that some pattern of `include` matches and none of `exclude`, in their order.
+
+    Args:
+        parts: all of one model, at least one.
+        include: empty is `*`: everything but connectors.
+        what: the parts are called in errors.
+        named: towers that have a value of their own; a connector among them is asked for.
+
+    Raises:
+        PrunusError: a pattern matches nothing, or nothing is left.
+    """
+    towers = dict.fromkeys(part.tower for part in parts)
+    matched: dict[str, set[str]] = {"include": set(), "exclude": set()}
+    for field, patterns in (("include", include or EVERYTHING), ("exclude", exclude)):
+        if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+            raise PrunusError(field, patterns, "give a list of globs, such as ['*.mlp.*', 'vision']")
+        for pattern in patterns:
+            left_alone = {CONNECTOR} - set(named) if field == "include" and pattern in EVERYTHING else ()
+            meant = [part for part in parts if part.tower not in left_alone]
+            hits = {part.name for part in meant if _depth(part.labels, pattern, towers) >= 0}
+            if not hits:
+                components = ", ".join(dict.fromkeys(part.component for part in parts))
+                raise PrunusError(
+                    field, pattern, f"it matches no {what}; write names as {parts[0].name}, a tower ({', '.join(towers)}), or a "
+                    f"component: {components}",
+                )  # fmt: skip
+            matched[field] |= hits
+    left = matched["include"] - matched["exclude"]
+    chosen = tuple(part for part in parts if part.name in left)
+    if not chosen:
+        raise PrunusError("exclude", list(exclude), f"it leaves no {what} to prune; remove a pattern")
+    return chosen
+
+
+def by_name(
+    written: Mapping[str, ValueT], labels: Mapping[str, Sequence[str]], field: str = "sparsity"
+) -> dict[str, ValueT]:
+    """Values that somebody wrote for towers, components, blocks and single parts, one per part that any of them names.
+
+    Args:
+        written: selector → value. The narrower label wins; of two that are equally narrow, the later one.
+        labels: name of a part → its labels, the tower first.
+        field: of the error.
+
+    Raises:
+        PrunusError: a selector matches nothing.
+    """
+    towers = dict.fromkeys(known[0] for known in labels.values())
+    found: dict[str, tuple[int, ValueT]] = {}
+    for pattern, value in written.items():
+        depths = {name: _depth(known, pattern, towers) for name, known in labels.items()}
+        if max(depths.values(), default=-1) < 0:
+            example = next(iter(labels.values()), ("",))
+            raise PrunusError(
+                field, pattern, f"it names no tower, component, block or part; towers: {', '.join(towers)}; names are like "
+                f"{' and '.join(example[1:])}",
+            )  # fmt: skip
+        for name, depth in depths.items():
+            if depth >= 0 and depth >= found.get(name, (-1, value))[0]:
+                found[name] = (depth, value)
+    return {name: value for name, (_, value) in found.items()}
+
+
+def per_tower(
+    written: Mapping[str, ValueT],
+    towers: Collection[str],
+    field: str = "sparsity",
+    remedy: str = "no such tower is pruned; towers: {} (the connector only if it is included)",
+) -> dict[str, ValueT]:
+    """Values by a model's own towers; a tower's own name wins over `language` and globs.
+
+    Args:
+        field, remedy: of the error; the model's towers are put into the remedy.
+
+    Raises:
+        PrunusError: a name is no tower of the model.
+    """
+    resolved: dict[str, ValueT] = {}
+    for name, value in written.items():
+        meant = towers_meant(name, towers)
+        if not meant:
+            raise PrunusError(field, name, remedy.format(", ".join(towers)))
+        resolved |= {tower: value for tower in meant if name == tower or tower not in written}
+    return resolved
+
+
+def towers_meant(name: str, towers: Collection[str]) -> tuple[str, ...]:
+    """The towers of a model that a selector names."""
+    return tuple(tower for tower in towers if _depth((tower,), name, towers) >= 0)
+
+
+def _depth(labels: Sequence[str], pattern: str, towers: Collection[str]) -> int:
+    """Place of the narrowest label that a pattern matches; -1 where it matches none."""
+    patterns = tuple(_meant(pattern, towers))
+    for depth in range(len(labels) - 1, -1, -1):
+        label = labels[depth]
+        # the index of an expert, [3], would read as a set of characters
+        if any(label == one or fnmatch.fnmatchcase(label, one) for one in patterns):
+            return depth
+    return -1
+
+
+def _meant(pattern: str, towers: Collection[str]) -> Iterator[str]:
+    yield pattern
+    head, dot, rest = pattern.partition(".")
+    if head == "language" and "language" not in towers:
+        yield from (f"{tower}{dot}{rest}" for tower in LANGUAGE)

@@ -1,0 +1,7 @@
+"""Evaluation: saved models on tasks, here or in a process of their own."""
+
+from prunus.evaluation.evaluate import Evaluation, evaluate_elsewhere, evaluate_here, read_task
+from prunus.evaluation.fresh import in_fresh_process
+from prunus.evaluation.harness import harness_scores
+
+__all__ = ["Evaluation", "evaluate_elsewhere", "evaluate_here", "harness_scores", "in_fresh_process", "read_task"]

@@ -1,0 +1,77 @@
+"""A saved model on a task: metrics, memory, seconds."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from prunus.batches import default_device
+from prunus.checkpoint import load_model
+from prunus.cost import peak_memory
+from prunus.errors import refusing
+from prunus.evaluation.fresh import in_fresh_process
+from prunus.tasks import AnyTask, Task
+from prunus.typed import Typed, first_problem, places_in
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a process found out about a saved model."""
+
+    metrics: dict[str, float]
+    peak_memory: int
+    """Peak resident bytes of a process that loads the model and runs one batch."""
+    seconds: float
+
+
+def evaluate_here(path: str | Path, task: Task, batch_size: int, limit: int | None = None) -> Evaluation:
+    """Loads a saved model with its stock class and evaluates it, in this process.
+
+    Args:
+        path: folder of the model, or hub id.
+        batch_size: items of the batch that memory is measured with.
+        limit: items of the evaluation split; None takes all.
+
+    Raises:
+        PrunusError: the task has no data, or is not one for this model.
+    """
+    task.check()
+    model, task = load_model(path).eval(), task.for_model(Path(path))
+    task.check()
+    task.check_model(Path(path))
+    with refusing("task", task.name, f"a {type(model).__name__} cannot be evaluated on it, so name another task"):
+        task.example(model, batch_size)()
+        peak = peak_memory()
+        model.to(default_device())
+        start = time.perf_counter()
+        metrics = task.evaluate(model, limit)
+    return Evaluation(metrics, peak, time.perf_counter() - start)
+
+
+def evaluate_elsewhere(path: Path, task: Task, batch_size: int, limit: int | None = None) -> Evaluation:
+    """As `evaluate_here`, in a new process, which proves that the files suffice."""
+    found = in_fresh_process(_evaluate, str(path), task.model_dump_json(), batch_size, limit, imports=places_in(task))
+    return Evaluation(**found)
+
+
+def _evaluate(path: str, settings: str, batch_size: int, limit: int | None) -> dict[str, Any]:
+    return asdict(evaluate_here(path, read_task(settings), batch_size, limit))
+
+
+def read_task(text: str, source: str = "task") -> Task:
+    """A task by its name, or by its settings as JSON; `source` names them in errors.
+
+    Raises:
+        PrunusError: there is no such task, or a setting is wrong.
+    """
+    settings = text if text.lstrip().startswith("{") else json.dumps({"name": text})
+    try:
+        task: Task = TypeAdapter[Task](AnyTask).validate_json(settings)
+    except ValidationError as error:
+        raise first_problem(error, Typed, source) from None
+    return task

@@ -1,0 +1,43 @@
+"""What a figure of merit is: its unit, and which way is better."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from prunus.typed import Typed
+
+
+class Metric(Typed):
+    """How a metric is written and compared.
+
+    >>> Metric().text(0.9865), Metric().change(0.9865, 0.99)
+    ('98.65%', '+0.35 points')
+    >>> cider = Metric(unit="plain")
+    >>> cider.text(1.33), cider.change(1.33, 1.2)
+    ('1.33', '-9.8%')
+    """
+
+    unit: Literal["share", "plain"] = "share"
+    """`share`: of one, written in percent; `plain`: a number, written as it is."""
+    higher_is_better: bool = True
+
+    def text(self, value: float) -> str:
+        """The value in the metric's unit."""
+        return f"{value:.2%}" if self.unit == "share" else f"{value:.2f}"
+
+    def change(self, before: float, after: float) -> str:
+        """From one value to another: of a share in points, of a plain number relative to the first."""
+        return f"{100 * (after - before):+.2f} points" if self.unit == "share" else relative(before, after)
+
+    def title(self, name: str) -> str:
+        """A metric's name for tables and axes; that less is better is said, as it is not what one expects."""
+        return name.replace("_", " ") + ("" if self.higher_is_better else ", lower is better")
+
+
+UNDECLARED = Metric(unit="plain")
+"""Of a metric about which nothing is said."""
+
+
+def relative(before: float, after: float) -> str:
+    """Growth in percent; a dash where there is nothing to compare with."""
+    return f"{(after / before - 1):+.1%}" if before > 0 else "–"

@@ -1,0 +1,49 @@
+"""The dense model that a recipe starts from: given, or made and trained, and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from rich.console import Console
+from transformers import set_seed
+
+from prunus.sources.source import Source
+from prunus.steps import Bench
+from prunus.storage import cache_folder, locked, write_text
+from prunus.tasks import Task
+
+SETTINGS_OF_0_1 = ("path", "packaged", "random", "warm_start")
+
+
+def dense_folder(source: Source, task: Task, seed: int, console: Console) -> Path:
+    """Folder of the dense model: the given one, or a freshly made one, from the cache if it is there."""
+    given = source.folder(cache_folder())
+    if given is not None and not source.train:
+        return given
+    folder = cache_folder() / f"dense-{task.name}-{_key(source, task, seed)}"
+    start = given or folder / "model"
+    bench = Bench(task, seed, folder, current=start, unpruned=start, dense=start)
+    with locked(folder, "cache", wait=True):
+        if bench.output.exists():
+            console.print(f"dense model: cached in {folder}")
+            return bench.output
+        console.rule("dense model")
+        set_seed(seed)
+        model = source.build(task) if given is None else bench.load()
+        course: list[dict[str, float]] = []
+        for phase, training in enumerate(source.train, start=1):
+            title = f"dense {phase}/{len(source.train)}" if len(source.train) > 1 else "dense"
+            course += bench.train(model, training, title, folder=folder / f"phase-{phase}")
+        write_text(folder / "course.json", json.dumps({"log": course}))
+        bench.save(model)
+    return bench.output
+
+
+def _key(source: Source, task: Task, seed: int) -> str:
+    """What tells dense models apart; of sources that 0.1 knew it is what 0.1 wrote, so that its caches are found."""
+    settings = source.model_dump(mode="json")
+    if source.source in SETTINGS_OF_0_1:
+        settings = {**dict.fromkeys(SETTINGS_OF_0_1), **source.model_dump(mode="json", exclude={"source"})}
+    return hashlib.sha256(json.dumps([settings, task.model_dump(mode="json"), seed]).encode()).hexdigest()[:16]

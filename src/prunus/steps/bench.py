@@ -1,0 +1,88 @@
+"""What a step has at hand while it is carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import PreTrainedModel
+
+from prunus.batches import default_device
+from prunus.checkpoint import load_model
+from prunus.checkpoint.checksums import write_checksums
+from prunus.losses import Loss
+from prunus.repair import Training, finetune
+from prunus.storage import new_folder
+from prunus.tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+COURSE_LIMIT = 500
+"""Items of the evaluation split that the metric along the way is measured on."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A task, folders, and how to train and save on this task."""
+
+    task: Task
+    seed: int
+    folder: Path
+    """Of the step, for whatever it keeps: plans, checkpoints."""
+    current: Path
+    """Folder of the model that the step starts from."""
+    unpruned: Path
+    """Folder of the last model before weights were set to zero."""
+    dense: Path
+    """Folder of the model that the recipe starts from."""
+
+    @property
+    def output(self) -> Path:
+        """Folder of the model that the step makes. It is whole or absent."""
+        return self.folder / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of a training, to be gone on with."""
+        return self.folder / "checkpoints"
+
+    @property
+    def device(self) -> torch.device:
+        """Where models run that `train` does not train."""
+        return default_device()
+
+    def load(self) -> PreTrainedModel:
+        """The model that the step starts from, on the CPU."""
+        return load_model(self.current)
+
+    def train(
+        self, model: PreTrainedModel, training: Training, title: str, callbacks: Sequence[TrainerCallback] = (),
+        loss: Loss | None = None, folder: Path | None = None,
+    ) -> list[dict[str, float]]:  # fmt: skip
+        """Trains a model in place, or goes on from the last of its `checkpoints` (or of those in `folder`).
+
+        Args:
+            loss: of a model and a batch; by default the task's.
+
+        Returns:
+            What was logged.
+        """
+        return finetune(
+            model, training, folder or self.checkpoints, self.task.train_data(), self.task.collate, loss or self.task.loss,
+            evaluate=self.headline, callbacks=callbacks, seed=self.seed, title=title,
+        )  # fmt: skip
+
+    def headline(self, model: PreTrainedModel) -> dict[str, float]:
+        """The task's first metric, on a part of the evaluation split."""
+        return {self.task.headline: self.task.evaluate(model, COURSE_LIMIT, progress=False)[self.task.headline]}
+
+    def save(self, model: PreTrainedModel) -> None:
+        """Makes `output` of a model, with what turns raw inputs into its tensors, and checksums."""
+        with new_folder(self.output) as partial:
+            model.save_pretrained(partial)
+            self.task.save_processor(partial)
+            write_checksums(partial)

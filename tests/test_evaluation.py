@@ -1,0 +1,44 @@
+"""Functions in a process of their own."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from prunus import PrunusError
+from prunus.evaluation import in_fresh_process, read_task
+from prunus.tasks import Noise
+
+pytestmark = pytest.mark.long
+
+
+def told(value: int, kind: str) -> object:
+    print("this is not the answer")
+    if kind == "refuse":
+        raise PrunusError("value", value, "take another")
+    if kind == "die":
+        os._exit(3)
+    return {"value": value, "process": os.getpid()}
+
+
+def test_what_a_function_returns_in_another_process() -> None:
+    answer = in_fresh_process(told, 7, "return")
+    assert answer["value"] == 7
+    assert answer["process"] != os.getpid()
+
+
+def test_what_it_refuses_is_refused_here() -> None:
+    with pytest.raises(PrunusError, match="value = 7: take another"):
+        in_fresh_process(told, 7, "refuse")
+    with pytest.raises(PrunusError, match="status 3"):
+        in_fresh_process(told, 7, "die")
+
+
+def test_a_task_is_read_by_name_or_by_settings() -> None:
+    assert read_task("noise") == Noise()
+    assert read_task('{"name": "noise", "items": 4}') == Noise(items=4)
+    with pytest.raises(PrunusError, match=r"--task: \.?name = 'nothing'"):
+        read_task("nothing", "--task")
+    with pytest.raises(PrunusError, match=r"--task: .*items"):
+        read_task('{"name": "noise", "items": "many"}', "--task")

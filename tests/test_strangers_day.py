@@ -1,0 +1,124 @@
+"""A stranger's day: whatever a recipe names can be defined in one file outside of the package, of public names alone.
+
+Every file in `tests/strangers` is used from a recipe, one by one and in this process, and from the command line, all together.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from prunus import PrunusError, load_model, matrices
+from prunus.checkpoint import random_model
+from prunus.cli import app
+from prunus.evaluation import evaluate_here
+from prunus.extensions import load_extension
+from prunus.recipe import dump_recipe, parse_recipe
+from prunus.report import Report
+from prunus.run import run
+
+STRANGERS = Path(__file__).parent / "strangers"
+LLAMA = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 16, "intermediate_size": 24,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 50,
+}  # fmt: skip
+TRAIN = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "save_every": 2}
+PRUNE = {
+    "step": "prune",
+    "method": {"method": "magnitude", "sparsity": 0.5},
+    "calibration": {"samples": 4, "batch_size": 2},
+}
+RECIPE: dict[str, Any] = {
+    "model": {"random": LLAMA},
+    "task": {"name": "noise", "items": 8, "length": 8},
+    "steps": [PRUNE],
+    "measure": {"batch_size": 1, "repeats": 1},
+    "evaluate_limit": 4,
+}
+
+
+def weights(folder: str | Path) -> dict[str, torch.Tensor]:
+    return {name: weight.detach() for name, weight in load_model(folder).named_parameters()}
+
+
+def is_the_mean(place: Path, report: Report) -> None:
+    first, second, mean = (weights(folder) for folder in (place / "a", place / "b", report.folders["dense"]))
+    for name, weight in mean.items():
+        torch.testing.assert_close(weight, (first[name] + second[name]) / 2)
+        assert not torch.equal(first[name], second[name]) or weight.ndim == 1
+
+
+def is_rounded(place: Path, report: Report) -> None:
+    model = load_model(report.folders["compressed"])
+    for matrix in matrices(model):
+        assert max(len(row.unique()) for row in matrix.view(model)) <= 7
+
+
+Check = Callable[[Path, Report], None]
+"""Given the folder with the models `a` and `b`, and what the run found."""
+CASES: dict[str, tuple[dict[str, Any], Check]] = {
+    "own_source": ({"model": {"source": "soup", "folders": ["PLACE/a", "PLACE/b"]}}, is_the_mean),
+    "own_step": ({"steps": [{"step": "round", "bits": 3}]}, is_rounded),
+}
+"""File → what it changes in the recipe, and what must be so after the run. Where all are used together, their steps follow one
+another in this order."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("strangers")
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        random_model(LLAMA).save_pretrained(folder / name)
+    return folder
+
+
+def written(place: Path, output: Path, *changes: dict[str, Any]) -> str:
+    """The recipe with changes, in YAML."""
+    data: dict[str, Any] = {**RECIPE, "output": str(output)}
+    steps = [step for change in changes for step in change.get("steps", ())]
+    for change in changes:
+        data.update(change)
+    return yaml.safe_dump({**data, "steps": steps or RECIPE["steps"]}).replace("PLACE", str(place))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_recipe_names_it(name: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("prunus.report.measured.evaluate_elsewhere", evaluate_here)
+    change, check = CASES[name]
+    load_extension(str(STRANGERS / f"{name}.py"))
+    recipe = parse_recipe(written(place, tmp_path / "run", change), "recipe")
+    assert parse_recipe(dump_recipe(recipe), "again") == recipe
+    check(place, run(recipe))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_one_short_file_of_public_names(name: str) -> None:
+    lines = (STRANGERS / f"{name}.py").read_text().splitlines()
+    assert len(lines) <= 60
+    assert not [line for line in lines if line.startswith(("from prunus", "import prunus")) and " _" in line]
+    rooms = {line.split()[1] for line in lines if line.startswith("from prunus")}
+    assert all(room.count(".") <= 1 for room in rooms), "what a room's face offers"
+
+
+@pytest.mark.long
+def test_the_command_line_imports_them_all(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "recipe.yaml").write_text(written(place, tmp_path / "run", *(change for change, _ in CASES.values())))
+    imports = [word for name in CASES for word in ("--import", str(STRANGERS / f"{name}.py"))]
+    command = [sys.executable, "-m", "prunus", "compress", str(tmp_path / "recipe.yaml"), *imports]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert Report.load(tmp_path / "run").models["compressed"]["metrics"]
+
+
+def test_what_cannot_be_imported_is_said(tmp_path: Path) -> None:
+    with pytest.raises(PrunusError, match=r"import = .*absent\.py.*no such file"):
+        app(["compress", str(tmp_path / "recipe.yaml"), "--import", str(tmp_path / "absent.py")], standalone_mode=False)
