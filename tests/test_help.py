@@ -9,7 +9,11 @@ import pytest
 import prunus
 from prunus.typed import Typed
 
-METHODS = [name for name in prunus.__all__ if isinstance(getattr(prunus, name), type) and issubclass(getattr(prunus, name), Typed)]
+METHODS = [
+    name
+    for name in prunus.__all__
+    if isinstance(getattr(prunus, name), type) and issubclass(getattr(prunus, name), Typed)
+]
 
 
 @pytest.mark.parametrize("name", METHODS)
