@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import json
 import time
 from pathlib import Path
 from types import MethodType
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from benchmarks.anatomy_speed import CONFIGS
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -23,11 +26,10 @@ from transformers import (
     LlamaConfig,
     Phi3Config,
     Phi3ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+import prunus
 from prunus import (
     Magnitude,
     Plan,
@@ -47,7 +49,8 @@ from prunus import (
     prune,
     prune_folder,
 )
-from prunus.anatomy import Attention, Matrix, MisfitError, Mlp, choose, describe, locate, select
+from prunus.anatomy import CATALOG, Attention, Matrix, MisfitError, Mlp, choose, describe, locate, select, survey
+from prunus.checkpoint import bare_model
 from prunus.plan import UnitPlan
 from tests.families import FAMILIES, IMAGE, PATCH, build
 from tests.strangers import own_architecture
@@ -261,16 +264,29 @@ def test_adapted_layers_are_called_by_their_name() -> None:
         assert "lora.layer.Linear" in reasons.pop()
 
 
-def test_a_large_model_is_read_in_seconds() -> None:
-    """An 8 B model of a type that the catalog does not name: sizes must not matter, and only once per layer."""
-    config = Qwen3Config(
-        hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8
-    )
+@pytest.mark.parametrize("name", CONFIGS)
+def test_large_models_are_read_in_seconds(name: str, tmp_path: Path) -> None:
+    """Of types that the catalog names, that are tried, and that stay dense: sizes must not matter, and only once per layer."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS[name]))
     with torch.device("meta"):
-        model = Qwen3ForCausalLM(config)
+        model = bare_model(str(tmp_path / "config.json"))
     start = time.process_time()
-    assert len(anatomy(model)) == 36
+    survey(model, parts=anatomy(model))
     assert time.process_time() - start < 3
+
+
+def test_the_catalog_alone_names_architectures() -> None:
+    """In code, apart from words for people: what makes models and tasks must name some."""
+    families = {key.split(".")[2] for key in CATALOG if key.startswith("transformers")}
+    words = {name.partition(":")[2] for name in CATALOG} | families - {"clip", "opt"}
+    root = Path(prunus.__file__).parent
+    for file in root.rglob("*.py"):
+        if file.relative_to(root).parts[0] in ("models", "tasks", "data", "sources") or file.name == "catalog.py":
+            continue
+        tree = ast.parse(file.read_text())
+        said = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        called = {getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(tree)}
+        assert not words & (said | called), file
 
 
 def test_the_table_names_every_component() -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 from torch import nn
 
-from prunus import PrunusError
+from prunus import Magnitude, PrunusError, prune
 from prunus.anatomy import Anatomy, discover
+from prunus.checkpoint import random_model
 from prunus.cli import main
 from prunus.evaluation import evaluate_here
 from prunus.recipe import Recipe, demo_recipe, dump_recipe, load_recipe, parse_recipe
@@ -143,6 +145,17 @@ def test_checking_a_recipe_reads_the_anatomy_once(readings: list[str]) -> None:
     assert len(readings) == 1
 
 
+@pytest.mark.parametrize("change", [{}, {"steps": [PRUNE], "model": {"train": [TRAIN]}}])
+def test_a_model_that_has_zeros_is_not_trained(change: dict[str, Any], tmp_path: Path) -> None:
+    model = random_model(VIT)
+    prune(model, Magnitude(), [{"pixel_values": torch.randn(1, 3, 28, 28)}])
+    model.save_pretrained(tmp_path)
+    source = {"path": str(tmp_path), **change.get("model", {})}
+    with pytest.raises(PrunusError, match=r"model\.path = .*which training would fill"):
+        check(small(**{**change, "model": source}))
+    check(small(steps=[PRUNE, REPAIR], model={"path": str(tmp_path)}))
+
+
 def test_a_run_is_gone_on_with_from_a_folder_of_0_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readings: list[str]
 ) -> None:
@@ -161,6 +174,7 @@ def test_a_run_is_gone_on_with_from_a_folder_of_0_1(
         (tmp_path / "run" / step / "course.json").unlink()
     again = run(recipe, Console(quiet=True))
     assert [course.get("ratio") for course in again.courses] == [course.get("ratio") for course in report.courses]
+    assert made.read_bytes() == before[0]
 
 
 def test_files_that_are_no_recipes_are_named(tmp_path) -> None:

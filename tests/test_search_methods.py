@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from prunus import Budget, Decision, Plan, PrunusError, Search, SearchCallback, SearchMethod, UPop, anatomy, extract
-from prunus.recipe import SearchStep
+from prunus.steps import SearchStep
 from prunus.structured.gates import Gates, gates_of
 from tests.families import FAMILIES, IMAGE, build
 from tests.strangers.own_search import ByMagnitude
@@ -165,11 +165,11 @@ ANSWERS: list[Decision] = []
 @pytest.mark.parametrize(
     ("kept", "gates", "words"),
     [
-        ({}, {}, "every unit"),
-        ({"mlp": [True, False], "b": [True]}, {"mlp": [1.0, 0.0], "b": [1.0]}, "every unit"),
-        ({"mlp": [True, False]}, {"mlp": [1.0]}, "2 booleans and gates"),
-        ({"mlp": [1.0, 0.0]}, {"mlp": [1.0, 0.0]}, "2 booleans and gates"),
-        ({"mlp": [False, False]}, {"mlp": [0.0, 0.0]}, "no channel of mlp"),
+        ({}, {}, "every channel"),
+        ({"mlp": [True, False], "b": [True]}, {"mlp": [1.0, 0.0], "b": [1.0]}, "every channel"),
+        ({"mlp": [True, False]}, {"mlp": [1.0]}, "every channel"),
+        ({"mlp": [1.0, 0.0]}, {"mlp": [1.0, 0.0]}, "of mlp .* by booleans"),
+        ({"mlp": [False, False]}, {"mlp": [0.0, 0.0]}, "of mlp it must keep a channel"),
     ],
 )
 def test_a_decision_that_does_not_fit_names_the_method(kept: Any, gates: Any, words: str) -> None:

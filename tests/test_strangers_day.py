@@ -5,6 +5,7 @@ Every file in `tests/strangers` is used from a recipe, one by one and in this pr
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from prunus import PrunusError, load_model, matrices
+from prunus import PrunusError, anatomy, load_model, matrices, plan_of
 from prunus.checkpoint import random_model
 from prunus.cli import app
 from prunus.evaluation import evaluate_here
@@ -29,6 +30,7 @@ LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 16, "intermediate_size": 24,
     "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 50,
 }  # fmt: skip
+ORCHARD = {"model_type": "orchard", "architectures": ["OrchardForImageClassification"], "num_labels": 3}
 TRAIN = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "save_every": 2}
 PRUNE = {
     "step": "prune",
@@ -61,10 +63,38 @@ def is_rounded(place: Path, report: Report) -> None:
         assert max(len(row.unique()) for row in matrix.view(model)) <= 7
 
 
+def is_pruned(place: Path, report: Report) -> None:
+    model = load_model(report.folders["compressed"])
+    assert type(model).__name__ == "OrchardForImageClassification"
+    assert {unit.component for unit in anatomy(model)} == {"vision.attention", "vision.mlp"}
+    assert all(0.4 < float((matrix.view(model) == 0).float().mean()) < 0.6 for matrix in matrices(model))
+
+
+def is_narrow(place: Path, report: Report) -> None:
+    plan = plan_of(load_model(report.folders["compressed"]))
+    assert plan is not None
+    parts = anatomy(load_model(report.folders["dense"]))
+    stays = sum(len(plan.kept(unit)) * unit.channel_cost for unit in parts) / parts.prunable
+    assert abs(stays - 0.6) <= max(unit.channel_cost for unit in parts) / parts.prunable
+
+
+def is_in_bits(place: Path, report: Report) -> None:
+    found = report.models["dense"]["metrics"]["bits"]
+    assert found > 1
+    assert report.headline == "bits"
+    assert report.rows[0][:2] == ("bits, lower is better", f"{found:.2f}")
+
+
 Check = Callable[[Path, Report], None]
 """Given the folder with the models `a` and `b`, and what the run found."""
 CASES: dict[str, tuple[dict[str, Any], Check]] = {
+    "own_architecture": ({"model": {"random": ORCHARD}}, is_pruned),
     "own_source": ({"model": {"source": "soup", "folders": ["PLACE/a", "PLACE/b"]}}, is_the_mean),
+    "own_task": ({"task": {"name": "counting", "words": 12}}, is_in_bits),
+    "own_search": (
+        {"steps": [{"step": "search", "method": {"method": "by_magnitude", "ratio": 0.4}, "train": TRAIN}]},
+        is_narrow,
+    ),
     "own_step": ({"steps": [{"step": "round", "bits": 3}]}, is_rounded),
 }
 """File → what it changes in the recipe, and what must be so after the run. Where all are used together, their steps follow one
@@ -117,6 +147,9 @@ def test_the_command_line_imports_them_all(place: Path, tmp_path: Path, monkeypa
     command = [sys.executable, "-m", "prunus", "compress", str(tmp_path / "recipe.yaml"), *imports]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert Report.load(tmp_path / "run").models["compressed"]["metrics"]
+    (tmp_path / "config.json").write_text(json.dumps(ORCHARD))
+    inspect = [sys.executable, "-m", "prunus", "inspect", str(tmp_path / "config.json"), *imports]
+    assert "vision.attention" in subprocess.run(inspect, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def test_what_cannot_be_imported_is_said(tmp_path: Path) -> None:

@@ -445,8 +445,18 @@ def test_given_ratios_must_come_to_the_ratio() -> None:
         for ratio in (0.244, 0.256):
             with pytest.raises(PrunusError, match=r"come to 0\.2500"):
                 Search(model, UPop(ratio=ratio, **given), 2)  # type: ignore[arg-type]
-    with pytest.raises(PrunusError, match="no such unit"):
+    with pytest.raises(PrunusError, match=r"unit_ratios = 'd\.mlp': it names no"):
         Search(model, UPop(ratio=0.5, unit_ratios={"d.mlp": 0.5}), 2)
+
+
+def test_ratios_are_given_to_towers_components_and_globs_and_the_narrower_name_wins() -> None:
+    """.5 of two attentions of 4, .25 of the MLP of 8 and .75 of that of 4: 4 + 2 + 3 of 20 channels."""
+    model = model_of({"attention": 4, "b.attention": 4, "c.mlp": 8, "d.mlp": 4})
+    tower = anatomy(model).units[0].tower
+    given = {"d.mlp": 0.75, f"{tower}.mlp": 0.25, tower: 0.5}
+    search = Search(model, UPop(ratio=9 / 20, cost="channels", unit_ratios=given), 1)
+    feed(search, {unit.name: range(unit.channels) for unit in search.units})
+    assert kept(search) == {"attention": [0, 1], "b.attention": [0, 1], "c.mlp": list(range(6)), "d.mlp": [0]}
 
 
 def test_a_search_has_a_step_at_least_and_an_interval_of_one() -> None:

@@ -93,6 +93,20 @@ def test_a_task_is_whole_when_it_has_a_name() -> None:
             metrics: ClassVar = {}
 
 
+def test_what_is_measured_is_plain_numbers_and_has_the_headline(model: PreTrainedModel) -> None:
+    class Changed(Counting):
+        name: Literal["changed"] = "changed"
+        found: dict[str, Any]
+
+        def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:
+            return self.found
+
+    assert Changed(found={"bits": torch.tensor(1.5)}).measure(model) == {"bits": 1.5}
+    for found, said in (({"bit": 1.0}, "returns bit;"), ({}, "returns nothing;")):
+        with pytest.raises(PrunusError, match=said):
+            Changed(found=found).measure(model)
+
+
 def test_any_task_is_found_by_its_name() -> None:
     adapter: TypeAdapter[Task] = TypeAdapter(AnyTask)
     assert adapter.validate_python({"name": "counting", "words": 5}) == Counting(words=5)
@@ -105,7 +119,8 @@ def test_the_command_line_writes_a_metric_in_its_unit(
     model: PreTrainedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model.save_pretrained(tmp_path)
-    app(["evaluate", str(tmp_path), "--task", "counting", "--limit", "4"], standalone_mode=False)
+    asked = ["--task", "counting", "--import", str(Path(__file__).parent / "strangers/own_task.py"), "--limit", "4"]
+    app(["evaluate", str(tmp_path), *asked], standalone_mode=False)
     bits = Counting().evaluate(model, 4)["bits"]
     assert bits > 1
     assert capsys.readouterr().out.split() == ["bits", f"{bits:.2f}"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prunus import PrunusError
-from prunus.data import COLORS, SHAPES, BalancedQuestions
+from prunus.data import COLORS, SHAPES, balanced
 from prunus.tasks import EasyVQA
 
 pytest.importorskip("easy_vqa", reason="needs the packaged data: pip install 'prunus[demo]'")
@@ -20,7 +20,7 @@ def task() -> EasyVQA:
 
 def test_every_question_is_trained_on_and_items_are_alike(task: EasyVQA) -> None:
     data = task.train_data()
-    seen = {(data._items[index][k]) for index in range(len(data)) for k in range(5)}  # type: ignore[attr-defined,arg-type]
+    seen = {(data.items[index][k]) for index in range(len(data)) for k in range(5)}  # type: ignore[attr-defined,arg-type]
     assert seen == set(range(38_575))
     shapes = {
         tuple((key, tuple(value.shape)) for key, value in task.collate([data[i], data[i + 1]]).items())
@@ -47,8 +47,8 @@ def test_a_towers_depth_is_checked(task: EasyVQA) -> None:
 
 
 def test_the_head_starts_questions_are_balanced(task: EasyVQA) -> None:
-    data = BalancedQuestions(task._train)
-    rows = [task._train.rows[row] for item in data._items for row in item]
+    data = balanced(task._train)
+    rows = [task._train.rows[row] for item in data.items for row in item]
     assert {answer for *_, answer in rows} == {"yes", "no"}
     about_shapes = [answer for _, question, answer in rows if any(shape in question for shape in SHAPES)]
     about_colors = [answer for _, question, answer in rows if any(color in question for color in COLORS)]

@@ -15,9 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prunus.anatomy import LeftDense, anatomy, survey
-from prunus.checkpoint import bare_model, local_folder, plan_of
-from prunus.checkpoint.checksums import verify
-from prunus.checkpoint.zeros import sparsity_in
+from prunus.checkpoint import bare_model, local_folder, plan_of, sparsity_in, verify
 from prunus.errors import PrunusError, shown
 from prunus.evaluation import evaluate_here, harness_scores, read_task
 from prunus.extensions import load_extension
@@ -82,6 +80,7 @@ def inspect(
     model: str,
     units: Annotated[bool, typer.Option("--units", help="List every unit by its name.")] = False,
     verified: Annotated[bool, typer.Option("--verify", help="Compare the weights with their checksums.")] = False,
+    extensions: ImportOption = None,
 ) -> None:
     """What MODEL (hub id, folder or config file) is made of: towers, blocks, units, costs. Of a pruned folder the zeros are
     counted; otherwise no weights are read."""
@@ -162,23 +161,19 @@ def evaluate(
     """Loads MODEL with its stock transformers class and evaluates it on a task."""
     if tasks is not None:
         figures: dict[str, Any] = {"metrics": harness_scores(model, tasks.split(","), limit, batch_size)}
-        lines = [
-            f"{name:<40}{value:>12.4f}" for name, value in figures["metrics"].items()
-        ]  # as the harness writes them
+        texts = [f"{value:.4f}" for value in figures["metrics"].values()]  # as the harness writes them
     else:
         chosen = read_task(task, "--task")
         figures = asdict(evaluate_here(model, chosen, batch_size, limit))
-        lines = [
-            f"{name:<40}{chosen.metrics.get(name, UNDECLARED).text(value):>12}"
-            for name, value in figures["metrics"].items()
-        ]
+        texts = [chosen.metrics.get(name, UNDECLARED).text(value) for name, value in figures["metrics"].items()]
     text = json.dumps(figures)
     if json_path == "-":
         typer.echo(text)
     elif json_path:
         write_text(Path(json_path), text + "\n")
     else:
-        typer.echo("\n".join(lines))
+        for name, value in zip(figures["metrics"], texts, strict=True):
+            typer.echo(f"{name:<40}{value:>12}")
 
 
 @app.command()

@@ -1,14 +1,11 @@
-"""Modules for a while as they are needed: with another forward, in eval mode, without key-value caches; and generators of random numbers."""
+"""Modules for a while as they are needed: with another forward, in eval mode, without key-value caches."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 
@@ -57,10 +54,3 @@ def caches_kept(model: nn.Module) -> Iterator[list[Any]]:
 
 
 MISSING: Any = object()
-
-
-def seed_all(seed: int) -> None:
-    """Seeds the generators of Python, numpy and torch, as `transformers.set_seed` does, which costs the Trainer's import."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 (it is this one that libraries draw from)
-    torch.manual_seed(seed)

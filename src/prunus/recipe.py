@@ -22,7 +22,9 @@ class Measure(Typed):
     """How latency and memory are measured."""
 
     batch_size: int = Field(default=16, ge=1, le=4096)
+    """Items of the batch that is timed and weighed."""
     repeats: int = Field(default=5, ge=1, le=1000)
+    """Timed calls, dense and compressed in turn."""
 
 
 class Recipe(Typed):
@@ -35,11 +37,13 @@ class Recipe(Typed):
     steps: tuple[AnyStep, ...] = Field(min_length=1)
     """What is done to it, in this order."""
     measure: Measure = Measure()
+    """How the result is measured."""
     evaluate_limit: Steps | None = None
     """Items of the evaluation split that final figures use; None uses all."""
     output: Path
     """Folder of the run."""
     seed: Seed = 0
+    """Of all random numbers."""
 
     _model_in_full = field_validator("model", mode="before")(with_tag)
 

@@ -15,7 +15,6 @@ import torch
 from rich.console import Console
 
 from prunus.errors import PrunusError
-from prunus.modules import seed_all
 from prunus.recipe import Recipe, dump_recipe, load_recipe
 from prunus.report import Report, compare, write_report
 from prunus.sources import dense_folder
@@ -107,7 +106,9 @@ def _history(step: Step, bench: Bench, title: str, console: Console) -> dict[str
     file = bench.folder / "course.json"
     if not (bench.output.exists() and file.exists()):
         console.rule(title)
-        seed_all(bench.seed)
+        from transformers import set_seed  # brings peft and quantisers with it, where they are installed
+
+        set_seed(bench.seed)
         write_text(file, json.dumps(step.carry_out(bench)))
     try:
         return dict(json.loads(file.read_bytes()))

@@ -91,11 +91,11 @@ class Attention(Layout):
     query: str
     """Path of the linear layer that makes the queries."""
     key: str
-    """The same for the keys."""
+    """Of the one that makes the keys."""
     value: str
-    """The same for the values."""
+    """Of the one that makes the values."""
     out: str
-    """Path of the output layer."""
+    """Of the output layer."""
     core: str = field(default="", kw_only=True)
     """Path of the module that holds the sizes the forward reads."""
     width: str = field(default="head_dim", kw_only=True)
@@ -129,6 +129,8 @@ class Attention(Layout):
             raise MisfitError(f"its rotary head width {width} is odd")
         if self.rotary and _rotated_share(module) != 1:
             raise MisfitError("it rotates a part of each head only")
+        if self.scale_follows_width and len(names) == 1:
+            raise MisfitError("a scale cannot be folded into the queries alone where they are fused")
         return Sites(
             producers=tuple(_producer(module, name, linear_at(module, name).out_features // width) for name in names),
             consumer=_consumer(module, self.out, columns // width), channels=width // span, span=span,

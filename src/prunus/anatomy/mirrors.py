@@ -15,14 +15,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def mirrored(model: Model, mirrors: Mapping[str, str]) -> Model:
-    """Says once, for whatever is done to the model, which of its modules are momentum copies of others.
+    """Says once, for whatever is done to a model, which of its modules are momentum copies: {path of the copy: path of the
+    original}. Its config says it, too, so that folders need not be told.
 
-    A copy carries no gates, is narrowed with its original, and is left alone by unstructured pruning. The saved config says it,
-    too, so that folders need not be told.
-
-    Args:
-        model: any model; a `transformers` model needs no preparation.
-        mirrors: {path of the copy: path of the original}.
+    A copy carries no gates, is narrowed with its original, and is left alone by unstructured pruning.
 
     Returns:
         The model.

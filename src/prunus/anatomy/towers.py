@@ -9,7 +9,8 @@ which are left alone unless they are asked for (`connector`, or a path).
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from torch import nn
@@ -21,7 +22,6 @@ CONNECTOR = "connector"
 """The tower that is left alone unless it is asked for."""
 LANGUAGE = ("text", "decoder", "joint")
 """Towers that answer to `language` where a model has no tower of that name."""
-
 EVERYTHING = ("*",)
 """What is selected where nobody says anything: all but connectors."""
 
@@ -38,14 +38,8 @@ class Labelled(Protocol):
     """What can be selected: a unit or a matrix."""
 
     @property
-    def name(self) -> str: ...
-    @property
-    def tower(self) -> str: ...
-    @property
-    def component(self) -> str: ...
-    @property
     def labels(self) -> tuple[str, ...]:
-        """What a selector is held against, from the widest to the narrowest."""
+        """Its tower, its component and so on, to its own name: from the widest to the narrowest."""
 
 
 PartT = TypeVar("PartT", bound=Labelled)
@@ -113,27 +107,25 @@ def select(
     Raises:
         PrunusError: a pattern matches nothing, or nothing is left.
     """
-    towers = dict.fromkeys(part.tower for part in parts)
-    matched: dict[str, set[str]] = {"include": set(), "exclude": set()}
+    towers = dict.fromkeys(part.labels[0] for part in parts)
+    matched: dict[str, set[int]] = {"include": set(), "exclude": set()}
     for field, patterns in (("include", include or EVERYTHING), ("exclude", exclude)):
         if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
             raise PrunusError(field, patterns, "give a list of globs, such as ['*.mlp.*', 'vision']")
         for pattern in patterns:
-            left_alone = {CONNECTOR} - set(named) if field == "include" and pattern in EVERYTHING else ()
-            meant = [part for part in parts if part.tower not in left_alone]
-            hits = {part.name for part in meant if _depth(part.labels, pattern, towers) >= 0}
+            alone = field == "include" and pattern in EVERYTHING and CONNECTOR not in named
+            is_meant = _matcher(pattern, towers)
+            hits = {place for place, part in enumerate(parts) if any(map(is_meant, part.labels))}
+            hits -= {place for place in hits if alone and parts[place].labels[0] == CONNECTOR}
             if not hits:
-                components = ", ".join(dict.fromkeys(part.component for part in parts))
-                raise PrunusError(
-                    field, pattern, f"it matches no {what}; write names as {parts[0].name}, a tower ({', '.join(towers)}), or a "
-                    f"component: {components}",
-                )  # fmt: skip
+                components = ", ".join(dict.fromkeys(part.labels[1] for part in parts))
+                like = f"write names as {parts[0].labels[-1]}, or a tower or component: {components}"
+                raise PrunusError(field, pattern, f"it matches no {what}; {like}")
             matched[field] |= hits
     left = matched["include"] - matched["exclude"]
-    chosen = tuple(part for part in parts if part.name in left)
-    if not chosen:
+    if not left:
         raise PrunusError("exclude", list(exclude), f"it leaves no {what} to prune; remove a pattern")
-    return chosen
+    return tuple(parts[place] for place in sorted(left))
 
 
 def by_name(
@@ -152,13 +144,12 @@ def by_name(
     towers = dict.fromkeys(known[0] for known in labels.values())
     found: dict[str, tuple[int, ValueT]] = {}
     for pattern, value in written.items():
-        depths = {name: _depth(known, pattern, towers) for name, known in labels.items()}
+        is_meant = _matcher(pattern, towers)
+        depths = {name: _depth(known, is_meant) for name, known in labels.items()}
         if max(depths.values(), default=-1) < 0:
-            example = next(iter(labels.values()), ("",))
-            raise PrunusError(
-                field, pattern, f"it names no tower, component, block or part; towers: {', '.join(towers)}; names are like "
-                f"{' and '.join(example[1:])}",
-            )  # fmt: skip
+            like = " and ".join(next(iter(labels.values()), ("",))[1:])
+            remedy = f"it names no tower, component, block or part; towers: {', '.join(towers)}; names are like {like}"
+            raise PrunusError(field, pattern, remedy)
         for name, depth in depths.items():
             if depth >= 0 and depth >= found.get(name, (-1, value))[0]:
                 found[name] = (depth, value)
@@ -190,22 +181,18 @@ def per_tower(
 
 def towers_meant(name: str, towers: Collection[str]) -> tuple[str, ...]:
     """The towers of a model that a selector names."""
-    return tuple(tower for tower in towers if _depth((tower,), name, towers) >= 0)
+    return tuple(filter(_matcher(name, towers), towers))
 
 
-def _depth(labels: Sequence[str], pattern: str, towers: Collection[str]) -> int:
-    """Place of the narrowest label that a pattern matches; -1 where it matches none."""
-    patterns = tuple(_meant(pattern, towers))
-    for depth in range(len(labels) - 1, -1, -1):
-        label = labels[depth]
-        # the index of an expert, [3], would read as a set of characters
-        if any(label == one or fnmatch.fnmatchcase(label, one) for one in patterns):
-            return depth
-    return -1
-
-
-def _meant(pattern: str, towers: Collection[str]) -> Iterator[str]:
-    yield pattern
-    head, dot, rest = pattern.partition(".")
+def _matcher(pattern: str, towers: Collection[str]) -> Callable[[str], bool]:
+    """Whether a label is meant. The index of an expert, [3], would read as a set of characters: names are also taken literally."""
+    meant, (head, dot, rest) = {pattern}, pattern.partition(".")
     if head == "language" and "language" not in towers:
-        yield from (f"{tower}{dot}{rest}" for tower in LANGUAGE)
+        meant |= {f"{tower}{dot}{rest}" for tower in LANGUAGE}
+    globs = [re.compile(fnmatch.translate(one)).match for one in meant if set(one) & set("*?[")]
+    return lambda label: label in meant or any(glob(label) for glob in globs)
+
+
+def _depth(labels: Sequence[str], is_meant: Callable[[str], bool]) -> int:
+    """Place of the narrowest label that is meant; -1 where none is."""
+    return next((depth for depth in range(len(labels) - 1, -1, -1) if is_meant(labels[depth])), -1)

@@ -197,9 +197,9 @@ def _config_and_class(path: str | Path) -> tuple[Any, Any]:
                 "model", str(path), "the folder has no config.json; give a folder made by save_pretrained"
             )
         entries = read_config(path / "config.json" if path.is_dir() else path)
-    _ask_packages(entries)
     try:
         with understood(str(path), entries, "read the config"):
+            _ask_packages(entries)
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except PrunusError as error:
         if isinstance(path, Path):

@@ -5,6 +5,7 @@ The pip package `easy-vqa` (MIT) carries 4,000 training and 1,000 test images wi
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import Counter
 from functools import cached_property
@@ -23,6 +24,8 @@ SHAPES = ["circle", "rectangle", "triangle"]
 COLORS = ["black", "blue", "brown", "gray", "green", "red", "teal", "yellow"]
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What DINOv2 was trained with."""
+LIMIT = 8
+"""Repeats of a question at the most, for its answer's sake."""
 
 
 class Questions(Dataset[Any]):
@@ -37,11 +40,12 @@ class Questions(Dataset[Any]):
         self.rows: list[tuple[int, str, str]] = list(zip(images, questions, answers, strict=True))
         """(image, question, answer)."""
         self._paths: dict[int, str] = getattr(self.package(), f"get_{split}_image_paths")()
-        self._image_size, self._questions_per_item = image_size, questions_per_item
+        self.image_size, self.questions_per_item = image_size, questions_per_item
         groups: dict[int, list[int]] = {}
         for row, image in enumerate(images):
             groups.setdefault(image, []).append(row)
-        self._items = [item for rows in groups.values() for item in self.grouped(rows)]
+        self.items = [item for rows in groups.values() for item in self.grouped(rows)]
+        """Rows of every item."""
 
     @staticmethod
     def package() -> Any:
@@ -60,13 +64,13 @@ class Questions(Dataset[Any]):
 
     def grouped(self, rows: list[int]) -> list[list[int]]:
         """Rows of one image, cut into items of equal length."""
-        step = self._questions_per_item
+        step = self.questions_per_item
         return [[rows[(start + offset) % len(rows)] for offset in range(step)] for start in range(0, len(rows), step)]
 
     @cached_property
     def _images(self) -> Tensor:
         """Every image, resized: (images, 3, S, S), uint8."""
-        size = (self._image_size, self._image_size)
+        size = (self.image_size, self.image_size)
         resized = torch.empty((max(self._paths) + 1, 3, *size), dtype=torch.uint8)
         for index, path in track(self._paths.items(), "reading images", total=len(self._paths)):
             with Image.open(path) as image:
@@ -80,14 +84,10 @@ class Questions(Dataset[Any]):
         return (self._images[indices] / 255 - mean) / std
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Tensor, list[str], list[str]]:
-        return self.item(self._items[index])
-
-    def item(self, numbers: list[int]) -> tuple[Tensor, list[str], list[str]]:
-        """The image of these rows, their questions and their answers."""
-        rows = [self.rows[number] for number in numbers]
+        rows = [self.rows[number] for number in self.items[index]]
         image = self.pixels(torch.tensor([rows[0][0]]))[0]
         return image, [question for _, question, _ in rows], [answer for _, _, answer in rows]
 
@@ -112,33 +112,23 @@ class NamedImages(Dataset[Any]):
         return {"pixel_values": self._questions.pixels(torch.tensor([image]))[0], "shape": shape, "color": color}
 
 
-class BalancedQuestions(Dataset[Any]):
-    """The yes/no questions, grouped by image as in `Questions`, repeated until for every wording both answers are
-    about as frequent, and questions about shapes about as frequent as those about colours.
+def balanced(questions: Questions) -> Questions:
+    """The yes/no questions, grouped by image too, repeated until for every wording both answers are about as frequent, and
+    questions about shapes about as frequent as those about colours.
     """
-
-    LIMIT = 8
-    """Repeats of a question at the most, for its answer's sake."""
-
-    def __init__(self, questions: Questions):
-        self._questions = questions
-        counts = Counter((question, answer) for _, question, answer in questions.rows)
-        groups: dict[int, list[int]] = {}
-        for row, (image, question, answer) in enumerate(questions.rows):
-            if answer in ("yes", "no"):
-                other = counts[question, "no" if answer == "yes" else "yes"]
-                repeats = min(self.LIMIT, max(1, round(other / counts[question, answer])))
-                if any(shape in question for shape in SHAPES):
-                    repeats *= 3
-                groups.setdefault(image, []).extend([row] * repeats)
-        shuffle = random.Random(0).shuffle
-        self._items: list[list[int]] = []
-        for rows in groups.values():
-            shuffle(rows)
-            self._items += questions.grouped(rows)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, list[str], list[str]]:
-        return self._questions.item(self._items[index])
+    counts = Counter((question, answer) for _, question, answer in questions.rows)
+    groups: dict[int, list[int]] = {}
+    for row, (image, question, answer) in enumerate(questions.rows):
+        if answer in ("yes", "no"):
+            other = counts[question, "no" if answer == "yes" else "yes"]
+            repeats = min(LIMIT, max(1, round(other / counts[question, answer])))
+            if any(shape in question for shape in SHAPES):
+                repeats *= 3
+            groups.setdefault(image, []).extend([row] * repeats)
+    shuffle = random.Random(0).shuffle
+    chosen = copy.copy(questions)
+    chosen.items = []
+    for rows in groups.values():
+        shuffle(rows)
+        chosen.items += questions.grouped(rows)
+    return chosen

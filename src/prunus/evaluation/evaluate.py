@@ -24,9 +24,11 @@ class Evaluation:
     """What a process found out about a saved model."""
 
     metrics: dict[str, float]
+    """As the task names them."""
     peak_memory: int
     """Peak resident bytes of a process that loads the model and runs one batch."""
     seconds: float
+    """That the metrics took."""
 
 
 def evaluate_here(path: str | Path, task: Task, batch_size: int, limit: int | None = None) -> Evaluation:
@@ -49,7 +51,7 @@ def evaluate_here(path: str | Path, task: Task, batch_size: int, limit: int | No
         peak = peak_memory()
         model.to(default_device())
         start = time.perf_counter()
-        metrics = task.evaluate(model, limit)
+        metrics = task.measure(model, limit)
     return Evaluation(metrics, peak, time.perf_counter() - start)
 
 

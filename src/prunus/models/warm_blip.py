@@ -13,14 +13,13 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 from transformers import BlipForQuestionAnswering
 
-from prunus.data import COLORS, SHAPES, BalancedQuestions, NamedImages, Questions
+from prunus.data import COLORS, SHAPES, NamedImages, Questions, balanced
 from prunus.models.packaged import WIDTH, small_blip, whiten
 from prunus.repair import Training, finetune
 
 
 def warm_blip(
     words: list[str],
-    image_size: int,
     questions: Questions,
     collate: Callable[[Sequence[Any]], dict[str, Any]],
     matching_steps: int,
@@ -34,7 +33,6 @@ def warm_blip(
 
     Args:
         words: the vocabulary.
-        image_size: input side in pixels.
         questions: the training split.
         collate: makes a batch of its items, with answers [DEC] word [SEP] as `labels` (Q, 3).
         matching_steps: of the question encoder.
@@ -43,14 +41,28 @@ def warm_blip(
     Raises:
         PrunusError: a size is out of range, or a package is not installed.
     """
-    model = small_blip(words, image_size, **sizes)
+    model = small_blip(words, questions.image_size, **sizes)
     _head_start(_Namer(model.vision_model), NamedImages(questions), default_collate, 40, 64, 1e-4, "image encoder")
     whiten(model.vision_model, questions.pixels(torch.arange(256)))
     model.vision_model.requires_grad_(False)
     matcher = _Matcher(model, [words.index(name) for name in (*SHAPES, *COLORS)], words.index("yes"))
-    _head_start(matcher, BalancedQuestions(questions), collate, matching_steps, 24, 2e-4, "question encoder")
+    _head_start(matcher, balanced(questions), collate, matching_steps, 24, 2e-4, "question encoder")
     model.vision_model.requires_grad_(True)
     return model
+
+
+def question_states(
+    images: nn.Module, questions: nn.Module, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, image_of_question: Tensor
+) -> Tensor:  # fmt: skip
+    """States of questions about images, (Q, T, width), by BLIP's two encoders; an image is encoded once for all of its questions."""
+    seen = images(pixel_values=pixel_values).last_hidden_state[image_of_question]
+    states: Tensor = questions(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        encoder_hidden_states=seen,
+        encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
+    ).last_hidden_state
+    return states
 
 
 def _head_start(
@@ -96,16 +108,8 @@ class _Matcher(nn.Module):
         self.names: Tensor
         self.register_buffer("names", torch.tensor(names))
 
-    def forward(
-        self, pixel_values: Tensor, image_of_question: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
-    ) -> Tensor:
-        images = self.images(pixel_values=pixel_values).last_hidden_state[image_of_question]
-        states = self.questions(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            encoder_hidden_states=images,
-            encoder_attention_mask=torch.ones(images.shape[:2], dtype=torch.long, device=images.device),
-        ).last_hidden_state.float()
+    def forward(self, labels: Tensor, input_ids: Tensor, attention_mask: Tensor, **images: Tensor) -> Tensor:
+        states = question_states(self.images, self.questions, input_ids, attention_mask, **images).float()
         asked = torch.isin(input_ids, self.names).float().argmax(1)
         counted = attention_mask[..., None]
         mean = (states * counted).sum(1) / counted.sum(1)

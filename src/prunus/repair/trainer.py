@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,27 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
 
             with replaced(inner, lossy_forward):
                 return model(inputs)  # type: ignore[no-any-return]
+
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        """Under the names that the model itself has for its weights: the Trainer reads a checkpoint by those."""
+        if isinstance(
+            self.model, PreTrainedModel
+        ):  # which has others for its files, where transformers has renamed parts
+            self.model.__dict__["save_pretrained"] = partial(self.model.save_pretrained, save_original_format=False)
+        try:
+            super()._save(*args, **kwargs)
+        finally:
+            self.model.__dict__.pop("save_pretrained", None)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuses a checkpoint that lacks a weight: the Trainer would warn, and go on with what is there."""
+        weights, missing = self.model.state_dict(), set(load_result.missing_keys)
+        there = {weight.data_ptr() for name, weight in weights.items() if name not in missing}
+        lost = [name for name in load_result.missing_keys if weights[name].data_ptr() not in there]
+        if lost:
+            raise PrunusError(
+                "folder", lost[0], "a checkpoint does not hold it; delete the checkpoint, and the training goes on from the one before"
+            )  # fmt: skip
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         assert self.task_evaluate is not None

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from prunus.modules import seed_all
 from prunus.sources.source import Source
 from prunus.steps import Bench
 from prunus.storage import cache_folder, locked, write_text
@@ -30,7 +29,9 @@ def dense_folder(source: Source, task: Task, seed: int, console: Console) -> Pat
             console.print(f"dense model: cached in {folder}")
             return bench.output
         console.rule("dense model")
-        seed_all(seed)
+        from transformers import set_seed  # brings peft and quantisers with it, where they are installed
+
+        set_seed(seed)
         model = source.build(task) if given is None else bench.load()
         course: list[dict[str, float]] = []
         for phase, training in enumerate(source.train, start=1):

@@ -9,8 +9,7 @@ import torch
 from pydantic import model_validator
 from transformers import PreTrainedModel
 
-from prunus.checkpoint import load_model, random_model
-from prunus.checkpoint.plausible import check_config, understood
+from prunus.checkpoint import check_config, load_model, random_model, understood
 from prunus.sources.source import Source
 from prunus.tasks import Task
 

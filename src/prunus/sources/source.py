@@ -18,6 +18,7 @@ class Source(Typed):
     """Base of the sources. One of your own needs a name, `skeleton`, and one of `folder` and `build`."""
 
     source: str
+    """The name by which recipes find it."""
     train: tuple[Training, ...] = ()
     """Phases of training before compression; the trained model is cached for the next run."""
 

@@ -11,8 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from prunus.batches import default_device
-from prunus.checkpoint import load_model
-from prunus.checkpoint.checksums import write_checksums
+from prunus.checkpoint import load_model, write_checksums
 from prunus.losses import Loss
 from prunus.repair import Training, finetune
 from prunus.storage import new_folder
@@ -30,7 +29,9 @@ class Bench:
     """A task, folders, and how to train and save on this task."""
 
     task: Task
+    """What the model is for; with the settings that the dense model needs."""
     seed: int
+    """Of the recipe; torch's generators have been seeded with it."""
     folder: Path
     """Of the step, for whatever it keeps: plans, checkpoints."""
     current: Path
@@ -78,7 +79,7 @@ class Bench:
 
     def headline(self, model: PreTrainedModel) -> dict[str, float]:
         """The task's first metric, on a part of the evaluation split."""
-        return {self.task.headline: self.task.evaluate(model, COURSE_LIMIT, progress=False)[self.task.headline]}
+        return {self.task.headline: self.task.measure(model, COURSE_LIMIT, progress=False)[self.task.headline]}
 
     def save(self, model: PreTrainedModel) -> None:
         """Makes `output` of a model, with what turns raw inputs into its tensors, and checksums."""

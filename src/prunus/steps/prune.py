@@ -22,7 +22,9 @@ class Calibration(Typed):
     """What a pruner is shown: training inputs of the task."""
 
     samples: Count = 128
+    """Items, spread evenly over the training data."""
     batch_size: Count = 8
+    """Items that go through the model at once."""
 
 
 class PruneStep(Step):

@@ -26,6 +26,7 @@ class Sketch:
     model: nn.Module
     """On the meta device."""
     anatomy: Anatomy
+    """Its towers, blocks and units."""
     survey: Survey
     """The matrices of its blocks, and what is left dense."""
     has_zeros: bool
@@ -53,6 +54,7 @@ class Step(Typed):
     """Base of the steps. One of your own needs a name and `carry_out`; what it can refuse beforehand it says in `check`."""
 
     step: str
+    """The name by which recipes find it."""
     prunes: ClassVar[bool] = False
     """Whether it sets weights to zero that are to stay so."""
     fills_zeros: ClassVar[bool] = False

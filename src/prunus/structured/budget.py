@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from prunus.anatomy import Unit
+from prunus.anatomy import Unit, by_name
 from prunus.errors import PrunusError
 from prunus.structured.selection import select, select_as_published
 from prunus.typed import Count, Share, Typed
@@ -22,11 +22,7 @@ CLIP, whatever the heads of a tower; 12 in DeiT and Segmenter, which are vision 
 
 
 class Budget(Typed):
-    """A share of the prunable cost that is to go. Mixed into a search method, before `SearchMethod`.
-
-    Raises:
-        PrunusError: a field is out of range or unknown.
-    """
+    """A share of the prunable cost that is to go. Mixed into a search method, before `SearchMethod`."""
 
     ratio: Ratio
     """Share of the prunable cost to remove, p."""
@@ -38,8 +34,9 @@ class Budget(Typed):
     min_channels: Count = 1
     """Channels that every unit keeps."""
     unit_ratios: dict[str, Share] = Field(default_factory=dict)
-    """Share of the channels of each unit that is to go, instead of one ranking over all units, such as
-    `SparsityPlan.unit_ratios` gives; units that are not named stay whole. `ratio` is what they come to."""
+    """Share of the channels of each unit that is to go, instead of one ranking over all units: by globs over towers, components,
+    blocks and names, the narrower name winning, such as `SparsityPlan.unit_ratios` gives. Units that are not named stay whole.
+    `ratio` is what they come to."""
 
     @model_validator(mode="after")
     def _published_cut_is_plain(self) -> Budget:
@@ -70,18 +67,24 @@ class Budget(Typed):
             PrunusError: the floors leave less than `ratio` to prune, or a rank is not finite.
         """
         if self.unit_ratios:
-            return self._keep_by_unit(ranked, ratio)
+            return self._keep_by_unit(ranked, units, ratio)
         if self.cost == "reference":
             return select_as_published(ranked, self.unit_costs(units), ratio)
         return select(ranked, self.unit_costs(units), ratio, self.min_channels, self.align)
 
-    def _keep_by_unit(self, ranked: dict[str, Tensor], ratio: float) -> dict[str, Tensor]:
+    def _keep_by_unit(self, ranked: dict[str, Tensor], units: tuple[Unit, ...], ratio: float) -> dict[str, Tensor]:
         kept: dict[str, Tensor] = {}
+        ratios = self._ratios(units)
         for name, ranks in ranked.items():
             floor = max(self.min_channels, self.align)
-            own = min(self.unit_ratios.get(name, 0.0) * ratio / self.ratio, max(0.0, 1 - floor / ranks.numel()))
+            own = min(ratios.get(name, 0.0) * ratio / self.ratio, max(0.0, 1 - floor / ranks.numel()))
             kept |= select({name: ranks}, {name: 1.0}, own, self.min_channels, self.align)
         return kept
+
+    def _ratios(self, units: tuple[Unit, ...]) -> dict[str, float]:
+        if self.unit_ratios.keys() <= {unit.name for unit in units}:
+            return self.unit_ratios
+        return by_name(self.unit_ratios, {unit.name: unit.labels for unit in units}, "unit_ratios")
 
     def check(self, units: tuple[Unit, ...]) -> None:
         """Refuses a ratio out of reach, and ratios of units that are not searched or that come to something else than `ratio`.
@@ -90,15 +93,9 @@ class Budget(Typed):
             PrunusError: see above.
         """
         if self.unit_ratios:
-            self._check_unit_ratios(units)
+            costs, ratios = self.unit_costs(units), self._ratios(units)
+            total = sum(costs[unit.name] * unit.channels for unit in units)
+            reached = sum(costs[u.name] * u.channels * ratios.get(u.name, 0.0) for u in units) / total
+            if abs(reached - self.ratio) > 0.005:
+                raise PrunusError("ratio", self.ratio, f"the ratios of the units come to {reached:.4f}; write that")
         self.keep({unit.name: torch.zeros(unit.channels, device="cpu") for unit in units}, units, self.ratio)
-
-    def _check_unit_ratios(self, units: tuple[Unit, ...]) -> None:
-        costs = self.unit_costs(units)
-        for name in self.unit_ratios:
-            if name not in costs:
-                raise PrunusError("unit_ratios", name, "no such unit is searched; `prunus inspect` lists them")
-        total = sum(costs[unit.name] * unit.channels for unit in units)
-        reached = sum(costs[u.name] * u.channels * self.unit_ratios.get(u.name, 0.0) for u in units) / total
-        if abs(reached - self.ratio) > 0.005:
-            raise PrunusError("ratio", self.ratio, f"the ratios of the units come to {reached:.4f}; write that")

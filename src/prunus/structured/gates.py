@@ -87,16 +87,16 @@ class Gates:
             hook.is_saved = is_saved
 
     def remove(self) -> None:
-        """Takes the hooks off the model; its weights were never touched."""
+        """Takes the hooks off the model."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
 
-def gates_of(model: nn.Module) -> Iterator[GateHook]:
-    """Every gate on a model."""
+def gates_of(model: nn.Module) -> Iterator[tuple[nn.Module, GateHook]]:
+    """Every gate on a model, with the layer that it is on."""
     for module in model.modules():
-        yield from (hook for hook in module._forward_hooks.values() if isinstance(hook, GateHook))
+        yield from ((module, hook) for hook in module._forward_hooks.values() if isinstance(hook, GateHook))
 
 
 @torch.no_grad()
@@ -106,21 +106,19 @@ def fold_gates(model: nn.Module) -> None:
     A parameter that several modules share is multiplied once; momentum copies follow their originals.
     """
     done: set[int] = set()
-    for module in model.modules():
-        for hook in [hook for hook in module._forward_hooks.values() if isinstance(hook, GateHook)]:
-            gate, hook.feature_gate = hook.feature_gate, None
-            if gate is None:
-                continue
-            for layer in (module, *hook.followers):
-                for parameter in layer.parameters(recurse=False):
-                    if id(parameter) not in done:
-                        done.add(id(parameter))
-                        parameter.mul_(gate.to(parameter.device).view(-1, *[1] * (parameter.ndim - 1)))
+    for module, hook in gates_of(model):
+        gate, hook.feature_gate = hook.feature_gate, None
+        if gate is None:
+            continue
+        for parameter in (p for layer in (module, *hook.followers) for p in layer.parameters(recurse=False)):
+            if id(parameter) not in done:
+                done.add(id(parameter))
+                parameter.mul_(gate.to(parameter.device).view(-1, *[1] * (parameter.ndim - 1)))
 
 
 def warn_of_gates(model: nn.Module) -> None:
     """Warns of saving a model that is being searched: its weights are the unmasked ones."""
-    if any(hook.feature_gate is not None and not hook.is_saved for hook in gates_of(model)):
+    if any(hook.feature_gate is not None and not hook.is_saved for _, hook in gates_of(model)):
         warnings.warn(
             "this model is being searched, and its weights are saved without the gates: what is loaded from them computes "
             "something else. Save extract(model, search.plan()), or call search.close() before",

@@ -32,19 +32,20 @@ class Decision:
     """The ratio that was asked for; the achieved one is counted."""
 
     def check(self, method: str, units: tuple[Unit, ...]) -> None:
-        """Refuses a decision that does not fit the units, which is a fault of the method.
+        """Refuses a decision that does not fit the units, which is a fault of the method that made it.
 
         Raises:
             PrunusError: naming the method and the unit.
         """
-        if not self.kept.keys() == self.gates.keys() == {unit.name for unit in units}:
-            raise PrunusError("method", method, "it must decide on every unit that it was given, and on no other")
-        for unit in units:
-            kept, gate = self.kept[unit.name], self.gates[unit.name]
-            if kept.dtype != torch.bool or kept.shape != gate.shape or kept.shape != (unit.channels,):
-                raise PrunusError("method", method, f"of {unit.name} it must return {unit.channels} booleans and gates")
-            if not kept.any():
-                raise PrunusError("method", method, f"it leaves no channel of {unit.name}; a unit keeps at least one")
+        wanted = [(unit.name, (unit.channels,)) for unit in units]
+        for decided in (self.kept, self.gates):
+            if sorted((name, tuple(tensor.shape)) for name, tensor in decided.items()) != sorted(wanted):
+                raise PrunusError(
+                    "method", method, "it must decide on every channel of the units that it was given, and on no other"
+                )
+        for name, kept in self.kept.items():
+            if kept.dtype != torch.bool or not kept.any():
+                raise PrunusError("method", method, f"of {name} it must keep a channel at least, by booleans")
 
 
 class SearchMethod(Typed):

@@ -54,11 +54,7 @@ SCHEDULES: dict[ScheduleName, Callable[[int, int], float]] = {
 
 
 class Progress(Typed):
-    """When a search renews its masks, and at which ratio. Mixed into a search method, before `SearchMethod`.
-
-    Raises:
-        PrunusError: a field is out of range or unknown.
-    """
+    """When a search renews its masks, and at which ratio. Mixed into a search method, before `SearchMethod`."""
 
     ratio: Ratio
     """The ratio at the end, p."""

@@ -128,17 +128,18 @@ class Search:
             unit.name: self.method.evidence(self.model, unit, self.gates.values[unit.name].to(self._device))
             for unit in self.units
         }
+        by_gradient = self.method.reads_gradients
+        if by_gradient and all(gradient is None for gradient in read.values()):
+            check_can_be_read(self.model, self.units, by_gradient)
+            raise PrunusError(
+                "gradient", "none", "no unit has one; call step after backward, before gradients are set to zero"
+            )
         found = {
             name: torch.zeros_like(self.masks[name], dtype=torch.float32) if value is None else value.to(self._device)
             for name, value in read.items()
         }
-        if not self.method.reads_gradients:
+        if not by_gradient:
             return found
-        if all(gradient is None for gradient in read.values()):
-            check_can_be_read(self.model, self.units, by_gradient=True)
-            raise PrunusError(
-                "gradient", "none", "no unit has one; call step after backward, before gradients are set to zero"
-            )
         found = {name: gradient / scale for name, gradient in found.items()}
         if not torch.stack([gradient.sum() for gradient in found.values()]).isfinite().all():
             if skips:

@@ -19,7 +19,7 @@ from prunus.calibration import Batch, spread
 from prunus.data import IMAGE_MEAN, IMAGE_STD, Questions
 from prunus.losses import Prediction, next_tokens
 from prunus.metric import Metric
-from prunus.models import DEC, SEP, SPECIAL_TOKENS, bare_blip, warm_blip
+from prunus.models import DEC, SEP, SPECIAL_TOKENS, bare_blip, question_states, warm_blip
 from prunus.progress import track
 from prunus.tasks.task import Task
 from prunus.typed import Count
@@ -54,12 +54,14 @@ class EasyVQA(Task):
         return [*SPECIAL_TOKENS, "?", *sorted(words)]
 
     @cached_property
+    def _index(self) -> dict[str, int]:
+        return {word: place for place, word in enumerate(self.words)}
+
+    @cached_property
     def tokenizer(self) -> Any:
         """Question tokens are [ENC] … [SEP], as BLIP expects."""
-        vocabulary = {word: index for index, word in enumerate(self.words)}
-        return BertTokenizer(
-            vocab=vocabulary, cls_token="[ENC]", bos_token="[DEC]", additional_special_tokens=["[CLS]"]
-        )
+        special = {"cls_token": "[ENC]", "bos_token": "[DEC]", "additional_special_tokens": ["[CLS]"]}
+        return BertTokenizer(vocab=self._index, **special)
 
     @cached_property
     def image_processor(self) -> Any:
@@ -70,7 +72,7 @@ class EasyVQA(Task):
         return bare_blip(self.words, self.image_size, **sizes)
 
     def warm_start(self, **sizes: int) -> BlipForQuestionAnswering:
-        return warm_blip(self.words, self.image_size, self._train, self.collate, self.matching_steps, **sizes)
+        return warm_blip(self.words, self._train, self.collate, self.matching_steps, **sizes)
 
     def train_data(self) -> Dataset[Any]:
         return self._train
@@ -88,52 +90,48 @@ class EasyVQA(Task):
         questions = [question for _, group, _ in items for question in group]
         answers = [answer for _, _, group in items for answer in group]
         tokens = self.tokenizer(questions, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt")
-        index = {word: position for position, word in enumerate(self.words)}
         return {
             "pixel_values": torch.stack([image for image, _, _ in items]),
             "image_of_question": torch.repeat_interleave(torch.tensor([len(group) for _, group, _ in items])),
             "input_ids": tokens["input_ids"],
             "attention_mask": tokens["attention_mask"],
-            "labels": torch.tensor([[DEC, index[answer], SEP] for answer in answers]),
+            "labels": torch.tensor([[DEC, self._index[answer], SEP] for answer in answers]),
         }
 
     def calibration(self, samples: int, batch_size: int) -> list[Batch]:
         """One question each of images spread evenly over the training split, with its answer for the decoder."""
-        rows = {image: (question, answer) for image, question, answer in self._train.rows}
-        chosen = spread(torch.tensor(list(rows)), samples).tolist()
-        index = {word: position for position, word in enumerate(self.words)}
-        batches = []
-        for start in range(0, samples, batch_size):
-            images = chosen[start : start + batch_size]
-            tokens = self.tokenizer([rows[image][0] for image in images], padding=True, return_tensors="pt")
-            batches.append(
-                {
-                    "pixel_values": self._train.pixels(torch.tensor(images)),
-                    "input_ids": tokens["input_ids"],
-                    "attention_mask": tokens["attention_mask"],
-                    "decoder_input_ids": torch.tensor([[DEC, index[rows[image][1]]] for image in images]),
-                }
-            )
-        return batches
+        rows = {row[0]: row for row in self._train.rows}
+        chosen = [rows[image] for image in spread(torch.tensor(list(rows)), samples).tolist()]
+        return [
+            {
+                **self._inputs(self._train, part),
+                "decoder_input_ids": torch.tensor([[DEC, self._index[answer]] for _, _, answer in part]),
+            }
+            for part in (chosen[start : start + batch_size] for start in range(0, samples, batch_size))
+        ]
+
+    def _inputs(self, data: Questions, rows: Sequence[tuple[int, str, str]]) -> Batch:
+        """One question an image, as the model takes them."""
+        tokens = self.tokenizer([question for _, question, _ in rows], padding=True, return_tensors="pt")
+        return {
+            "pixel_values": data.pixels(torch.tensor([image for image, _, _ in rows])),
+            "input_ids": tokens["input_ids"],
+            "attention_mask": tokens["attention_mask"],
+        }
 
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
         """The model's own loss and the logits of its answers, with each image encoded once for all of its questions."""
         blip: Any = model
         batch = for_model(batch, model)
-        images = blip.vision_model(pixel_values=batch["pixel_values"]).last_hidden_state[batch["image_of_question"]]
-        states = blip.text_encoder(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            encoder_hidden_states=images,
-            encoder_attention_mask=torch.ones(images.shape[:2], dtype=torch.long, device=images.device),
-        ).last_hidden_state
+        labels = batch.pop("labels")
+        states = question_states(blip.vision_model, blip.text_encoder, **batch)
         answer = blip.text_decoder(
-            input_ids=batch["labels"],
+            input_ids=labels,
             encoder_hidden_states=states,
             encoder_attention_mask=batch["attention_mask"],
-            labels=batch["labels"],
+            labels=labels,
         )
-        return next_tokens(answer.loss, answer.logits, batch["labels"])
+        return next_tokens(answer.loss, answer.logits, labels)
 
     @torch.no_grad()
     def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:
@@ -146,48 +144,28 @@ class EasyVQA(Task):
 
         model.eval()
         rows = self._test.rows[:limit]
-        tokens = self.tokenizer([question for _, question, _ in rows])["input_ids"]
-        order = sorted(range(len(rows)), key=lambda row: len(tokens[row]))
-        batches: list[list[int]] = []
-        for row in order:
-            if not batches or len(batches[-1]) == self.batch_size or len(tokens[batches[-1][0]]) != len(tokens[row]):
-                batches.append([])
-            batches[-1].append(row)
+        alike: dict[int, list[tuple[int, str, str]]] = {}
+        for row, ids in zip(rows, self.tokenizer([question for _, question, _ in rows])["input_ids"], strict=True):
+            alike.setdefault(len(ids), []).append(row)
+        size = self.batch_size
+        batches = [rows[at : at + size] for _, rows in sorted(alike.items()) for at in range(0, len(rows), size)]
         metrics = {name: MeanMetric() for name in self.metrics}
         for batch in track(batches, "evaluating", progress):
-            answers = self._answer(model, [rows[row][0] for row in batch], [tokens[row] for row in batch])
-            for row, answer in zip(batch, answers, strict=True):
-                expected = rows[row][2]
+            for (_, _, expected), answer in zip(batch, self._answer(model, batch), strict=True):
                 hit = float(answer == expected)
                 metrics["accuracy"].update(hit)
                 metrics["accuracy_yes_no" if expected in ("yes", "no") else "accuracy_other"].update(hit)
         return {name: float(metric.compute()) for name, metric in metrics.items() if metric.update_count}
 
-    def _answer(self, model: Any, images: list[int], tokens: list[list[int]]) -> list[str]:
-        device = model.device
-        pixels = self._test.pixels(torch.tensor(images)).to(device)
-        ids = torch.tensor(tokens, device=device)
-        with torch.autocast(device.type, torch.bfloat16):
-            generated = model.generate(
-                input_ids=ids,
-                pixel_values=pixels,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=2,
-                do_sample=False,
-            )
+    def _answer(self, model: Any, rows: Sequence[tuple[int, str, str]]) -> list[str]:
+        with torch.autocast(model.device.type, torch.bfloat16):
+            inputs = for_model(self._inputs(self._test, rows), model)
+            generated = model.generate(**inputs, max_new_tokens=2, do_sample=False)
         return [text.strip() for text in self.tokenizer.batch_decode(generated, skip_special_tokens=True)]
 
     def example(self, model: Any, batch_size: int) -> Callable[[], object]:
         rows = [self._test.rows[row % len(self._test.rows)] for row in range(batch_size)]
-        tokens = self.tokenizer([question for _, question, _ in rows], padding=True, return_tensors="pt")
-        inputs = for_model(
-            {
-                "input_ids": tokens["input_ids"],
-                "attention_mask": tokens["attention_mask"],
-                "pixel_values": self._test.pixels(torch.tensor([image for image, _, _ in rows])),
-            },
-            model,
-        )
+        inputs = for_model(self._inputs(self._test, rows), model)
         return lambda: model.generate(**inputs, max_new_tokens=1, do_sample=False)
 
     def save_processor(self, folder: Path) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, StackDataset, default_collate
 from transformers import AutoConfig
 
 from prunus.calibration import Batch
-from prunus.checkpoint.plausible import memory, understood
+from prunus.checkpoint import memory, understood
 from prunus.errors import PrunusError
 from prunus.losses import text_targets
 from prunus.metric import Metric

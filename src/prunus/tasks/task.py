@@ -61,6 +61,20 @@ class Task(Typed):
             progress: whether to show a bar.
         """
 
+    def measure(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:
+        """As `evaluate`, in plain numbers.
+
+        Raises:
+            PrunusError: the headline is not among them.
+        """
+        found = {name: float(value) for name, value in self.evaluate(model, limit, progress).items()}
+        if self.headline not in found:
+            got = ", ".join(found) or "nothing"
+            raise PrunusError(
+                "task.metrics", self.headline, f"evaluate of {self.name} returns {got}; let both say the same"
+            )
+        return found
+
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
         """The training loss with the logits behind it, for distillation: by default the model's own."""
         return own_prediction(model, batch)

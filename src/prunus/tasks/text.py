@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 from transformers import AutoConfig, AutoTokenizer
 
 from prunus.calibration import Batch, spread, text_tokens, text_windows
-from prunus.checkpoint.plausible import understood
+from prunus.checkpoint import understood
 from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.progress import track
