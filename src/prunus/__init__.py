@@ -14,8 +14,9 @@ from prunus.calibration import image_batches, pair_batches, text_batches
 from prunus.checkpoint import extract, load_model, plan_of, prune_folder
 from prunus.errors import PrunusError
 from prunus.plan import Plan, SparsityPlan, draw_plans
-from prunus.repair import RESSA, Distillation, LoRA, MaskedFinetune, MaskedLoRA, Training, hold_zeros, repair
+from prunus.repair import RESSA, Distillation, Lesson, LoRA, MaskedFinetune, MaskedLoRA, hold_zeros, repair
 from prunus.structured import Budget, Decision, Progress, Search, SearchMethod, UPop
+from prunus.training import Training, finetune
 from prunus.unstructured import (
     DSnoT,
     Magnitude,
@@ -34,12 +35,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "OWL", "RESSA", "Anatomy", "Budget", "DSnoT", "Decision", "Distillation", "ECoFLaP", "IterativeGlobal", "LoRA", "Magnitude", "Manual",
-    "MaskedFinetune", "MaskedLoRA", "Matrix", "Plan", "Progress", "PrunusError", "Search", "SearchCallback", "SearchMethod", "SparseGPT",
-    "SparsityPlan", "Training", "UPop", "Uniform", "WalkOptions", "Wanda", "accelerate_2to4", "allocate", "anatomy", "draw_plans",
-    "extract", "hold_zeros", "image_batches", "load_model", "matrices", "mirrored", "pair_batches", "plan_of", "prune", "prune_folder",
-    "prune_matrix", "repair", "sparsity_of",
-    "text_batches",
+    "OWL", "RESSA", "Anatomy", "Budget", "DSnoT", "Decision", "Distillation", "ECoFLaP", "IterativeGlobal", "Lesson", "LoRA", "Magnitude", "Manual",
+    "MaskedFinetune", "MaskedLoRA", "Matrix", "Plan", "Progress", "PrunusError", "Search", "SearchCallback", "SearchMethod", "SparseGPT", "SparsityPlan",
+    "Training", "UPop", "Uniform", "WalkOptions", "Wanda", "accelerate_2to4", "allocate", "anatomy", "draw_plans", "extract",
+    "finetune", "hold_zeros", "image_batches", "load_model", "matrices", "mirrored", "pair_batches", "plan_of", "prune", "prune_folder",
+    "prune_matrix", "repair", "sparsity_of", "text_batches",
 ]  # fmt: skip
 
 

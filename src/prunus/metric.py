@@ -20,6 +20,7 @@ class Metric(Typed):
     unit: Literal["share", "plain"] = "share"
     """`share`: of one, written in percent; `plain`: a number, written as it is."""
     higher_is_better: bool = True
+    """Which way is better; tables say it where it is down."""
 
     def text(self, value: float) -> str:
         """The value in the metric's unit."""

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from prunus.batches import default_device
 from prunus.checkpoint import load_model, write_checksums
 from prunus.losses import Loss
-from prunus.repair import Training, finetune
 from prunus.storage import new_folder
 from prunus.tasks import Task
+from prunus.training import Training, finetune
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

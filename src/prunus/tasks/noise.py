@@ -35,9 +35,11 @@ class Noise(Task):
     config: str | None = None
     """Folder of the model; None is the evaluated one."""
     items: int = Field(default=64, ge=2, le=1_000_000)
+    """Training items, which are also those of the evaluation."""
     length: int = Field(default=16, ge=4, le=1_000_000)
     """Tokens per text."""
     seed: Seed = 0
+    """Of the random numbers."""
 
     metrics: ClassVar = {"loss": Metric(unit="plain", higher_is_better=False)}
 

@@ -50,10 +50,8 @@ class Training(Typed):
         rate = max(self.learning_rate, *self.tower_learning_rates.values(), 0.0)
         if rate * self.weight_decay > 1:
             raise PrunusError(
-                "weight_decay",
-                self.weight_decay,
-                f"times the learning rate {rate} it is more than all of a weight; take less",
-            )
+                "weight_decay", self.weight_decay, f"times the learning rate {rate} it is more than all of a weight; take less"
+            )  # fmt: skip
         return self
 
 
@@ -91,7 +89,7 @@ def finetune(
     from transformers.trainer_callback import PrinterCallback
 
     from prunus.finished import Finished
-    from prunus.repair.trainer import Complete, Progress, TaskTrainer, check_finite, last_complete
+    from prunus.training.trainer import Complete, Progress, TaskTrainer, check_finite, last_complete
 
     _claim(folder, model, training, seed, identity or {})
     last = last_complete(folder)
