@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prunus import SparseGPT
-from prunus.unstructured.statistics import InputStatistics, Need
+from prunus.unstructured.statistics import Gram, Statistics
 
 SHAPES = [(576, 576), (1536, 576), (576, 1536)]
 """Matrices of a SmolLM2-135M block."""
@@ -52,10 +52,10 @@ def main() -> None:
     for rows, columns in SHAPES:
         torch.manual_seed(0)
         weight = torch.randn(rows, columns)
-        statistics_ = InputStatistics(columns, Need.GRAM)
+        statistics_ = Statistics([Gram], rows, columns)
         for _ in range(8):
             statistics_.add(torch.randn(512, columns) @ torch.randn(columns, columns) / columns**0.5, 1)
-        method, hessian = SparseGPT(), statistics_.gram_CC
+        method, hessian = SparseGPT(), statistics_[Gram].value
         count = sum(int(rows * min(128, columns - start) * 0.5) + 1 for start in range(0, columns, 128))
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(REPEATS):

@@ -324,14 +324,19 @@ def test_every_plan_is_exact_and_carried_out_to_the_weight(name: str, method: An
     plan = allocate(model, method, batches, total_loss, progress=False)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     pruned, weights = pruned_total(plan)
+
+    def gone(size: int) -> int:
+        """ECoFLaP's published code rounds what stays; everything else what goes."""
+        return size - int(size * 0.4 + 1e-6) if isinstance(method, ECoFLaP) else int(size * 0.6 + 1e-6)
+
     towers = {m.tower for m in plan.matrices.values()}
     if getattr(method, "per_tower", False) is not False and getattr(method, "granularity", "") != "tower":
         for tower in towers:
             inside = [m for m in plan.matrices.values() if m.tower == tower]
             size = sum(m.weights for m in inside)
-            assert sum(m.pruned for m in inside) == size - int(size * 0.4 + 1e-6)
+            assert sum(m.pruned for m in inside) == gone(size)
     else:
-        assert pruned == weights - int(weights * 0.4 + 1e-6)
+        assert pruned == gone(weights)
     achieved = prune(model, Wanda(), batches, plan, options=WalkOptions(progress=False))
     for key, matrix in plan.matrices.items():
         assert achieved.matrices[key].pruned == matrix.pruned

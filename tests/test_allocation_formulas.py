@@ -447,7 +447,7 @@ def iterated(weights: list[np.ndarray], sparsity: float, rounds: int, batches: S
         for weight in weights:
             a = np.arange(1.0, weight.size + 1).reshape(weight.shape)
             found.append(sum(np.abs(weight * 2 * b * (a * weight).sum() * a) for b in batches))
-        count = total - int(total * (1 - sparsity ** (rounds / number)) + 1e-6)
+        count = int(total * sparsity ** (rounds / number) + 1e-6)
         order = np.argsort(np.concatenate([score.ravel() for score in found]), kind="stable")[:count]
         gone = np.zeros(total, dtype=bool)
         gone[order] = True

@@ -23,9 +23,9 @@ from prunus.checkpoint import bare_model, random_model
 from prunus.checkpoint.checksums import verify
 from prunus.cli import inspect
 from prunus.evaluation import evaluate_here
-from prunus.repair import Training, finetune
-from prunus.repair.trainer import last_complete
 from prunus.tasks import Noise, Text
+from prunus.training import Training, finetune
+from prunus.training.trainer import last_complete
 from tests.families import build
 
 LLAMA = {

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from prunus import Training
-from prunus.repair.finetune import finetune
+from prunus.training.finetune import finetune
 from tests.families import build
 
 

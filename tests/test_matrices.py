@@ -38,7 +38,7 @@ from prunus.plan import MatrixPlan, SparsityPlan
 from prunus.unstructured.products import Products
 from prunus.unstructured.record import named_here, zeros_in
 from prunus.unstructured.recorder import Recorder, counted_positions
-from prunus.unstructured.statistics import Need
+from prunus.unstructured.statistics import SquaredNorm
 from prunus.unstructured.walk import Visit, Walk
 from tests.fake_devices import Elsewhere
 from tests.families import FAMILIES, build
@@ -96,12 +96,12 @@ def recorded(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tens
     blocks = list(dict.fromkeys(m.block for m in matrices(model)))
     with Walk(model, [batch], blocks) as walk:
         for stop in walk:
-            recorder = Recorder(model, [m for m in matrices(model) if m.block == stop.block], Need.SQUARES)
+            recorder = Recorder(model, [m for m in matrices(model) if m.block == stop.block], [SquaredNorm])
             for visit in stop.visits:
                 with recorder.listening(visit):
                     stop.run(visit)
             for name, s in recorder.statistics.items():
-                found[name] = (s.squares_C * s.sequences, s.tokens)
+                found[name] = (s[SquaredNorm].total, s.tokens)
     return found
 
 
@@ -427,22 +427,34 @@ def matrix_of(name: str, weight: Tensor) -> Any:
 @pytest.mark.parametrize(("product", "expected"), PRODUCTS)
 def test_products_are_heard_by_their_weight(product: Callable[..., Any], expected: list[str]) -> None:
     x, w, s = torch.randn(4, 3), nn.Parameter(torch.randn(2, 3)), nn.Parameter(torch.randn(3, 2))
-    heard: list[tuple[str, Tensor]] = []
+    heard: list[tuple[str, Tensor, Tensor | None]] = []
     with Products(nn.Identity(), [matrix_of("w", w), matrix_of("s", s.T)], lambda *found: heard.append(found)):
         product(x, w, s)
-    assert [name for name, _ in heard] == expected
-    assert all(given is x for _, given in heard)
+    assert [name for name, *_ in heard] == expected
+    assert all(given is x and gives is None for _, given, gives in heard)
+    heard.clear()
+    with Products(nn.Identity(), [matrix_of("w", w), matrix_of("s", s.T)], lambda *found: heard.append(found), True):
+        product(x, w, s)
+    for name, _, gives in heard:
+        assert gives is not None
+        torch.testing.assert_close(gives, x @ (w.T if name == "w" else s))
 
 
 @pytest.mark.parametrize(("product", "expected"), EXPERTS)
 def test_products_of_all_experts_at_once_are_heard_one_by_one(product: Callable[..., Any], expected: bool) -> None:
     x, e = torch.randn(3, 4, 5), nn.Parameter(torch.randn(3, 5, 2))
-    heard: list[tuple[str, Tensor]] = []
+    heard: list[tuple[str, Tensor, Tensor | None]] = []
     targets = [matrix_of(str(i), e[i].T) for i in range(3)]
     with Products(nn.Identity(), targets, lambda *found: heard.append(found)):
         product(x, e)
-    assert [name for name, _ in heard] == (["0", "1", "2"] if expected else [])
-    assert all(torch.equal(given, x[int(name)]) for name, given in heard)
+    assert [name for name, *_ in heard] == (["0", "1", "2"] if expected else [])
+    assert all(torch.equal(given, x[int(name)]) for name, given, _ in heard)
+    heard.clear()
+    with Products(nn.Identity(), targets, lambda *found: heard.append(found), True):
+        product(x, e)
+    for name, _, gives in heard:
+        assert gives is not None
+        torch.testing.assert_close(gives, x[int(name)] @ e[int(name)])
 
 
 def test_names_are_those_of_the_model_that_is_asked() -> None:

@@ -13,11 +13,28 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 
-from prunus import Plan, SparsityPlan, Uniform, allocate, anatomy, cost, matrices
+from prunus import (
+    OWL,
+    DSnoT,
+    ECoFLaP,
+    IterativeGlobal,
+    Magnitude,
+    Manual,
+    Plan,
+    SparseGPT,
+    SparsityPlan,
+    Uniform,
+    Wanda,
+    allocate,
+    anatomy,
+    cost,
+    matrices,
+    prune_matrix,
+)  # fmt: skip
 from prunus.fingerprint import Fingerprint
 from prunus.plan import MatrixPlan
 from prunus.plan.channels import decode_channels, encode_channels
-from prunus.plan.sparsity import per_tower, share, uniform, written_sparsities
+from prunus.plan.sparsity import part_of, per_tower, uniform, written_sparsities
 from prunus.tasks.text import Text, windows
 from tests.families import build
 from tests.holder import Holder
@@ -141,8 +158,31 @@ def test_a_plan_s_sparsity_is_over_weights_in_all_and_by_tower() -> None:
 
 
 def test_shares_are_rounded_down_for_the_number_that_was_written() -> None:
-    assert [share(10, p) for p in (0.0, 0.29, 0.3, 0.7, 0.999, 1.0)] == [0, 2, 3, 7, 9, 10]
-    assert share(100, 0.29) == 29  # 0.29 · 100 is a hair below 29
+    assert [part_of(10, p) for p in (0.0, 0.29, 0.3, 0.7, 0.999, 1.0)] == [0, 2, 3, 7, 9, 10]
+    assert part_of(100, 0.29) == 29  # 0.29 · 100 is a hair below 29
+    assert part_of(10**9, 0.29) == 290_000_000
+    assert part_of(10, 1 - 9 / 10) == 1
+
+
+def test_half_of_25_weights_is_one_number_whoever_rounds() -> None:
+    """But for what is published otherwise: rows are rounded one by one, and ECoFLaP rounds what stays."""
+    model = Holder((5, 5))
+    matrix = matrices(model)[0]
+
+    def gone(plan: SparsityPlan) -> int:
+        return plan.matrices[matrix.name].pruned
+
+    x = [torch.randn(1, 4, 5)]
+    loss = lambda model, batch: model.fc1().square().sum() * batch.sum()  # noqa: E731
+    for method in (Uniform(), Manual(sparsity={"*": 0.5}), IterativeGlobal(rounds=1)):
+        assert gone(allocate(model, method, x, loss, [matrix.name], progress=False)) == 12, method.method
+    assert 25 - OWL().kept([matrix], {matrix.name: 3.0})[matrix.name] == 12
+    assert gone(allocate(model, Uniform(sparsity=0.1), include=[matrix.name]).edit({"*": 0.5})) == 12
+    for pruner in (Magnitude(group="matrix"), Wanda(group="matrix"), SparseGPT()):
+        assert int(prune_matrix(torch.randn(5, 5), torch.randn(2, 9, 5), pruner)[1].sum()) == 12
+    for pruner in (Magnitude(), Wanda(), DSnoT()):
+        assert int(prune_matrix(torch.randn(5, 5), torch.randn(2, 9, 5), pruner)[1].sum()) == 10
+    assert gone(allocate(model, ECoFLaP(), x, loss, [matrix.name], progress=False)) == 13
 
 
 def test_uniform_plans_round_by_row_or_by_matrix() -> None:

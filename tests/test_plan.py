@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +17,11 @@ from pydantic import ValidationError
 
 from prunus import Plan, PrunusError, SparsityPlan, anatomy, plan_of
 from prunus.anatomy import Matrix
-from prunus.plan import DensePart, MatrixPlan, UnitPlan
+from prunus.plan import DensePart, Entry, MatrixPlan, UnitPlan
 from prunus.plan.channels import decode_channels, encode_channels
 from prunus.plan.record import Narrowing, Whole, mark, recorded, records_of, true_record, write_record
 from prunus.plan.sparsity import per_tower, written_sparsities
+from prunus.storage import refuse_newer
 from tests.families import build
 
 
@@ -229,12 +231,12 @@ def test_coverage_and_what_is_left_dense_are_shares_of_the_blocks() -> None:
 
 
 def test_records_of_two_prunings_are_put_together() -> None:
-    earlier = zeros(a=1, b=2).model_copy(update={"pattern": "2:4", "method": {"method": "first"}})
+    earlier = zeros(a=1, b=2).model_copy(update={"pattern": "2:4", "history": (Entry(step="prune", method="first"),)})
     later = zeros(b=3, c=4).model_copy(update={"left_dense": dense(a=10, x=5)})
     both = later.after(earlier)
     assert {name: m.pruned for name, m in both.matrices.items()} == {"a": 1, "b": 3, "c": 4}
     assert both.pattern == "unstructured"
-    assert both.method == {"method": "wanda", "earlier": {"method": "first"}}
+    assert [entry.method for entry in both.history] == ["first", "wanda"]
     assert set(both.left_dense) == {"x"}, "what was pruned earlier is not dense"
     alike = later.model_copy(update={"pattern": "2:4"})
     assert alike.after(earlier).pattern == "2:4"
@@ -277,7 +279,7 @@ def test_an_edited_plan_has_the_sparsities_that_were_written() -> None:
     assert {name: (m.pruned, m.asked) for name, m in edited.matrices.items()} == {
         "a": (3, None), "b": (8, None), "c": (4, 9)
     }  # fmt: skip
-    assert edited.method == {"method": "wanda", "edited": {"vision": 0.3, "b.0": 0.8}}
+    assert edited.method == {"method": "wanda", "edit": {"vision": 0.3, "b.0": 0.8}}
 
 
 def test_one_tower_s_own_sparsity_wins_over_that_of_language() -> None:
@@ -320,6 +322,70 @@ def test_language_is_a_tower_where_there_is_one_of_that_name() -> None:
             written_sparsities(written, LABELS)
 
 
+# histories
+
+
+WANDA = {"method": "wanda", "sparsity": 0.5}
+OLD_SPARSITY = {
+    **WANDA, "allocation": {"method": "owl", "spread": 0.1, "scores": {"a": 1.0}, "data": {"batches": 2}, "depends_on_batch_size": 8},
+    "edited": {"vision": 0.3}, "repair": {"method": "ressa", "rank": 8}, "earlier": {"method": "magnitude", "allocation": "uniform"},
+}  # fmt: skip
+"""How 0.1 wrote what had been done: a later pruning around an earlier one."""
+
+
+def test_histories_of_earlier_versions_are_read() -> None:
+    old = {"format": "prunus.sparsity/1", "model": "M", "matrices": {}, "method": OLD_SPARSITY}
+    made = SparsityPlan.parse(old, "plan.json")
+    assert [(entry.step, entry.method) for entry in made.history] == [
+        ("allocation", "uniform"), ("prune", "magnitude"), ("allocation", "owl"), ("edit", ""), ("prune", "wanda"), ("repair", "ressa")
+    ]  # fmt: skip
+    owl = made.history[2]
+    assert owl.settings == {"spread": 0.1}
+    assert owl.found == {"scores": {"a": 1.0}, "data": {"batches": 2}, "depends_on_batch_size": 8}
+    assert made.history[3].settings == {"vision": 0.3}
+    assert made.method == {
+        **WANDA,
+        "allocation": OLD_SPARSITY["allocation"],
+        "edit": {"vision": 0.3},
+        "repair": OLD_SPARSITY["repair"],
+    }
+    again = SparsityPlan.parse(made.model_dump(mode="json"), "plan.json")
+    assert again == made
+    assert again.format == "prunus.sparsity/2"
+    upop = {"method": "upop", "ratio": 0.5}
+    for method, expected in (({}, []), (upop, [upop]), ({"steps": [upop, {"method": "other"}]}, [upop, {"method": "other"}]),
+                             ({"parts": [{"steps": [upop]}, upop]}, [upop, upop])):  # fmt: skip
+        plan = Plan.parse({"format": "prunus.plan/1", "model": "M", "ratio": 0.5, "units": {}, "method": method}, "p")
+        assert [entry.said for entry in plan.history] == expected
+        assert {entry.step for entry in plan.history} <= {"search"}
+    for damaged in ("x", 3, ["ab"], {"steps": 3}, {"earlier": "x"}, {"method": 3}, {"allocation": 3}):
+        with pytest.raises(PrunusError, match="damaged"):
+            SparsityPlan.parse({**old, "method": damaged}, "plan.json")
+
+
+def test_a_newer_version_is_refused_as_one() -> None:
+    whole = zeros(a=1).model_dump(mode="json")
+    for version, message in (
+        ("3", "update prunus"),
+        ("10", "update prunus"),
+        ("0", "damaged"),
+        ("2.0", "damaged"),
+        ("", "damaged"),
+    ):
+        with pytest.raises(PrunusError, match=message):
+            SparsityPlan.parse({**whole, "format": f"prunus.sparsity/{version}"}, "plan.json")
+    with pytest.raises(PrunusError, match="update prunus"):
+        recorded(SimpleNamespace(config=SimpleNamespace(prunus={"format": "prunus.narrow/3"})))  # type: ignore[arg-type]
+    for text, newer in (
+        ("prunus.plan/3", True),
+        ('{"format": "prunus.plan/12"', True),
+        ("prunus.plan/2", False),
+        ("prunus.planet/3", False),
+    ):
+        with pytest.raises(PrunusError, match="update prunus") if newer else nullcontext():
+            refuse_newer("format", text, "prunus.plan/2")
+
+
 # records in configs
 
 
@@ -356,8 +422,9 @@ def test_what_nobody_decided_follows_from_the_units() -> None:
     assert found.ratio == pytest.approx(cost[0] / cost[1])
     assert (found.method, found.mirrors, set(found.units)) == ({}, {}, {u.name for u in parts})
     one, other = (next(u for u in parts if u.name.startswith(tower)) for tower in ("text", "vision"))
+    mine = (Entry(step="search", method="mine"),)
     decided = found.model_copy(
-        update={"ratio": 0.125, "method": {"method": "mine"}, "mirrors": {"absent": one.block, other.block: one.block}}
+        update={"ratio": 0.125, "history": mine, "mirrors": {"absent": one.block, other.block: one.block}}
     )
     write_record(model, decided)
     known = plan_of(model)
@@ -378,10 +445,10 @@ def test_parts_that_were_decided_alone_are_all_named() -> None:
     for tower in (model.vision_model, model.text_model):
         found = plan_of(tower)
         assert found is not None
-        write_record(tower, found.model_copy(update={"method": {"method": type(tower).__name__}}))
+        write_record(tower, found.model_copy(update={"history": (Entry(step="search", method=type(tower).__name__),)}))
     whole = plan_of(model)
     assert whole is not None
-    assert {part["method"] for part in whole.method["parts"]} == {
+    assert {entry.method for entry in whole.history} == {
         type(model.vision_model).__name__, type(model.text_model).__name__
     }  # fmt: skip
 

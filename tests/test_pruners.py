@@ -15,7 +15,7 @@ from prunus.plan.sparsity import uniform
 from prunus.unstructured.patterns import NofM, Quota, parse_pattern
 from prunus.unstructured.pruning import settle
 from prunus.unstructured.sparsegpt import inverse_factor
-from prunus.unstructured.statistics import InputStatistics, Need
+from prunus.unstructured.statistics import SquaredNorm, Statistics
 from tests.families import build
 from tests.shared import golden
 
@@ -38,17 +38,17 @@ def test_wanda_masks_are_the_published_ones(fixture, case, name) -> None:
 
 
 def test_wanda_norms_are_the_published_ones(fixture) -> None:
-    statistics = InputStatistics(256, Need.SQUARES)
+    statistics = Statistics([SquaredNorm], 48, 256)
     for sample in fixture["inputs"]:
         statistics.add(sample, 1)
-    torch.testing.assert_close(statistics.squares_C, fixture["wanda.scaler_row"])
+    torch.testing.assert_close(statistics[SquaredNorm].value, fixture["wanda.scaler_row"])
 
 
 @pytest.mark.parametrize(("case", "name"), list(zip(CASES, NAMES, strict=True)))
 def test_sparsegpt_weights_are_the_published_ones(fixture, case, name) -> None:
     """Published thresholds are inclusive: one weight more goes in each of the two blocks. Here it is asked for."""
     method, expected = SparseGPT(**case), fixture[f"sparsegpt.weight.{name}"]
-    statistics = InputStatistics(256, method.needs)
+    statistics = Statistics(method.needs, 48, 256)
     for sample in fixture["inputs"]:
         statistics.add(sample, 1)
     count = 2 * (int(48 * 128 * case["sparsity"]) + 1) if "sparsity" in case else 48 * 128
@@ -251,7 +251,7 @@ def test_defaults_are_those_of_the_papers() -> None:
 def test_zeros_that_stay_go_first_and_all_of_them(kind) -> None:
     """In a block of SparseGPT, in rows, and in groups of four of which one has more zeros than go."""
     torch.manual_seed(0)
-    inputs = InputStatistics(8, kind().needs)
+    inputs = Statistics(kind().needs, 2, 8)
     for _ in range(3):
         inputs.add(torch.randn(20, 8), 1)
     zeros = torch.tensor([[1, 1, 1, 0, 0, 0, 0, 1], [0, 0, 0, 0, 1, 1, 1, 0]]).bool()

@@ -39,10 +39,11 @@ from prunus import (
     sparsity_of,
 )  # fmt: skip
 from prunus.losses import Prediction, next_tokens, own_prediction
-from prunus.repair import Lesson, finetune
+from prunus.repair import Lesson
 from prunus.repair.distillation import kl_divergence
 from prunus.repair.lora import Adapters, _MaskedLinear, effective_weight
 from prunus.repair.masks import BitMask, check_zeros, zeros_of
+from prunus.training import finetune
 from tests.families import build
 from tests.test_equivalence import outputs
 

@@ -24,7 +24,7 @@ from prunus.repair.distillation import _difference, top_k_divergence
 from prunus.repair.lora import Adapters
 from prunus.repair.masks import BitMask, check_zeros, in_fp32
 from prunus.repair.teacher_cache import TeacherCache
-from prunus.repair.trainer import check_finite, last_complete
+from prunus.training.trainer import check_finite, last_complete
 from prunus.unstructured import WalkOptions
 from tests.fake_devices import devices, on
 from tests.families import build

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from prunus import OWL, DSnoT, PrunusError, WalkOptions, allocate, matrices, prune
+from prunus import OWL, DSnoT, PrunusError, WalkOptions, allocate, matrices, prune, prune_matrix
+from prunus.unstructured import Scored, Seen, Statistic, refuse_gradients
 from prunus.unstructured.recorder import counted_positions, gather, has_padding, sequences_of
-from prunus.unstructured.statistics import InputStatistics, Need
+from prunus.unstructured.statistics import Gram, SquaredNorm, Statistics, Sum, Variance
 from prunus.unstructured.walk import Visit, Walk
 from tests.families import build
 
-EVERYTHING = Need.SQUARES | Need.MOMENTS | Need.GRAM
+EVERYTHING = (SquaredNorm, Sum, Variance, Gram)
 SEQUENCES = [np.array([[1.0, 2.0], [3.0, -2.0]]), np.array([[10.0, 0.0], [11.0, 1.0], [15.0, 5.0], [0.0, 2.0]])]
 """Two sequences of two and four tokens, two columns."""
 
@@ -31,34 +32,34 @@ def by_hand() -> dict[str, np.ndarray]:
     }
 
 
-def found(statistics: InputStatistics) -> dict[str, Tensor]:
+def found(statistics: Statistics) -> dict[str, Tensor]:
     return {
-        "squares": statistics.squares_C, "sums": statistics.sums_C, "variances": statistics.variances_C,
-        "gram": statistics.gram_CC,
-    }  # fmt: skip
+        name: statistics[kind].value
+        for name, kind in zip(("squares", "sums", "variances", "gram"), EVERYTHING, strict=True)
+    }
 
 
 def test_statistics_are_those_of_the_definition_one_sequence_at_a_time_or_both_at_once() -> None:
-    one_by_one, at_once = (InputStatistics(2, EVERYTHING) for _ in range(2))
+    one_by_one, at_once = (Statistics(EVERYTHING, 3, 2) for _ in range(2))
     for sequence in SEQUENCES:
         one_by_one.add(torch.tensor(sequence), 1)
     at_once.add(torch.tensor(np.concatenate(SEQUENCES)), 2, torch.tensor([0, 0, 1, 1, 1, 1]))
     for statistics in (one_by_one, at_once):
         assert statistics.tokens == 6
-        assert statistics.sequences == 2
+        assert {statistics[kind].sequences for kind in EVERYTHING} == {2}
         for name, expected in by_hand().items():
             np.testing.assert_allclose(found(statistics)[name].numpy(), expected, rtol=1e-6, err_msg=name)
 
 
 def test_equal_sequences_need_no_index_and_strips_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(3, 5, 4) + torch.arange(3.0)[:, None, None] * 10
-    whole, strips = (InputStatistics(4, Need.MOMENTS) for _ in range(2))
+    whole, strips = (Statistics([Variance], 3, 4) for _ in range(2))
     whole.add(x.flatten(0, 1), 3)
     monkeypatch.setattr("prunus.unstructured.statistics.STRIP", 8)
     strips.add(x.flatten(0, 1), 3)
     expected = x.var(dim=1, unbiased=False).mean(0)
-    torch.testing.assert_close(whole.variances_C, expected)
-    torch.testing.assert_close(strips.variances_C, expected)
+    torch.testing.assert_close(whole[Variance].value, expected)
+    torch.testing.assert_close(strips[Variance].value, expected)
 
 
 def test_rows_know_their_sequence() -> None:
@@ -97,13 +98,13 @@ def test_layers_with_flattened_inputs_count_every_sequence(size: int) -> None:
 
 
 def test_a_call_without_tokens_changes_nothing() -> None:
-    statistics = InputStatistics(2, EVERYTHING)
+    statistics = Statistics(EVERYTHING, 3, 2)
     for sequence in SEQUENCES:
         statistics.add(torch.tensor(sequence), 1)
         statistics.add(torch.zeros(0, 2), 1)
-    assert (statistics.sequences, statistics.tokens) == (2, 6)
-    np.testing.assert_allclose(statistics.variances_C.numpy(), by_hand()["variances"], rtol=1e-6)
-    nothing = InputStatistics(2, Need.NOTHING)
+    assert (statistics[Sum].sequences, statistics.tokens) == (2, 6)
+    np.testing.assert_allclose(statistics[Variance].value.numpy(), by_hand()["variances"], rtol=1e-6)
+    nothing = Statistics((), 3, 2)
     nothing.add(torch.full((3, 2), torch.nan), 1)
     assert nothing.tokens == 0
 
@@ -202,19 +203,19 @@ def test_masks_are_read_by_what_they_hold() -> None:
 
 
 def test_means_are_by_sequence_and_of_nothing_they_are_zero() -> None:
-    nothing = InputStatistics(2, EVERYTHING)
+    nothing = Statistics(EVERYTHING, 3, 2)
     for value in found(nothing).values():
         assert not value.any()
-    one = InputStatistics(2, EVERYTHING)
+    one = Statistics(EVERYTHING, 3, 2)
     one.add(torch.tensor([[3.0, 1.0]]), 1)
-    assert one.squares_C.tolist() == [9, 1]
-    assert one.sums_C.tolist() == [3, 1]
-    assert one.variances_C.tolist() == [0, 0]
-    assert one.gram_CC.tolist() == [[18, 6], [6, 2]]
+    assert one[SquaredNorm].value.tolist() == [9, 1]
+    assert one[Sum].value.tolist() == [3, 1]
+    assert one[Variance].value.tolist() == [0, 0]
+    assert one[Gram].value.tolist() == [[18, 6], [6, 2]]
     for bad in (torch.nan, torch.inf, -torch.inf):
         with pytest.raises(PrunusError, match="not finite"):
             one.add(torch.tensor([[0.0, 1.0], [bad, 0.0]]), 1)
-    assert (one.sequences, one.tokens) == (1, 1)
+    assert (one[Gram].sequences, one.tokens) == (1, 1)
 
 
 def test_experts_and_what_stands_beside_them_count_the_same_sequences() -> None:
@@ -222,7 +223,84 @@ def test_experts_and_what_stands_beside_them_count_the_same_sequences() -> None:
     model = MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=1, vocab_size=50, num_local_experts=2)).eval()
     inputs = {"input_ids": torch.randint(3, 50, (5, 6), generator=torch.Generator().manual_seed(0))}
     with Walk(model, rows(inputs, 2), ["model.layers.0"]) as walk:
-        [found] = [gather(model, matrices(model), Need.SQUARES, stop) for stop in walk]
-    assert {statistics.sequences for statistics in found.values()} == {5}
+        [found] = [gather(model, matrices(model), [SquaredNorm], stop) for stop in walk]
+    assert {statistics[SquaredNorm].sequences for statistics in found.values()} == {5}
     assert sum(s.tokens for name, s in found.items() if "gate_up_proj" in name) == 2 * 30, "two experts for every token"
     assert {s.tokens for name, s in found.items() if "self_attn" in name} == {30}
+
+
+def test_what_was_seen_elsewhere_is_merged() -> None:
+    whole, *parts = (Statistics(EVERYTHING, 3, 2) for _ in range(3))
+    for sequence, part in zip(SEQUENCES, parts, strict=True):
+        whole.add(torch.tensor(sequence))
+        part.add(torch.tensor(sequence))
+    parts[0].merge(parts[1])
+    for name, value in found(parts[0]).items():
+        torch.testing.assert_close(value, found(whole)[name])
+        np.testing.assert_allclose(value.numpy(), by_hand()[name], rtol=1e-6)
+    assert (parts[0].tokens, parts[0][Gram].sequences) == (6, 2)
+
+
+def test_a_statistic_that_is_not_named_is_not_there() -> None:
+    with pytest.raises(PrunusError, match="must name it"):
+        Statistics([Sum], 3, 2)[Gram]
+
+
+class Outputs(Statistic):
+    """Sum of what a matrix gives."""
+
+    source = "outputs"
+
+    def accumulate(self, seen: Seen) -> None:
+        self.total += seen.sums
+
+
+class Gradients(Statistic):
+    """Σ g² over batches."""
+
+    source = "gradients"
+
+    def accumulate(self, seen: Seen) -> None:
+        self.total += seen.x.square()
+
+
+class Listener(Scored):
+    """Keeps what it was told."""
+
+    method: Literal["test_listener"] = "test_listener"
+    needs = (Sum, Outputs, Gradients)
+    told: ClassVar[list[dict[type, Tensor]]] = []
+
+    def scores(self, weight: Tensor, known: Statistics) -> Tensor:
+        self.told.append({kind: known[kind].value.clone() for kind in self.needs})
+        return weight.abs() + known[Gradients].value
+
+
+def test_outputs_and_gradients_are_statistics_too() -> None:
+    case = build("llama", 3)
+    inputs = {**case.inputs, "labels": case.inputs["input_ids"]}
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    inputs["attention_mask"][0, -1] = 0
+    names = [m.name for m in matrices(case.model)]
+    squares = {name: torch.zeros_like(case.model.get_submodule(name).weight) for name in names}
+    case.model.eval()
+    for batch in rows(inputs, 1):
+        case.model.zero_grad()
+        case.model(**batch).loss.backward()
+        for name in names:
+            squares[name] += case.model.get_submodule(name).weight.grad.square()
+    case.model.zero_grad()
+    weights = {name: case.model.get_submodule(name).weight.detach().clone() for name in names}
+    Listener.told.clear()
+    options = WalkOptions(progress=False, sequential=False)
+    prune(case.model, Listener(), rows(inputs, 1), options=options)
+    for name, told in zip(names, Listener.told, strict=True):
+        bias = case.model.get_submodule(name).bias
+        shift = 0 if bias is None else bias.detach() * inputs["attention_mask"].sum() / len(inputs["input_ids"])
+        torch.testing.assert_close(told[Outputs], weights[name] @ told[Sum] + shift, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(told[Gradients], squares[name] / len(inputs["input_ids"]), rtol=1e-4, atol=1e-8)
+    assert all(p.grad is None and p.requires_grad for p in case.model.parameters())
+    with pytest.raises(PrunusError, match="use prune"):
+        refuse_gradients(Listener())
+    with pytest.raises(PrunusError, match="more than the inputs"):
+        prune_matrix(torch.randn(4, 4), torch.randn(1, 2, 4), Listener())

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from prunus import PrunusError, anatomy, load_model, matrices, plan_of
+from prunus import PrunusError, anatomy, load_model, matrices, plan_of, sparsity_of
 from prunus.checkpoint import random_model
 from prunus.cli import app
 from prunus.evaluation import evaluate_here
@@ -85,6 +85,28 @@ def is_in_bits(place: Path, report: Report) -> None:
     assert report.rows[0][:2] == ("bits, lower is better", f"{found:.2f}")
 
 
+def is_half_gone(place: Path, report: Report) -> None:
+    record = sparsity_of(load_model(report.folders["compressed"]))
+    assert record is not None
+    assert record.sparsity == 0.5
+    assert record.history[-1].method == "contribution"
+
+
+def is_sparser_with_depth(place: Path, report: Report) -> None:
+    record = sparsity_of(load_model(report.folders["compressed"]))
+    assert record is not None
+    shares = list({matrix.block: matrix.sparsity for matrix in record.matrices.values()}.values())
+    assert shares[0] < 0.5 < shares[1]
+    assert [entry.method for entry in record.history] == ["depth", "magnitude"]
+
+
+def has_other_norms(place: Path, report: Report) -> None:
+    dense, repaired = (weights(report.folders[name]) for name in ("dense", "compressed"))
+    for name, weight in repaired.items():
+        assert torch.equal(weight, dense[name]) == (weight.ndim > 1 and "layers" not in name)
+        assert weight.ndim == 1 or torch.equal(weight, dense[name] * (weight != 0)), "matrices do not train"
+
+
 Check = Callable[[Path, Report], None]
 """Given the folder with the models `a` and `b`, and what the run found."""
 CASES: dict[str, tuple[dict[str, Any], Check]] = {
@@ -96,6 +118,15 @@ CASES: dict[str, tuple[dict[str, Any], Check]] = {
         is_narrow,
     ),
     "own_step": ({"steps": [{"step": "round", "bits": 3}]}, is_rounded),
+    "own_pruner": ({"steps": [{**PRUNE, "method": {"method": "contribution", "sparsity": 0.5}}]}, is_half_gone),
+    "own_allocator": (
+        {"steps": [{**PRUNE, "method": {"method": "magnitude"}, "allocate": {"method": "depth", "max_sparsity": 0.9}}]},
+        is_sparser_with_depth,
+    ),
+    "own_repair": (
+        {"steps": [PRUNE, {"step": "repair", "method": {"method": "vectors"}, "train": TRAIN}]},
+        has_other_norms,
+    ),
 }
 """File → what it changes in the recipe, and what must be so after the run. Where all are used together, their steps follow one
 another in this order."""

@@ -104,11 +104,11 @@ def stop_at(blocks: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     original, seen = module.prune_block, []
 
-    def dying(model, method, plan, targets, stop, *more):
+    def dying(request, targets, stop):
         if len(seen) == blocks:
             raise StoppedError
         seen.append(stop.block)
-        return original(model, method, plan, targets, stop, *more)
+        return original(request, targets, stop)
 
     monkeypatch.setattr(module, "prune_block", dying)
     return seen

@@ -16,7 +16,7 @@ from prunus.anatomy import Matrix, by_block
 from prunus.unstructured.order import Order
 from prunus.unstructured.recorder import Recorder, gather
 from prunus.unstructured.spill import Spill
-from prunus.unstructured.statistics import Need
+from prunus.unstructured.statistics import Gram, SquaredNorm
 from prunus.unstructured.walk import Stop, Visit, Walk, _named
 from tests.families import FAMILIES, build
 
@@ -118,12 +118,12 @@ class Columns:
         with Walk(model, batches, blocks, seeded) as walk:
             for stop in walk:
                 inside = [matrix for matrix in targets.values() if matrix.block == stop.block]
-                recorder = Recorder(model, inside, Need.SQUARES)
+                recorder = Recorder(model, inside, [SquaredNorm])
                 for visit in stop.visits:
                     with recorder.listening(visit):
                         stop.run(visit)
                 for name, statistics in recorder.statistics.items():
-                    self.squares[name] = statistics.squares_C * statistics.sequences
+                    self.squares[name] = statistics[SquaredNorm].total
                     self.tokens[name] = statistics.tokens
 
 
@@ -162,7 +162,7 @@ def test_padding_does_not_count_in_blocks_that_are_given_no_mask_by_that_name(na
         tokens = {
             name: known.tokens
             for stop in walk
-            for name, known in gather(model, blocks[stop.block], Need.SQUARES, stop).items()
+            for name, known in gather(model, blocks[stop.block], [SquaredNorm], stop).items()
         }
     assert tokens
     assert set(tokens.values()) == {11}
@@ -185,7 +185,7 @@ def test_layers_with_one_input_share_its_statistics() -> None:
     case = build("llama", 7)
     names = [m.name for m in matrices(case.model) if m.name.startswith("model.layers.0.")]
     targets = [m for m in matrices(case.model) if m.name in names]
-    recorder = Recorder(case.model, targets, Need.SQUARES)
+    recorder = Recorder(case.model, targets, [SquaredNorm])
     with Walk(case.model, [case.inputs], ["model.layers.0"]) as walk:
         for stop in walk:
             for visit in stop.visits:
@@ -222,9 +222,9 @@ def test_layers_with_one_input_in_some_calls_only_have_their_own_statistics(apar
     ]
     stop = Stop("", [Visit(0, "", {}, (x,)), Visit(1, "", {}, (-x,))], block.forward, Spill(block, "keep"))
     with torch.no_grad():
-        known = gather(block, targets, Need.SQUARES | Need.GRAM, stop)
+        known = gather(block, targets, (SquaredNorm, Gram), stop)
     once = (x * x).sum((0, 1)) * 2
-    squares = {name: known[name].squares_C * known[name].sequences for name in known}
+    squares = {name: known[name][SquaredNorm].total for name in known}
     torch.testing.assert_close(squares["first"], once * (1 + 9 * (apart != "second")))
     torch.testing.assert_close(squares["second"], once * (1 + 4 * (apart != "first")))
     assert known["first"].tokens == 12 * (1 + (apart != "second"))

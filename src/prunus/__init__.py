@@ -6,6 +6,8 @@ else is promised.
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from prunus.allocation import OWL, ECoFLaP, IterativeGlobal, Manual, Uniform, allocate
@@ -14,8 +16,9 @@ from prunus.calibration import image_batches, pair_batches, text_batches
 from prunus.checkpoint import extract, load_model, plan_of, prune_folder
 from prunus.errors import PrunusError
 from prunus.plan import Plan, SparsityPlan, draw_plans
-from prunus.repair import RESSA, Distillation, LoRA, MaskedFinetune, MaskedLoRA, Training, hold_zeros, repair
+from prunus.repair import RESSA, Distillation, Lesson, LoRA, MaskedFinetune, MaskedLoRA, hold_zeros, repair
 from prunus.structured import Budget, Decision, Progress, Search, SearchMethod, UPop
+from prunus.training import Training, finetune
 from prunus.unstructured import (
     DSnoT,
     Magnitude,
@@ -34,20 +37,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "OWL", "RESSA", "Anatomy", "Budget", "DSnoT", "Decision", "Distillation", "ECoFLaP", "IterativeGlobal", "LoRA", "Magnitude", "Manual",
-    "MaskedFinetune", "MaskedLoRA", "Matrix", "Plan", "Progress", "PrunusError", "Search", "SearchCallback", "SearchMethod", "SparseGPT",
-    "SparsityPlan", "Training", "UPop", "Uniform", "WalkOptions", "Wanda", "accelerate_2to4", "allocate", "anatomy", "draw_plans",
-    "extract", "hold_zeros", "image_batches", "load_model", "matrices", "mirrored", "pair_batches", "plan_of", "prune", "prune_folder",
-    "prune_matrix", "repair", "sparsity_of",
-    "text_batches",
+    "OWL", "RESSA", "Anatomy", "Budget", "DSnoT", "Decision", "Distillation", "ECoFLaP", "IterativeGlobal", "Lesson", "LoRA", "Magnitude", "Manual",
+    "MaskedFinetune", "MaskedLoRA", "Matrix", "Plan", "Progress", "PrunusError", "Search", "SearchCallback", "SearchMethod", "SparseGPT", "SparsityPlan",
+    "Training", "UPop", "Uniform", "WalkOptions", "Wanda", "accelerate_2to4", "allocate", "anatomy", "draw_plans", "extract",
+    "finetune", "hold_zeros", "image_batches", "load_model", "matrices", "mirrored", "pair_batches", "plan_of", "prune", "prune_folder",
+    "prune_matrix", "repair", "sparsity_of", "text_batches",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """What needs the Trainer is imported when it is asked for: that brings peft and quantisers with it, where they are
-    installed."""
+    """What needs the Trainer (which brings peft and quantisers with it, where they are installed), and rooms that importing
+    prunus leaves closed, such as `prunus.recipe`, are imported when they are asked for."""
     if name == "SearchCallback":
         from prunus.structured.callback import SearchCallback
 
         return SearchCallback
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if find_spec(f"{__name__}.{name}") is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.{name}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,24 @@ NAME_LIMIT = 200
 """Bytes of a file's name. File systems take 255, and what is being written has a few more until it is whole."""
 PATH_LIMIT = 3500
 """Bytes of a path to a run's folder; systems take 4096 for the files inside."""
+
+
+def refuse_newer(field: str, written: str, current: str) -> None:
+    """Refuses a file of a format that a later version of prunus wrote.
+
+    Args:
+        written: its format, such as prunus.plan/1, or a text that names it.
+        current: the latest version that is read.
+
+    Raises:
+        PrunusError: see above.
+    """
+    kind, _, newest = current.partition("/")
+    found = re.search(rf"{re.escape(kind)}/([1-9]\d{{0,8}})\b", written)
+    if found is not None and int(found[1]) > int(newest):
+        raise PrunusError(
+            field, found[0], f"a newer prunus wrote it, and this one reads up to {current}; update prunus"
+        )
 
 
 def cache_folder() -> Path:

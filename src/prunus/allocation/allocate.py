@@ -13,7 +13,7 @@ from prunus.batches import checked
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
 from prunus.losses import Loss, own_loss
-from prunus.plan import MatrixPlan, SparsityPlan
+from prunus.plan import Entry, MatrixPlan, SparsityPlan
 from prunus.refusals import expect, plain_model
 
 
@@ -53,12 +53,11 @@ def allocate(
     if method.needs_batches and not held:
         raise PrunusError("batches", "none", f"{type(method).__name__} looks at data; give calibration batches")
     answer = method.answer(Question(model, chosen, held, loss, bf16, progress))
-    record = {**method.model_dump(mode="json"), "scores": answer.scores, "data": seen.summary(bf16=bf16)}
-    if method.by_batch:
-        record["depends_on_batch_size"] = seen.largest
+    by_batch = {"depends_on_batch_size": seen.largest} if method.by_batch else {}
+    decided = Entry.of("allocation", method, scores=answer.scores, data=seen.summary(bf16=bf16), **by_batch)
     return SparsityPlan(
         model=type(model).__name__,
-        method={"allocation": record},
+        history=(decided,),
         candidates=len(candidates),
         matrices={m.name: MatrixPlan.of(m, m.weights - answer.kept[m.name]) for m in chosen if m.name in answer.kept},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import model_validator
@@ -16,6 +16,7 @@ from prunus.anatomy import Matrix, choose, per_tower
 from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.losses import Loss, own_loss
+from prunus.plan import part_of
 from prunus.refusals import refuse_weights, unusable
 from prunus.typed import Share, Typed
 
@@ -66,20 +67,15 @@ class Answer:
 class Allocator(Typed):
     """Base of the allocation methods."""
 
+    needs_batches: ClassVar[bool] = False
+    """Whether the method looks at data."""
+    by_batch: ClassVar[bool] = False
+    """Whether it adds up over batches what is not linear in their losses, so that the same data in batches of another size
+    are another answer."""
     method: str
     sparsity: Share | dict[str, Share] = 0.5
     """Share of the weights that go: of all of them together, or a fixed one per tower (towers that are not named are
     left out)."""
-
-    @property
-    def needs_batches(self) -> bool:
-        return False
-
-    @property
-    def by_batch(self) -> bool:
-        """Whether the method adds up over batches what is not linear in their losses, so that the same data in batches of
-        another size are another answer."""
-        return False
 
     def choose(
         self, candidates: Sequence[Matrix], include: Sequence[str], exclude: Sequence[str]
@@ -112,6 +108,7 @@ class Allocator(Typed):
 class Scoring(Allocator):
     """An allocation by one score per matrix: measured once, good for every budget."""
 
+    needs_batches = by_batch = True
     max_sparsity: Share | None = None
     """No group loses more than this share; None is 0.1 above the sparsity. At the sparsity itself, all is uniform."""
     per_tower: bool | None = None
@@ -128,23 +125,13 @@ class Scoring(Allocator):
         targets = self.sparsity.values() if isinstance(self.sparsity, Mapping) else [self.sparsity]
         if self.max_sparsity is not None and self.max_sparsity < max(targets):
             raise PrunusError(
-                "max_sparsity",
-                self.max_sparsity,
-                f"it is less than the sparsity {max(targets):.4g}; take at least that",
-            )
+                "max_sparsity", self.max_sparsity, f"it is less than the sparsity {max(targets):.4g}; take at least that"
+            )  # fmt: skip
         if self.granularity == "tower" and (self.per_tower or isinstance(self.sparsity, Mapping)):
             raise PrunusError(
                 "granularity", "tower", "the sparsity of every tower is given already; take block or layer, or one sparsity for all"
             )  # fmt: skip
         return self
-
-    @property
-    def needs_batches(self) -> bool:
-        return True
-
-    @property
-    def by_batch(self) -> bool:
-        return True
 
     @abstractmethod
     def measure(self, question: Question) -> dict[str, float]:
@@ -156,7 +143,8 @@ class Scoring(Allocator):
         each_tower = False if self.granularity == "tower" else self.per_tower
         for pool, sparsity in budgets(chosen, self.sparsity, each_tower):
             limit = min(1.0, sparsity + 0.1) if self.max_sparsity is None else self.max_sparsity
-            kept |= kept_by_matrix(pool, scores, sparsity, limit, self.granularity, self.aggregate)
+            keep = part_of(sum(m.weights for m in pool), 1 - sparsity)  # the published code rounds what stays
+            kept |= kept_by_matrix(pool, scores, keep, limit, self.granularity, self.aggregate)
         return kept
 
     def answer(self, question: Question) -> Answer:

@@ -49,10 +49,8 @@ class ECoFLaP(Scoring):
                 and getattr(self, field) != type(self).model_fields[field].default
             ):
                 raise PrunusError(
-                    field,
-                    getattr(self, field),
-                    "gradients are exact and need no noise; leave it out, or take order='zeroth'",
-                )
+                    field, getattr(self, field), "gradients are exact and need no noise; leave it out, or take order='zeroth'"
+                )  # fmt: skip
         return self
 
     def measure(self, question: Question) -> dict[str, float]:
@@ -67,10 +65,8 @@ class ECoFLaP(Scoring):
         weight = matrix.view(question.model)
         if unusable(weight) is not None:
             raise PrunusError(
-                "score",
-                self.score,
-                f"it needs the weight of {matrix.name}, which is offloaded or quantised; take gradient_norm",
-            )
+                "score", self.score, f"it needs the weight of {matrix.name}, which is offloaded or quantised; take gradient_norm"
+            )  # fmt: skip
         if self.score == "weight_gradient":
             return change * float(weight.abs().sum(dtype=torch.float32))
         return change**2 * float(weight.float().square().sum())

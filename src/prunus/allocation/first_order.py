@@ -1,26 +1,19 @@
-"""Exact scores by one backward pass per batch, with one matrix gradient in memory at a time.
-
-Activations are recomputed block by block (checkpointing), and a gradient is reduced to a number and freed by a hook as soon
-as it is whole, before the next one is made.
-"""
+"""Exact scores by one backward pass per batch; each gradient is reduced to a number as soon as it is whole."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from prunus.allocation.allocator import Question
-from prunus.anatomy import Matrix, by_parameter
+from prunus.anatomy import Matrix
 from prunus.errors import PrunusError
-from prunus.modules import quiet, replaced
 from prunus.progress import track
+from prunus.unstructured.gradients import Take, give_gradients
 
 STRIP = 1 << 12
 """Squares that are added up in one fp32 sum."""
@@ -28,8 +21,6 @@ STRIP = 1 << 12
 Score = Literal["gradient_norm", "weight_gradient", "squared"]
 Reduce = Callable[[Tensor, Tensor], Tensor]
 """(weight, gradient of one batch) → what it adds to the score."""
-Take = Callable[[Matrix, Tensor, Tensor], None]
-"""Is given a matrix, its weight and its gradient, both (rows, columns)."""
 
 REDUCTIONS: dict[Score, Reduce] = {
     "gradient_norm": lambda weight, gradient: _norm(gradient),
@@ -70,59 +61,8 @@ def backward_each(question: Question, take: Take, title: str) -> None:
         PrunusError: weights are not in memory, or the loss depends on nothing.
     """
     question.refuse_absent_weights()
-    with _ready_for_gradients(question.model, question.chosen, take):
-        for batch in track(question.batches, title, question.progress):
-            loss = question.scalar_loss(batch)
-            if not loss.requires_grad:
-                raise PrunusError(
-                    "loss",
-                    type(question.model).__name__,
-                    "it does not depend on the weights; order='zeroth' needs no gradients",
-                )
-            torch.autograd.backward(loss)
-
-
-@contextmanager
-def _ready_for_gradients(model: nn.Module, chosen: Sequence[Matrix], take: Take) -> Iterator[None]:
-    """While the context is open, only these matrices get gradients, blocks are checkpointed, and each gradient is given
-    to `take` when it is whole; the model is in eval mode. Gradients that were there before are set aside and given back."""
-    before = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
-    with ExitStack() as cleanup:
-        cleanup.enter_context(quiet(model))
-        cleanup.callback(_restore, before)
-        cleanup.enter_context(torch.enable_grad())
-        for parameter in before:
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        for name, held in by_parameter(chosen).items():
-            parameter = model.get_parameter(name)
-            parameter.requires_grad_(True)
-            hook = parameter.register_post_accumulate_grad_hook(partial(_give, held, take))  # type: ignore[no-untyped-call]
-            cleanup.callback(hook.remove)
-        for path in dict.fromkeys(matrix.block for matrix in chosen):
-            block = model.get_submodule(path)
-            cleanup.enter_context(replaced(block, _checkpointed(block.forward)))
-        yield
-
-
-def _give(held: Sequence[Matrix], take: Take, parameter: Tensor) -> None:
-    assert parameter.grad is not None
-    for matrix in held:
-        take(matrix, matrix.part(parameter.detach()), matrix.part(parameter.grad))
-    parameter.grad = None
-
-
-def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def forward_again_in_backward(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-    return forward_again_in_backward
-
-
-def _restore(before: dict[nn.Parameter, tuple[bool, Tensor | None]]) -> None:
-    for parameter, (required, gradient) in before.items():
-        parameter.requires_grad_(required)
-        parameter.grad = gradient
+    batches = track(question.batches, title, question.progress)
+    give_gradients(question.model, question.chosen, map(question.scalar_loss, batches), take)
 
 
 def _norm(gradient: Tensor) -> Tensor:

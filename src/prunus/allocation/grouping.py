@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from prunus.allocation.solver import share_out
 from prunus.anatomy import Matrix, per_tower
+from prunus.plan import part_of
 
 Granularity = Literal["layer", "block", "tower"]
 Aggregate = Literal["sum", "mean"]
@@ -38,7 +39,7 @@ def budgets(
 def kept_by_matrix(
     pool: Sequence[Matrix],
     scores: Mapping[str, float],
-    sparsity: float,
+    keep: int,
     max_sparsity: float,
     granularity: Granularity,
     aggregate: Aggregate = "sum",
@@ -48,6 +49,7 @@ def kept_by_matrix(
     Args:
         pool: matrices that share a budget.
         scores: of single matrices.
+        keep: weights of all of them together that stay.
         aggregate: what a group's score is to its matrices' scores. `mean` is their sum per weight of the group, and shares
             out *weights*, not density, by it, as the published code does: a large group then gets less than with `sum`.
     """
@@ -58,7 +60,7 @@ def kept_by_matrix(
     totals = {name: sum(scores[matrix.name] for matrix in members) for name, members in groups.items()}
     if aggregate == "mean":
         totals = {name: total / sizes[name] for name, total in totals.items()}
-    shares = share_out(sizes, totals, kept_weights(sum(sizes.values()), sparsity), max_sparsity)
+    shares = share_out(sizes, totals, keep, max_sparsity)
     kept: dict[str, int] = {}
     for name, members in groups.items():
         weights = {matrix.name: matrix.weights for matrix in members}
@@ -66,6 +68,7 @@ def kept_by_matrix(
     return kept
 
 
-def kept_weights(weights: int, sparsity: float) -> int:
-    """K = ⌊N·(1 − p)⌋, for the p that was written."""
-    return int(weights * (1 - sparsity) + 1e-6)
+def weights_that_stay(pool: Iterable[Matrix], sparsity: float) -> int:
+    """K = N − ⌊N·p⌋ of all weights of some matrices."""
+    weights = sum(matrix.weights for matrix in pool)
+    return weights - part_of(weights, sparsity)

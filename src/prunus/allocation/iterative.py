@@ -12,9 +12,10 @@ from torch import Tensor
 
 from prunus.allocation.allocator import Allocator, Answer, Question
 from prunus.allocation.first_order import backward_each
-from prunus.allocation.grouping import budgets, kept_weights
+from prunus.allocation.grouping import budgets
 from prunus.anatomy import Matrix
 from prunus.errors import PrunusError
+from prunus.plan import part_of
 
 
 class IterativeGlobal(Allocator):
@@ -24,18 +25,11 @@ class IterativeGlobal(Allocator):
     """
 
     method: Literal["iterative_global"] = "iterative_global"
+    needs_batches = by_batch = True
     rounds: int = Field(default=3, ge=1, le=10_000)
     """T."""
     per_tower: bool = False
     """Every tower has the given sparsity and is ranked by itself; off, the whole model is."""
-
-    @property
-    def needs_batches(self) -> bool:
-        return True
-
-    @property
-    def by_batch(self) -> bool:
-        return True
 
     def answer(self, question: Question) -> Answer:
         question = replace(question, model=copy.deepcopy(question.model))
@@ -45,8 +39,7 @@ class IterativeGlobal(Allocator):
             scores = _weight_scores(question, f"global pruning {number}/{self.rounds}")
             for pool, sparsity in budgets(question.chosen, self.sparsity, self.per_tower):
                 names = [matrix.name for matrix in pool]
-                total = sum(matrix.weights for matrix in pool)
-                gone = total - kept_weights(total, sparsity ** (self.rounds / number))
+                gone = part_of(sum(matrix.weights for matrix in pool), sparsity ** (self.rounds / number))
                 for name, mask in zip(names, _lowest_of_all([scores[n] for n in names], gone), strict=True):
                     weights[name].masked_fill_(mask, 0)
                     kept[name] = int((~mask).sum())

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from prunus.allocation.allocator import Allocator, Answer, Question
 from prunus.anatomy import CONNECTOR, Matrix, choose
-from prunus.plan.sparsity import written_sparsities
+from prunus.plan.sparsity import part_of, written_sparsities
 from prunus.typed import Share
 
 
@@ -32,5 +32,5 @@ class Manual(Allocator):
     def answer(self, question: Question) -> Answer:
         shares = written_sparsities(self.sparsity, {m.name: m.labels for m in question.chosen})
         return Answer(
-            {m.name: m.weights - round(m.weights * shares[m.name]) for m in question.chosen if m.name in shares}
+            {m.name: m.weights - part_of(m.weights, shares[m.name]) for m in question.chosen if m.name in shares}
         )

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from prunus.allocation.allocator import Allocator, Answer, Question
-from prunus.allocation.grouping import budgets, group_of, kept_by_matrix
+from prunus.allocation.grouping import budgets, group_of, kept_by_matrix, weights_that_stay
 from prunus.anatomy import Matrix, by_block
 from prunus.errors import PrunusError
 from prunus.losses import own_loss
@@ -28,17 +28,15 @@ class OWL(Allocator):
     """More density for blocks with more outliers."""
 
     method: Literal["owl"] = "owl"
+    needs_batches = True
     outlier: float = Field(default=5.0, gt=1)
     """A score above this many times the mean of its group is an outlier (M in the paper)."""
     spread: float = Field(default=0.08, gt=0, lt=0.5)
     """λ: densities differ by at most 2λ."""
     granularity: Literal["block", "layer"] = "block"
+    """What has one sparsity: a transformer block, or a matrix (`layer`)."""
     per_tower: bool | None = None
     """Every tower has the given sparsity, and shares it out among its own blocks; None means so. Off: one budget."""
-
-    @property
-    def needs_batches(self) -> bool:
-        return True
 
     def answer(self, question: Question) -> Answer:
         outliers = self.outliers(question)
@@ -97,4 +95,4 @@ class OWL(Allocator):
             )
         # the same straight line as ECoFLaP's: floor 1 − (p + mean), slope 1, scores n_g · stretched share
         scores = {m.name: m.weights * stretched[group_of(m, self.granularity)] for m in pool}
-        return kept_by_matrix(pool, scores, sparsity, sparsity + mean, self.granularity)
+        return kept_by_matrix(pool, scores, weights_that_stay(pool, sparsity), sparsity + mean, self.granularity)

@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from prunus.errors import PrunusError
-from prunus.storage import write_text
+from prunus.storage import refuse_newer, write_text
 
 CHECKSUMS = "prunus-checksums.json"
+FORMAT = "prunus.checksums/1"
 UNCHECKED = frozenset({"_name_or_path", "transformers_version"})
 """Entries of a config that say nothing about the model."""
 MEANT = f"take a copy that is whole; if it was changed on purpose, delete {CHECKSUMS}"
@@ -76,7 +77,11 @@ def verify(folder: str | Path, with_config: bool = True) -> bool:
     if not side.exists():
         return False
     try:
-        noted = Checksums.model_validate_json(side.read_bytes())
+        text = side.read_text(encoding="utf-8")
+        refuse_newer("checksums", text[:200], FORMAT)
+        noted = Checksums.model_validate_json(text)
+    except PrunusError:
+        raise
     except (OSError, ValidationError, ValueError):
         raise PrunusError("checksums", str(side), f"the file is damaged; {MEANT}") from None
     if with_config:

@@ -18,8 +18,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from prunus.anatomy import anatomy
 from prunus.checkpoint.checksums import CHECKSUMS, weight_files, write_checksums
 from prunus.errors import PrunusError
+from prunus.plan.history import Recorded
 from prunus.plan.record import RECORD, configs_of, marks, plan_of, records_of, true_record
-from prunus.storage import write_text
+from prunus.storage import refuse_newer, write_text
 from prunus.structured.gates import warn_of_gates
 from prunus.unstructured.record import RECORD as SPARSITY
 from prunus.unstructured.record import recorded_sparsity
@@ -88,11 +89,11 @@ def card(model: PreTrainedModel) -> str:
         lines += ["Pruned weights are zeros in place, so it loads without prunus, too.", ""]
     lines += ["## What was done", ""]
     if plan is not None:
-        lines += [f"Structured pruning removed {plan.ratio:.2%} of the searched cost: `{json.dumps(plan.method)}`.", ""]
+        lines += [f"Structured pruning removed {plan.ratio:.2%} of the searched cost: {_told(plan)}.", ""]
     if sparsity is not None:
         lines += [
             f"Unstructured pruning ({sparsity.pattern}) made {sparsity.sparsity:.2%} of the weights in "
-            f"{len(sparsity.matrices)} matrices zero: `{json.dumps(sparsity.method)}`.", "",
+            f"{len(sparsity.matrices)} matrices zero: {_told(sparsity)}.", "",
         ]  # fmt: skip
     lines += [
         "| tower | parameters | before | channels kept | zeros in pruned matrices |",
@@ -113,6 +114,10 @@ def card(model: PreTrainedModel) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _told(record: Recorded) -> str:
+    return ", then ".join(f"{entry.step} `{json.dumps(entry.said)}`" for entry in record.history) or "nobody said how"
+
+
 def restore_records(folder: Path, config: PreTrainedConfig) -> bool:
     """Puts records that the config in a folder has lost back into `config`, from the folder's second copy.
 
@@ -125,9 +130,13 @@ def restore_records(folder: Path, config: PreTrainedConfig) -> bool:
     if not (folder / COPY).exists():
         return False
     try:
-        noted = json.loads((folder / COPY).read_text())
+        text = (folder / COPY).read_text()
+        refuse_newer(COPY, text[:200], FORMAT)
+        noted = json.loads(text)
         assert noted["format"] == FORMAT
         found = {path: dict(entries) for path, entries in noted["configs"].items()}
+    except PrunusError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError):
         raise PrunusError(
             COPY, str(folder / COPY), "it is damaged; save the model again, or take a copy that is whole"

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    dot_natural_key,
-    rename_source_key,
-)
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+from prunus.anatomy import Matrix, by_parameter
+from prunus.checkpoint.shards import Shards
+from prunus.errors import PrunusError
+from prunus.refusals import refuse_weight
 
 Read = Callable[[str], Tensor]
 
@@ -102,3 +103,77 @@ def _with_and_without(model: PreTrainedModel, name: str) -> tuple[str, ...]:
     """A head's files may leave out the base model's prefix, and the other way round."""
     prefix = f"{model.base_model_prefix}."
     return (name, prefix + name, name.removeprefix(prefix))
+
+
+class Parts:
+    """Which tensors of the files make which parameters and buffers of a model.
+
+    Attributes:
+        groups: by the name of the parameter or buffer.
+    """
+
+    def __init__(self, model: PreTrainedModel, shards: Shards):
+        self.model, self.shards = model, shards
+        self.groups: dict[str, Group] = {}
+        for group in groups(model, shards.places):
+            names = [group.first] if group.converter is None else group.load(model, self._without_bytes)
+            self.groups |= dict.fromkeys(names, group)
+        self._names: dict[int, list[str]] = {}
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            self._names.setdefault(id(tensor), []).append(name)
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether the files hold a parameter or buffer."""
+        return any(name in self.groups for name in self._names.get(id(tensor), ()))
+
+    def of(self, tensor: Tensor) -> tuple[str, Group]:
+        """Where a parameter comes from, and the one of its names that the group knows: tied parameters have several."""
+        for name in self._names[id(tensor)]:
+            if name in self.groups:
+                return name, self.groups[name]
+        name = self._names[id(tensor)][0]
+        raise PrunusError("weights", name, f"no file in {self.shards.folder} holds it; load the model and use prune")
+
+    def load(self, parameter: Tensor, shards: Shards) -> Tensor:
+        """The values of a parameter or buffer, in its type and main memory."""
+        name, group = self.of(parameter)
+        return group.load(self.model, lambda key: shards.read(key).to(parameter.dtype))[name]
+
+    def refuse_weights(self, chosen: Sequence[Matrix]) -> None:
+        """Refuses weights that cannot be pruned, as `prune` does; one is in memory at a time."""
+        for parameter, own in by_parameter(chosen).items():
+            refuse_weight(own[0].name, self.load(self.model.get_parameter(parameter), self.shards))
+
+    def dtypes_to_write(self, chosen: Sequence[Matrix]) -> dict[str, torch.dtype]:
+        """Tensors in the files that cannot hold what pruning makes of them, and the type that does.
+
+        Raises:
+            PrunusError: what transformers makes of the files cannot be turned round.
+        """
+        dtypes: dict[str, torch.dtype] = {}
+        for name in dict.fromkeys(matrix.parameter for matrix in chosen):
+            parameter = self.model.get_parameter(name)
+            _, group = self.of(parameter)
+            places = {key: self.shards.places[key] for key in group.keys}
+            if group.converter is not None:
+                try:
+                    back = group.save(self.model, group.load(self.model, self._without_bytes))
+                except Exception:
+                    back = {}
+                if {key: tuple(t.shape) for key, t in back.items()} != {key: p.shape for key, p in places.items()}:
+                    raise PrunusError(
+                        "model", name, "transformers computes it from what the files hold, which cannot be turned round; "
+                        "load the model and use prune",
+                    )  # fmt: skip
+            dtypes |= {key: parameter.dtype for key, p in places.items() if not _holds(p.dtype, parameter.dtype)}
+        return dtypes
+
+    def _without_bytes(self, key: str) -> Tensor:
+        place = self.shards.places[key]
+        return torch.empty(place.shape, dtype=place.dtype, device="meta")
+
+
+def _holds(stored: torch.dtype, dtype: torch.dtype) -> bool:
+    """Whether every number of a type is one of the stored type, too."""
+    wider = {torch.float16: (torch.float32, torch.float64), torch.bfloat16: (torch.float32, torch.float64)}
+    return stored in (dtype, *wider.get(dtype, (torch.float64,)))

@@ -19,21 +19,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunus.anatomy import Matrix, by_parameter, place_of
+from prunus.anatomy import place_of
 from prunus.batches import call_with_batch, calls_the_model, checked
 from prunus.checkpoint.checksums import CHECKSUMS, verify, write_checksums
 from prunus.checkpoint.described import describe
 from prunus.checkpoint.loading import without_weights
-from prunus.checkpoint.naming import Group, groups
+from prunus.checkpoint.naming import Group, Parts
 from prunus.checkpoint.on_use import OnUse, hollow
 from prunus.checkpoint.shards import Shards
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
 from prunus.plan import SparsityPlan
-from prunus.refusals import refuse_weight
 from prunus.storage import LOCK, claim_folder, locked, writable_path, write_text
 from prunus.unstructured import Pruner, WalkOptions
-from prunus.unstructured.pruning import carry_out, settle, walk_options
+from prunus.unstructured.pruning import Request, carry_out, refuse_gradients, settle, walk_options
 from prunus.unstructured.record import RECORD, recorded_sparsity
 from prunus.unstructured.walk import Call, Weights
 
@@ -77,30 +76,30 @@ def prune_folder(
     verify(source)
     model, shards = without_weights(source)
     chosen, plan = settle(model, method, plan, include, exclude)
+    refuse_gradients(method)
     earlier = recorded_sparsity(model)  # a damaged one is found now and not when the new one is put beside it
-    fingerprint = Fingerprint(checked(batches, calls_the_model(call)))
+    seen = Fingerprint(checked(batches, calls_the_model(call)))
     if keep_zeros is None:
         keep_zeros = earlier is not None
-    parts = _Parts(model, shards)
+    parts = Parts(model, shards)
     parts.refuse_weights(chosen)
     dtypes = parts.dtypes_to_write(chosen)
     files = [source / file for file in ("config.json", *shards.files)]
-    request = {
+    asked = {
         "keep_zeros": keep_zeros,
         "source": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
         "plan": plan.model_dump(mode="json"),
         "method": method.model_dump(mode="json"),
         "options": options.model_dump(mode="json", exclude={"progress", "activations"}),
     }
-    work = _Work(output.with_name(output.name + ".partial"), hashlib.sha256(json.dumps(request).encode()).hexdigest())
+    work = _Work(output.with_name(output.name + ".partial"), hashlib.sha256(json.dumps(asked).encode()).hexdigest())
+    call = call or partial(call_with_batch, device=torch.device(device))
+    request = Request(model, method, plan, chosen, seen, call, options, keep_zeros)
     with work.taken():
         work.begin(shards, dtypes)
-        weights = _FolderWeights(model, parts, work, fingerprint, torch.device(device), options.sequential)
+        weights = _FolderWeights(model, parts, work, seen, torch.device(device), options.sequential)
         with work.unless_refused(), weights.on_use:
-            achieved = carry_out(
-                model, method, plan, chosen, fingerprint, call or partial(call_with_batch, device=torch.device(device)),
-                options, weights, work.done, keep_zeros,
-            )  # fmt: skip
+            achieved = carry_out(request, weights, work.done)
         with work.writing():
             config = json.loads((work.folder / "config.json").read_text())
             record = achieved.after(earlier).model_dump(mode="json")
@@ -149,10 +148,8 @@ class _Work:
                 ) from None
             if copied and request != self._request:
                 raise PrunusError(
-                    "output",
-                    str(self.folder),
-                    "it holds unfinished work with other settings; finish that, or delete the folder",
-                )
+                    "output", str(self.folder), "it holds unfinished work with other settings; finish that, or delete the folder"
+                )  # fmt: skip
             if copied:
                 self.done, self.calibration = done, calibration
                 return
@@ -195,10 +192,8 @@ class _Work:
         except (OSError, shutil.Error) as error:
             reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error.strerror or error
             raise PrunusError(
-                "output",
-                str(self.folder),
-                f"it cannot be written ({reason}); mend that and call again: finished blocks stay",
-            ) from None
+                "output", str(self.folder), f"it cannot be written ({reason}); mend that and call again: finished blocks stay"
+            ) from None  # fmt: skip
 
     def _write(self, copied: bool = True) -> None:
         journal = {"copied": copied, "request": self._request, "calibration": self.calibration, "done": self.done}
@@ -225,80 +220,6 @@ def _left_behind(shards: Shards, folder: str, names: list[str]) -> list[str]:
     ]
 
 
-class _Parts:
-    """Which tensors of the files make which parameters and buffers of a model.
-
-    Attributes:
-        groups: by the name of the parameter or buffer.
-    """
-
-    def __init__(self, model: PreTrainedModel, shards: Shards):
-        self.model, self.shards = model, shards
-        self.groups: dict[str, Group] = {}
-        for group in groups(model, shards.places):
-            names = [group.first] if group.converter is None else group.load(model, self._without_bytes)
-            self.groups |= dict.fromkeys(names, group)
-        self._names: dict[int, list[str]] = {}
-        for name, tensor in model.state_dict(keep_vars=True).items():
-            self._names.setdefault(id(tensor), []).append(name)
-
-    def knows(self, tensor: Tensor) -> bool:
-        """Whether the files hold a parameter or buffer."""
-        return any(name in self.groups for name in self._names.get(id(tensor), ()))
-
-    def of(self, tensor: Tensor) -> tuple[str, Group]:
-        """Where a parameter comes from, and the one of its names that the group knows: tied parameters have several."""
-        for name in self._names[id(tensor)]:
-            if name in self.groups:
-                return name, self.groups[name]
-        name = self._names[id(tensor)][0]
-        raise PrunusError("weights", name, f"no file in {self.shards.folder} holds it; load the model and use prune")
-
-    def load(self, parameter: Tensor, shards: Shards) -> Tensor:
-        """The values of a parameter or buffer, in its type and main memory."""
-        name, group = self.of(parameter)
-        return group.load(self.model, lambda key: shards.read(key).to(parameter.dtype))[name]
-
-    def refuse_weights(self, chosen: Sequence[Matrix]) -> None:
-        """Refuses weights that cannot be pruned, as `prune` does; one is in memory at a time."""
-        for parameter, own in by_parameter(chosen).items():
-            refuse_weight(own[0].name, self.load(self.model.get_parameter(parameter), self.shards))
-
-    def dtypes_to_write(self, chosen: Sequence[Matrix]) -> dict[str, torch.dtype]:
-        """Tensors in the files that cannot hold what pruning makes of them, and the type that does.
-
-        Raises:
-            PrunusError: what transformers makes of the files cannot be turned round.
-        """
-        dtypes: dict[str, torch.dtype] = {}
-        for name in dict.fromkeys(matrix.parameter for matrix in chosen):
-            parameter = self.model.get_parameter(name)
-            _, group = self.of(parameter)
-            places = {key: self.shards.places[key] for key in group.keys}
-            if group.converter is not None:
-                try:
-                    back = group.save(self.model, group.load(self.model, self._without_bytes))
-                except Exception:
-                    back = {}
-                if {key: tuple(t.shape) for key, t in back.items()} != {key: p.shape for key, p in places.items()}:
-                    raise PrunusError(
-                        "model", name, "transformers computes it from what the files hold, which cannot be turned round; "
-                        "load the model and use prune",
-                    )  # fmt: skip
-            dtypes |= {key: parameter.dtype for key, p in places.items() if not _holds(p.dtype, parameter.dtype)}
-        return dtypes
-
-    def _without_bytes(self, key: str) -> Tensor:
-        place = self.shards.places[key]
-        return torch.empty(place.shape, dtype=place.dtype, device="meta")
-
-
-def _holds(stored: torch.dtype, dtype: torch.dtype) -> bool:
-    """Whether every number of a type is one of the stored type, too."""
-    wider = {torch.float16: (torch.float32, torch.float64), torch.bfloat16: (torch.float32, torch.float64)}
-    return stored in (dtype, *wider.get(dtype, (torch.float64,)))
-
-
 class _FolderWeights(Weights):
     """Weights that live in files: those of a block for as long as it runs, others from their first use to the next stop.
 
@@ -306,7 +227,7 @@ class _FolderWeights(Weights):
     """
 
     def __init__(
-        self, model: PreTrainedModel, parts: _Parts, work: _Work, fingerprint: Fingerprint, device: torch.device,
+        self, model: PreTrainedModel, parts: Parts, work: _Work, fingerprint: Fingerprint, device: torch.device,
         sequential: bool,
     ):  # fmt: skip
         self._model, self._parts, self._work = model, parts, work

@@ -15,7 +15,7 @@ from transformers import BlipForQuestionAnswering
 
 from prunus.data import COLORS, SHAPES, NamedImages, Questions, balanced
 from prunus.models.packaged import WIDTH, small_blip, whiten
-from prunus.repair import Training, finetune
+from prunus.training import Training, finetune
 
 
 def warm_blip(

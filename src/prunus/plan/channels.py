@@ -13,6 +13,7 @@ from torch import Tensor
 from prunus.anatomy import Anatomy, Unit
 from prunus.errors import PrunusError
 from prunus.plan.file import PlanFile
+from prunus.plan.history import Entry, Recorded
 
 
 def encode_channels(channels: Iterable[int]) -> str:
@@ -56,7 +57,7 @@ Channels = Annotated[tuple[int, ...], BeforeValidator(decode_channels), PlainSer
 class UnitPlan(BaseModel):
     """What stays of one unit."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     channels: int = Field(gt=0, le=WIDEST)
     """Width of the unit before."""
@@ -78,16 +79,15 @@ class UnitPlan(BaseModel):
         return UnitPlan(channels=earlier.channels, kept=tuple(earlier.kept[channel] for channel in self.kept))
 
 
-class Plan(PlanFile):
+class Plan(Recorded, PlanFile):
     """Kept channels per unit: the outcome of a structured search and the input of surgery.
 
     `ratio` is the achieved share of the prunable cost that leaves, in the units of the method's cost.
     """
 
-    format: Literal["prunus.plan/1"] = "prunus.plan/1"
+    format: Literal["prunus.plan/2"] = "prunus.plan/2"
     model: str
     """Class of the model the plan was made for."""
-    method: dict[str, Any] = Field(default_factory=dict)
     ratio: float = Field(ge=0, lt=1)
     units: dict[str, UnitPlan]
     mirrors: dict[str, str] = Field(default_factory=dict)
@@ -102,7 +102,9 @@ class Plan(PlanFile):
     ) -> Plan:
         """A plan from boolean masks (channels,), True where the channel stays. Units without a mask stay whole.
 
-        `ratio` is the achieved one in the method's own cost; None counts parameters.
+        Args:
+            method: name and settings of what decided, for the record.
+            ratio: the achieved one in the method's own cost; None counts parameters.
         """
         units = {
             name: UnitPlan(channels=mask.numel(), kept=tuple(mask.nonzero().flatten().tolist()))
@@ -113,7 +115,8 @@ class Plan(PlanFile):
             total = sum(costs[name] * unit.channels for name, unit in units.items())
             stays = sum(costs[name] * len(unit.kept) for name, unit in units.items())
             ratio = 1 - stays / total if total else 0.0
-        return cls(model=anatomy.model, method=method or {}, ratio=ratio, units=units, mirrors=anatomy.mirrors)
+        history = (Entry.of("search", method, achieved=ratio),) if method else ()
+        return cls(model=anatomy.model, history=history, ratio=ratio, units=units, mirrors=anatomy.mirrors)
 
     def kept(self, unit: Unit) -> Tensor:
         """Sorted indices (kept,), int64, of the channels of `unit` that stay."""
@@ -146,6 +149,6 @@ class Plan(PlanFile):
             before = earlier.units.get(name)
             units[name] = later if before is None else later.after(before)
         ratio = 1 - (1 - earlier.ratio) * (1 - self.ratio)
-        method = {"steps": [*earlier.method.get("steps", [earlier.method]), self.method]}
+        history = (*earlier.history, *self.history)
         mirrors = {**earlier.mirrors, **self.mirrors}
-        return self.model_copy(update={"units": units, "ratio": ratio, "method": method, "mirrors": mirrors})
+        return self.model_copy(update={"units": units, "ratio": ratio, "history": history, "mirrors": mirrors})

@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from prunus.anatomy import anatomy, has_module, module_of
 from prunus.plan.channels import Plan, UnitPlan
 from prunus.plan.file import PlanFile
+from prunus.plan.history import Entry, Recorded
 
 RECORD = "prunus"
 """The entry of a config that holds the record of narrowing."""
@@ -29,13 +30,12 @@ NOTE = "narrowed by prunus: `import prunus` before this is loaded, or the shapes
 _MARKS, _WHOLE = "prunus_units", "prunus_whole"
 
 
-class Whole(BaseModel):
+class Whole(Recorded):
     """What was decided over all units together."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     ratio: float = Field(ge=0, lt=1)
-    method: dict[str, Any] = Field(default_factory=dict)
     mirrors: dict[str, str] = Field(default_factory=dict)
     units: str
     """Digest of the units it was decided over."""
@@ -46,7 +46,7 @@ class Narrowing(PlanFile):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    format: Literal["prunus.narrow/1"] = "prunus.narrow/1"
+    format: Literal["prunus.narrow/2"] = "prunus.narrow/2"
     note: str = NOTE
     units: dict[str, UnitPlan] = Field(default_factory=dict)
     """Name relative to the part → what stays of it."""
@@ -99,7 +99,7 @@ def plan_of(model: nn.Module) -> Plan | None:
         for copy, original in whole.mirrors.items()
         if has_module(model, copy) and has_module(model, original)
     }
-    return Plan(model=type(model).__name__, method=whole.method, ratio=whole.ratio, units=units, mirrors=mirrors)
+    return Plan(model=type(model).__name__, history=whole.history, ratio=whole.ratio, units=units, mirrors=mirrors)
 
 
 def write_record(model: nn.Module, plan: Plan | None = None) -> None:
@@ -111,7 +111,7 @@ def write_record(model: nn.Module, plan: Plan | None = None) -> None:
     decided = plan or plan_of(model)
     if decided is not None:
         own = {path + suffix: done.plan for (path, suffix), done in marks(model).items() if not done.copy}
-        whole = Whole(ratio=decided.ratio, method=decided.method, mirrors=decided.mirrors, units=_digest(own))
+        whole = Whole(ratio=decided.ratio, history=decided.history, mirrors=decided.mirrors, units=_digest(own))
         setattr(model, _WHOLE, whole)
     else:
         whole = None
@@ -166,7 +166,7 @@ def recorded(part: PreTrainedModel) -> Narrowing | Plan | None:
     found = getattr(part.config, RECORD, None)
     if found is None:
         return None
-    reader = Plan if isinstance(found, Mapping) and found.get("format") == "prunus.plan/1" else Narrowing
+    reader = Plan if isinstance(found, Mapping) and str(found.get("format")).startswith("prunus.plan/") else Narrowing
     return reader.parse(found, "config.json")
 
 
@@ -187,11 +187,12 @@ def _whole_of(model: nn.Module, units: Mapping[str, UnitPlan]) -> Whole:
         costs = dict.fromkeys(units, 1)
     total = sum(costs[name] * unit.channels for name, unit in units.items())
     stays = sum(costs[name] * len(unit.kept) for name, unit in units.items())
-    methods = [
-        whole.method for place, whole in enumerate(known) if whole.method not in [w.method for w in known[:place]]
-    ]
-    method = methods[0] if len(methods) == 1 else {"parts": methods} if methods else {}
-    return Whole(ratio=1 - stays / total, method=method, mirrors=known[0].mirrors if known else {}, units=digest)
+    told: list[tuple[Entry, ...]] = []
+    for whole in known:
+        told += [whole.history] if whole.history not in told else []
+    return Whole(
+        ratio=1 - stays / total, history=sum(told, ()), mirrors=known[0].mirrors if known else {}, units=digest
+    )
 
 
 def _digest(units: Mapping[str, UnitPlan]) -> str:
@@ -230,7 +231,7 @@ def _write(root: PreTrainedModel, whole: Whole | None) -> None:
         users = [part for part in parts.values() if part.config is entry.config]
         before = getattr(entry.config, RECORD, None)
         kept: dict[str, dict[str, Any]] = {"units": {}, "copies": {}}
-        if isinstance(before, Mapping) and before.get("format") == "prunus.narrow/1":
+        if isinstance(before, Mapping) and str(before.get("format")).startswith("prunus.narrow/"):
             for kind in kept:
                 # what this model does not have, such as the decoder of a model of which only the encoder was loaded
                 named = before.get(kind, {}).items()

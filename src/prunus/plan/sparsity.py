@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,12 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from prunus.anatomy import Anatomy, Matrix, by_name, per_tower
 from prunus.errors import PrunusError
 from prunus.plan.file import PlanFile
+from prunus.plan.history import Entry, Recorded
 
 
 class MatrixPlan(BaseModel):
     """What goes of one matrix."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     rows: int = Field(gt=0, lt=1 << 40)
     columns: int = Field(gt=0, lt=1 << 40)
@@ -49,20 +51,19 @@ class MatrixPlan(BaseModel):
 class DensePart(BaseModel):
     """A weight inside the blocks that no pruner takes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     weights: int = Field(ge=0)
     reason: str
 
 
-class SparsityPlan(PlanFile):
+class SparsityPlan(Recorded, PlanFile):
     """Pruned weights per matrix: the input of `prune`, and, with what was achieved, its record."""
 
-    format: Literal["prunus.sparsity/1"] = "prunus.sparsity/1"
+    main = "prune"
+    format: Literal["prunus.sparsity/2"] = "prunus.sparsity/2"
     model: str
     """Class of the model the plan was made for."""
-    method: dict[str, Any] = Field(default_factory=dict)
-    """How the plan was made."""
     pattern: str = "unstructured"
     matrices: dict[str, MatrixPlan]
     candidates: int = Field(default=0, ge=0)
@@ -105,7 +106,7 @@ class SparsityPlan(PlanFile):
             return self
         pattern = self.pattern if self.pattern == earlier.pattern else "unstructured"
         return self.model_copy(update={
-            "matrices": {**before, **self.matrices}, "pattern": pattern, "method": {**self.method, "earlier": earlier.method},
+            "matrices": {**before, **self.matrices}, "pattern": pattern, "history": (*earlier.history, *self.history),
             "left_dense": {name: part for name, part in self.left_dense.items() if name not in before},
         })  # fmt: skip
 
@@ -145,11 +146,12 @@ class SparsityPlan(PlanFile):
         """
         shares = written_sparsities(sparsity, {n: (m.tower, m.block, n) for n, m in self.matrices.items()})
         edited = {
-            name: {"pruned": round(self.matrices[name].weights * share), "asked": None}
+            name: {"pruned": part_of(self.matrices[name].weights, share), "asked": None}
             for name, share in shares.items()
         }
         matrices = {n: m.model_copy(update=edited.get(n, {})) for n, m in self.matrices.items()}
-        return self.model_copy(update={"matrices": matrices, "method": {**self.method, "edited": dict(sparsity)}})
+        edit = Entry(step="edit", settings=dict(sparsity))
+        return self.model_copy(update={"matrices": matrices, "history": (*self.history, edit)})
 
     def unit_ratios(self, anatomy: Anatomy) -> dict[str, float]:
         """The plan for the structured road: unit → share of its weights that the plan prunes, from 0 to 1.
@@ -206,16 +208,18 @@ def uniform(
         for matrix in chosen
         if matrix.tower in shares
     }  # fmt: skip
-    return SparsityPlan(model=model, method={"allocation": "uniform"}, pattern=pattern, matrices=matrices)
+    history = (Entry(step="allocation", method="uniform"),)
+    return SparsityPlan(model=model, history=history, pattern=pattern, matrices=matrices)
 
 
 def _count(matrix: Matrix, sparsity: float, by_row: bool) -> int:
-    return matrix.rows * share(matrix.columns, sparsity) if by_row else share(matrix.weights, sparsity)
+    return matrix.rows * part_of(matrix.columns, sparsity) if by_row else part_of(matrix.weights, sparsity)
 
 
-def share(count: int, sparsity: float) -> int:
-    """⌊count · sparsity⌋, for the sparsity that was written: 0.7 of 10 is 7 and 0.29 of 100 is 29."""
-    return int(count * sparsity + 1e-9)
+def part_of(count: int, share: float) -> int:
+    """⌊count · share⌋, for the share that was written: 0.7 of 10 is 7 and 0.29 of 100 is 29. The one place where a share of
+    weights becomes a number of them."""
+    return math.floor(round(count * share, 6))
 
 
 def written_sparsities(written: Mapping[str, float], labels: Mapping[str, Sequence[str]]) -> dict[str, float]:

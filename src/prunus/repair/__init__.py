@@ -1,12 +1,10 @@
 """Repair: getting back what pruning lost, without losing a zero."""
 
 from prunus.repair.distillation import Distillation, Lesson
-from prunus.repair.finetune import Training, finetune
 from prunus.repair.masks import HeldZeros, hold_zeros
 from prunus.repair.methods import RESSA, AnyRepair, LoRA, MaskedFinetune, MaskedLoRA, Repair
 from prunus.repair.repair import repair
 
 __all__ = [
-    "RESSA", "AnyRepair", "Distillation", "HeldZeros", "Lesson", "LoRA", "MaskedFinetune", "MaskedLoRA", "Repair", "Training", "finetune",
-    "hold_zeros", "repair",
+    "RESSA", "AnyRepair", "Distillation", "HeldZeros", "Lesson", "LoRA", "MaskedFinetune", "MaskedLoRA", "Repair", "hold_zeros", "repair",
 ]  # fmt: skip

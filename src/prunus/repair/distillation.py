@@ -9,8 +9,7 @@ count.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -34,6 +33,7 @@ class Distillation(Typed):
     weight: Share = 0.1
     """λ."""
     temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
+    """T: logits of both are divided by it before the softmax."""
     reduction: Literal["mean", "published"] = "mean"
     """`mean` over positions with a target. `published`: the sum over every position, padding included, divided by the
     sequences of the batch and without T², as the published code has it; it grows with the length of the sequences."""
@@ -47,10 +47,8 @@ class Distillation(Typed):
     def _storable(self) -> Distillation:
         if self.top_k is not None and (self.features or self.reduction == "published"):
             raise PrunusError(
-                "top_k",
-                self.top_k,
-                "only logits at targets are stored; leave it out, or features and the published reduction",
-            )
+                "top_k", self.top_k, "only logits at targets are stored; leave it out, or features and the published reduction"
+            )  # fmt: skip
         return self
 
     def divergence(self, student: Prediction, teacher_logits: Tensor) -> Tensor:
@@ -99,7 +97,7 @@ class Lesson:
         self, method: Distillation, predict: Predict, teacher: Teacher | nn.Module, blocks: Sequence[str] = ()
     ):
         self.method, self.predict = method, predict
-        self.teacher: Teacher = partial(_beside, teacher) if isinstance(teacher, nn.Module) else teacher
+        self.teacher: Teacher = beside(teacher) if isinstance(teacher, nn.Module) else teacher
         self.blocks = tuple(blocks) if method.features else ()
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
@@ -146,7 +144,6 @@ def _outputs_of(model: nn.Module, blocks: Sequence[str]) -> Iterator[list[Tensor
         yield seen
 
 
-@contextmanager
-def _beside(teacher: nn.Module) -> Iterator[nn.Module]:
+def beside(teacher: nn.Module) -> Teacher:
     """A teacher that is a model of its own."""
-    yield teacher
+    return lambda: nullcontext(teacher)

@@ -61,10 +61,8 @@ class Adapters:
         chosen = [(m, r) for m, r in adapted(matrices(model), masks, ranks) if isinstance(_layer(model, m), nn.Linear)]
         if not chosen:
             raise PrunusError(
-                "model",
-                type(model).__name__,
-                "adapters go onto linear layers, and none of those is pruned; use masked_finetune",
-            )
+                "model", type(model).__name__, "adapters go onto linear layers, and none of those is pruned; use masked_finetune"
+            )  # fmt: skip
         chosen = [(m, rank) for m, rank in chosen if model.get_parameter(m.parameter).requires_grad]
         if not chosen:
             raise PrunusError(
@@ -164,10 +162,8 @@ def _teacher_weight(teacher: nn.Module, matrix: Matrix) -> Tensor:
         raise PrunusError("teacher", matrix.name, "it has no such layer; give the model before it was pruned") from None
     if tuple(weight.shape) != (matrix.rows, matrix.columns):
         raise PrunusError(
-            "teacher",
-            f"{matrix.name}: {tuple(weight.shape)}",
-            f"here it is {(matrix.rows, matrix.columns)}; give the model before it was pruned",
-        )
+            "teacher", f"{matrix.name}: {tuple(weight.shape)}", f"here it is {(matrix.rows, matrix.columns)}; give the model before it was pruned"
+        )  # fmt: skip
     return weight
 
 

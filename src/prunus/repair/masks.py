@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -57,7 +57,7 @@ def zeros_of(model: nn.Module) -> dict[str, BitMask]:
 
 
 @contextmanager
-def holding(model: nn.Module, masks: dict[str, BitMask]) -> Iterator[None]:
+def holding(model: nn.Module, masks: Mapping[str, BitMask]) -> Iterator[None]:
     """While the context is open, zeros get no gradient, so they stay zero under SGD and Adam with any weight decay.
 
     Every gradient is masked as soon as it is whole, before it is clipped or reduced (ECoFLaP's sparse fine-tuning,
@@ -160,7 +160,7 @@ def keep_nonzero(weight: Tensor, kept: Tensor) -> None:
 
 
 @contextmanager
-def in_fp32(model: nn.Module, masks: dict[str, BitMask]) -> Iterator[None]:
+def in_fp32(model: nn.Module, masks: Mapping[str, BitMask]) -> Iterator[None]:
     """While the context is open, 16-bit parameters are fp32: small steps would be rounded away otherwise."""
     halves = {p: p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)}
     for parameter in halves:

@@ -1,23 +1,26 @@
-"""The repairs a pruned model can get, as typed data."""
+"""The repairs a pruned model can get: typed settings, and what is set up around a training."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Annotated, Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
+from torch import nn
 
 from prunus.anatomy import Matrix
-from prunus.repair.distillation import Distillation
-from prunus.repair.lora import RANKS, adapted
-from prunus.typed import Typed
+from prunus.repair.distillation import Distillation, Teacher
+from prunus.repair.lora import RANKS, Adapters, adapted
+from prunus.repair.masks import BitMask, holding, in_fp32
+from prunus.typed import Typed, named
 
 Rank = Annotated[int, Field(ge=1, le=4096)]
 """Of adapters: low. The widest layers in use are a few times as wide as the limit."""
 
 
 class Repair(Typed):
-    """Base of the repairs: training that leaves every zero a zero."""
+    """Base of the repairs: training that leaves every zero a zero. By itself, it trains all that is not frozen."""
 
     method: str
     distillation: Distillation | None = None
@@ -29,6 +32,22 @@ class Repair(Typed):
         Raises:
             PrunusError: see above.
         """
+
+    @contextmanager
+    def around(
+        self, model: nn.Module, masks: Mapping[str, BitMask], dense: nn.Module | None, seed: int
+    ) -> Iterator[Teacher | None]:
+        """Entered before the training and left after it: what requires gradients inside is trained, and when it is left the
+        zeros of the model are those of the masks, by the names of matrices.
+
+        Args:
+            dense: the model before it was pruned, where it is learned from; let go of it where what is given stands for it.
+
+        Returns:
+            What opens the dense model; None leaves `dense` beside the model.
+        """
+        with in_fp32(model, masks), holding(model, masks):
+            yield None
 
 
 class MaskedFinetune(Repair):
@@ -45,15 +64,30 @@ class LoRA(Repair):
     """Of all pruned towers, or per tower; towers that are not named get no adapters."""
     alpha: float = Field(default=16.0, gt=0, le=1e6)
     """Adapters are multiplied by alpha / rank."""
+    masked: ClassVar[bool] = False
+    """Whether the mask is on the adapters while they train."""
 
     def check(self, candidates: Sequence[Matrix], pruned: Collection[str]) -> None:
         adapted(candidates, pruned, self.rank)
+
+    @contextmanager
+    def around(
+        self, model: nn.Module, masks: Mapping[str, BitMask], dense: nn.Module | None, seed: int
+    ) -> Iterator[Teacher | None]:
+        adapters = Adapters(model, masks, self.rank, self.alpha, self.masked, dense, seed)
+        del dense
+        try:
+            yield adapters.off if adapters.holds_teacher else None
+            adapters.merge()
+        finally:
+            adapters.remove()
 
 
 class MaskedLoRA(LoRA):
     """Low-rank adapters under the zero pattern of the weights: merging them changes nothing ("SparseLoRA" in RESSA)."""
 
     method: Literal["masked_lora"] = "masked_lora"  # type: ignore[assignment]
+    masked = True
 
 
 class RESSA(MaskedLoRA):
@@ -61,7 +95,11 @@ class RESSA(MaskedLoRA):
 
     method: Literal["ressa"] = "ressa"  # type: ignore[assignment]
     distillation: Distillation | None = Distillation()
+    """What to learn from the model before it was pruned."""
 
 
-AnyRepair = Annotated[MaskedFinetune | LoRA | MaskedLoRA | RESSA, Field(discriminator="method")]
-"""Every repair a recipe can name."""
+if TYPE_CHECKING:
+    AnyRepair = Repair
+else:
+    AnyRepair = named(Repair, "method")
+"""Any repair, by its name in a recipe."""

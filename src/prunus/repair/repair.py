@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, default_data_collator
 
-from prunus.anatomy import matrices, weight_of
+from prunus.anatomy import Matrix, matrices, weight_of
 from prunus.batches import check_batch, input_device
 from prunus.errors import PrunusError, refusing
 from prunus.losses import Predict, own_prediction
+from prunus.plan import Entry
 from prunus.refusals import expect, is_absent, plain_model, refuse_weight
-from prunus.repair.distillation import Distillation, Lesson, Teacher
-from prunus.repair.finetune import TEACHER, Training, finetune, refuse_foreign
-from prunus.repair.lora import Adapters
-from prunus.repair.masks import BitMask, check_zeros, holding, in_fp32, zeros_of
-from prunus.repair.methods import LoRA, MaskedFinetune, MaskedLoRA, Repair
+from prunus.repair.distillation import Distillation, Lesson, Teacher, beside
+from prunus.repair.masks import BitMask, check_zeros, zeros_of
+from prunus.repair.methods import Repair
 from prunus.repair.teacher_cache import TeacherCache
+from prunus.training.finetune import TEACHER, Training, finetune, refuse_foreign
 from prunus.undo import Undo
 from prunus.unstructured import sparsity_of
 from prunus.unstructured.record import note
@@ -73,6 +73,8 @@ def repair(
     model = plain_model(model)
     expect("training", training, Training, "prunus.Training(steps=..., learning_rate=...)")
     masks, trainable = _what_to_train(model, method, data, teacher)
+    candidates = matrices(model)
+    method.check(candidates, masks)
     if folder is not None:
         refuse_foreign(Path(folder))
     if collate is default_data_collator:
@@ -83,37 +85,27 @@ def repair(
         cleanup.callback(_set_modes, {module: module.training for module in model.modules()})
         cleanup.callback(_set_gradients, [(parameter, parameter.grad) for parameter in trainable])
         place = Path(folder) if folder is not None else Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
-        own_teacher: Teacher | None = None
-        if isinstance(method, LoRA):
-            dense = _opened(teacher) if method.distillation is not None else None
-            adapters = Adapters(model, masks, method.rank, method.alpha, isinstance(method, MaskedLoRA), dense, seed)
-            if adapters.holds_teacher:
-                own_teacher = adapters.off
-            elif dense is not None:
-                teacher = dense
-            del dense
-            cleanup.callback(adapters.remove)
-        else:
-            assert isinstance(method, MaskedFinetune)
-            cleanup.enter_context(in_fp32(model, masks))
-            cleanup.enter_context(holding(model, masks))
+        dense = None if method.distillation is None else _opened(teacher)
+        own_teacher = cleanup.enter_context(method.around(model, masks, dense, seed))
+        if own_teacher is None and dense is not None:
+            own_teacher = beside(dense)
+        del dense
         identity = {
             "method": method.model_dump(mode="json"),
             "zeros": {n: crc32(m.packed.cpu().numpy().data) for n, m in masks.items()},
         }
-        loss, data, collate = _lesson(method.distillation, model, own_teacher, teacher, predict, data, collate, place)
+        loss, data, collate = _lesson(
+            method.distillation, model, candidates, own_teacher, predict, data, collate, place
+        )
         log = finetune(
             model, training, place, data, collate, loss, evaluate=evaluate, callbacks=callbacks, seed=seed, title=title,
             identity=identity,
         )  # fmt: skip
-        if isinstance(method, LoRA):
-            adapters.merge()
         cleanup.close()
         check_zeros(model, masks)
         record = sparsity_of(model)
         if record is not None:
-            repaired = {**record.method, "repair": method.model_dump(mode="json")}
-            note(model, record.model_copy(update={"method": repaired}))
+            note(model, record.model_copy(update={"history": (*record.history, Entry.of("repair", method))}))
     return log
 
 
@@ -125,10 +117,8 @@ def _what_to_train(
     _refuse_data(data)
     if method.distillation is not None and teacher is None:
         raise PrunusError(
-            "teacher",
-            None,
-            f"{method.method} learns from the model before it was pruned; give it, or distillation=None",
-        )
+            "teacher", None, f"{method.method} learns from the model before it was pruned; give it, or distillation=None"
+        )  # fmt: skip
     for name, parameter in model.named_parameters():
         if is_absent(parameter):
             refuse_weight(name, parameter)
@@ -185,8 +175,8 @@ def _set_gradients(gradients: list[tuple[nn.Parameter, Tensor | None]]) -> None:
 def _lesson(
     distillation: Distillation | None,
     model: nn.Module,
-    own_teacher: Teacher | None,
-    teacher: nn.Module | Callable[[], nn.Module] | None,
+    candidates: Sequence[Matrix],
+    teacher: Teacher | None,
     predict: Predict,
     data: Dataset[Any],
     collate: Callable[[list[Any]], dict[str, Any]],
@@ -195,8 +185,9 @@ def _lesson(
     """The training loss, with the data and the collating that it needs."""
     if distillation is None:
         return lambda student, batch: predict(student, batch).loss, data, collate
-    blocks = list(dict.fromkeys(matrix.block for matrix in matrices(model)))
-    lesson = Lesson(distillation, predict, own_teacher or _opened(teacher), blocks)
+    blocks = list(dict.fromkeys(matrix.block for matrix in candidates))
+    assert teacher is not None
+    lesson = Lesson(distillation, predict, teacher, blocks)
     if distillation.top_k is None:
         return lesson, data, collate
     cache = TeacherCache(place / TEACHER, distillation, predict, data, collate)

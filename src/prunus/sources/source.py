@@ -9,8 +9,8 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from prunus.errors import PrunusError
-from prunus.repair import Training
 from prunus.tasks import Task
+from prunus.training import Training
 from prunus.typed import Typed, known
 
 

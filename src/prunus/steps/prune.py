@@ -15,7 +15,7 @@ from prunus.plan import SparsityPlan
 from prunus.steps.bench import Bench
 from prunus.steps.step import History, Sketch, Step
 from prunus.typed import Count, Typed
-from prunus.unstructured import AnyPruner, WalkOptions, settle
+from prunus.unstructured import AnyPruner, WalkOptions, refuse_gradients, settle
 
 
 class Calibration(Typed):
@@ -59,6 +59,7 @@ class PruneStep(Step):
         return self
 
     def check(self, before: Sketch) -> Sketch:
+        refuse_gradients(self.method)
         if self.allocate is None:
             chosen, _ = settle(before.model, self.method, None, self.include, self.exclude, before.survey)
         else:

@@ -8,9 +8,10 @@ from typing import Literal
 
 from prunus.checkpoint import load_model
 from prunus.errors import PrunusError
-from prunus.repair import AnyRepair, Training, repair
+from prunus.repair import AnyRepair, repair
 from prunus.steps.bench import Bench
 from prunus.steps.step import History, Sketch, Step
+from prunus.training import Training
 
 
 class RepairStep(Step):

@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 from prunus.anatomy import anatomy
 from prunus.checkpoint import load_model
 from prunus.errors import PrunusError
-from prunus.repair import Distillation, Lesson, Training
+from prunus.repair import Distillation, Lesson
 from prunus.steps.bench import Bench
 from prunus.steps.step import History, Step
+from prunus.training import Training
 
 
 class RetrainStep(Step):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from prunus.checkpoint import extract
-from prunus.repair import Training
 from prunus.steps.bench import Bench
 from prunus.steps.step import History, Sketch, Step
 from prunus.structured import AnySearch
+from prunus.training import Training
 
 
 class SearchStep(Step):

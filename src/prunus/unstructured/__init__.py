@@ -1,22 +1,26 @@
 """The unstructured road: the walk, what it records, the patterns, and the pruners (one file each)."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
+from prunus.typed import named
 from prunus.unstructured.dsnot import DSnoT
 from prunus.unstructured.magnitude import Magnitude
-from prunus.unstructured.pruner import Pruner
-from prunus.unstructured.pruning import WalkOptions, prune, prune_matrix, settle
+from prunus.unstructured.patterns import Quota
+from prunus.unstructured.pruner import Pruner, Scored
+from prunus.unstructured.pruning import WalkOptions, prune, prune_matrix, refuse_gradients, settle
 from prunus.unstructured.record import sparsity_of
 from prunus.unstructured.semi_structured import Accelerated, accelerate_2to4
 from prunus.unstructured.sparsegpt import SparseGPT
+from prunus.unstructured.statistics import Gram, Seen, SquaredNorm, Statistic, Statistics, Sum, Variance
 from prunus.unstructured.wanda import Wanda
 
-AnyPruner = Annotated[Magnitude | Wanda | SparseGPT | DSnoT, Field(discriminator="method")]
-"""Every pruner a recipe can name."""
+if TYPE_CHECKING:
+    AnyPruner = Pruner
+else:
+    AnyPruner = named(Pruner, "method")
+"""Any pruner, by its name in a recipe."""
 
 __all__ = [
-    "Accelerated", "AnyPruner", "DSnoT", "Magnitude", "Pruner", "SparseGPT", "WalkOptions", "Wanda", "accelerate_2to4",
-    "prune", "prune_matrix", "settle", "sparsity_of",
+    "Accelerated", "AnyPruner", "DSnoT", "Gram", "Magnitude", "Pruner", "Quota", "Scored", "Seen", "SparseGPT", "SquaredNorm", "Statistic",
+    "Statistics", "Sum", "Variance", "WalkOptions", "Wanda", "accelerate_2to4", "prune", "prune_matrix", "refuse_gradients", "settle", "sparsity_of",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from prunus.typed import Factor
 from prunus.unstructured.patterns import NofM, Quota
 from prunus.unstructured.pruner import Pruner
 from prunus.unstructured.sparsegpt import inverse_factor
-from prunus.unstructured.statistics import InputStatistics, Need
+from prunus.unstructured.statistics import Gram, Needs, SquaredNorm, Statistics, Sum, Variance
 
 SPARSEGPT_DAMPING = 0.01
 
@@ -29,36 +29,37 @@ class DSnoT(Pruner):
     start: Literal["wanda", "magnitude", "sparsegpt"] = "wanda"
     """Whose scores make the first mask; with n:m they also say which weight of a group goes for another."""
     max_cycles: int = Field(default=50, ge=0, le=1_000_000)
+    """Swaps that a row makes at most."""
     threshold: Factor = 0.1
     """A row is done when the expected change of its output is no larger."""
     variance_power: float = Field(default=1.0, ge=0, le=100)
+    """Exponent of the inputs' variance, by which the expected change is divided."""
     same_sign: bool = True
     """A row also stops before its expected change would change sign; n:m always does. Off is the authors' default, which
     overshoots on small models."""
 
     @property
-    def needs(self) -> Need:
-        needs = Need.SQUARES | Need.MOMENTS
-        return needs | Need.GRAM if self.start == "sparsegpt" else needs
+    def needs(self) -> Needs:  # type: ignore[override]
+        return (SquaredNorm, Sum, Variance) + (Gram,) * (self.start == "sparsegpt")
 
-    def prune(self, weight_RC: Tensor, inputs: InputStatistics, quota: Quota) -> tuple[Tensor, Tensor]:
-        wanda_RC = weight_RC.abs() * inputs.squares_C.sqrt()
-        start_RC = self._start_scores(weight_RC, wanda_RC, inputs)
+    def prune(self, weight_RC: Tensor, known: Statistics, quota: Quota) -> tuple[Tensor, Tensor]:
+        wanda_RC = weight_RC.abs() * known[SquaredNorm].value.sqrt()
+        start_RC = self._start_scores(weight_RC, wanda_RC, known)
         pruned_RC = quota.select(start_RC)
-        change_RC = weight_RC * inputs.sums_C  # D: what a weight adds to the row's expected output
-        gain_RC = change_RC / inputs.variances_C.clamp_min(torch.finfo(torch.float32).tiny).pow(self.variance_power)
+        change_RC = weight_RC * known[Sum].value  # D: what a weight adds to the row's expected output
+        gain_RC = change_RC / known[Variance].value.clamp_min(torch.finfo(torch.float32).tiny).pow(self.variance_power)
         if quota.pattern is None:
             self._swap(pruned_RC, change_RC, gain_RC, wanda_RC)
         else:
             self._swap_in_groups(pruned_RC, change_RC, gain_RC, start_RC, quota.pattern)
         return weight_RC.masked_fill_(pruned_RC, 0), pruned_RC
 
-    def _start_scores(self, weight_RC: Tensor, wanda_RC: Tensor, inputs: InputStatistics) -> Tensor:
+    def _start_scores(self, weight_RC: Tensor, wanda_RC: Tensor, known: Statistics) -> Tensor:
         if self.start == "wanda":
             return wanda_RC
         if self.start == "magnitude":
             return weight_RC.abs()
-        return (weight_RC / inverse_factor(inputs.gram_CC, SPARSEGPT_DAMPING).diagonal()).square()
+        return (weight_RC / inverse_factor(known[Gram].value, SPARSEGPT_DAMPING).diagonal()).square()
 
     def _swap(self, pruned_RC: Tensor, change_RC: Tensor, gain_RC: Tensor, wanda_RC: Tensor) -> None:
         """Grows the pruned weight with the most gain, prunes the kept one with the lowest Wanda score; both must move

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from prunus.unstructured.pruner import Scored
-from prunus.unstructured.statistics import InputStatistics
+from prunus.unstructured.statistics import Statistics
 
 
 class Magnitude(Scored):
@@ -15,5 +15,5 @@ class Magnitude(Scored):
 
     method: Literal["magnitude"] = "magnitude"
 
-    def scores(self, weight_RC: Tensor, inputs: InputStatistics) -> Tensor:
+    def scores(self, weight_RC: Tensor, known: Statistics) -> Tensor:
         return weight_RC.abs()

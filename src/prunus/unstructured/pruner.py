@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, model_validator
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from prunus.errors import PrunusError
 from prunus.typed import Share, Typed
 from prunus.unstructured.patterns import Group, NofM, Quota, parse_pattern
-from prunus.unstructured.statistics import InputStatistics, Need
+from prunus.unstructured.statistics import Needs, Statistics
 
 
 def as_written(pattern: object) -> object:
@@ -26,6 +26,10 @@ class Pruner(Typed):
     Sparsity is the share of weights that go: one for all matrices, or one per tower. An n:m pattern says it by itself.
     """
 
+    needs: ClassVar[Needs] = ()
+    """The statistics that `prune` reads, such as `(SquaredNorm,)`."""
+    rounds_by_row: ClassVar[bool] = True
+    """Whether a sparsity is rounded down row by row, or for the matrix as a whole."""
     method: str
     sparsity: Share | dict[str, Share] | None = None
     """None is 0.5, or what the pattern says."""
@@ -45,11 +49,6 @@ class Pruner(Typed):
         return self
 
     @property
-    def needs(self) -> Need:
-        """The statistics that `prune` reads."""
-        return Need.NOTHING
-
-    @property
     def nofm(self) -> NofM | None:
         return parse_pattern(self.pattern)
 
@@ -60,22 +59,17 @@ class Pruner(Typed):
             return self.sparsity
         return self.nofm.sparsity if self.nofm else 0.5
 
-    @property
-    def rounds_by_row(self) -> bool:
-        """Whether a sparsity is rounded down row by row, or for the matrix as a whole."""
-        return True
-
     def quota(self, pruned: int) -> Quota:
         """How `pruned` weights of a matrix are compared."""
         return Quota(pruned, self.nofm)
 
     @abstractmethod
-    def prune(self, weight_RC: Tensor, inputs: InputStatistics, quota: Quota) -> tuple[Tensor, Tensor]:
+    def prune(self, weight_RC: Tensor, known: Statistics, quota: Quota) -> tuple[Tensor, Tensor]:
         """Prunes one matrix.
 
         Args:
             weight_RC: (rows, columns), fp32; may be overwritten.
-            inputs: statistics of the layer's inputs, with what `needs` names.
+            known: the statistics of the matrix that `needs` names.
             quota: how many weights go.
 
         Returns:
@@ -90,16 +84,16 @@ class Scored(Pruner):
     """Weights are compared within a row, or within the matrix. n:m compares within its groups."""
 
     @property
-    def rounds_by_row(self) -> bool:
+    def rounds_by_row(self) -> bool:  # type: ignore[override]
         return self.group == "row"
 
     def quota(self, pruned: int) -> Quota:
         return Quota(pruned, self.nofm, self.group)
 
     @abstractmethod
-    def scores(self, weight_RC: Tensor, inputs: InputStatistics) -> Tensor:
+    def scores(self, weight_RC: Tensor, known: Statistics) -> Tensor:
         """How much each weight matters, (rows, columns)."""
 
-    def prune(self, weight_RC: Tensor, inputs: InputStatistics, quota: Quota) -> tuple[Tensor, Tensor]:
-        pruned_RC = quota.select(self.scores(weight_RC, inputs))
+    def prune(self, weight_RC: Tensor, known: Statistics, quota: Quota) -> tuple[Tensor, Tensor]:
+        pruned_RC = quota.select(self.scores(weight_RC, known))
         return weight_RC.masked_fill_(pruned_RC, 0), pruned_RC

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,16 +16,18 @@ from prunus.anatomy import ADAPTER, MEANT_DENSE, Matrix, Survey, by_block, choos
 from prunus.batches import calls_the_model, checked, input_device
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
-from prunus.plan import DensePart, MatrixPlan, SparsityPlan, uniform
+from prunus.losses import own_loss
+from prunus.plan import DensePart, Entry, MatrixPlan, SparsityPlan, uniform
 from prunus.refusals import expect, plain_model, refuse_weights
 from prunus.typed import Typed
 from prunus.undo import Undo
+from prunus.unstructured.gradients import give_gradients
 from prunus.unstructured.patterns import NofM
 from prunus.unstructured.pruner import Pruner
 from prunus.unstructured.record import note, sparsity_of
 from prunus.unstructured.recorder import gather
 from prunus.unstructured.spill import Place, Spill
-from prunus.unstructured.statistics import InputStatistics
+from prunus.unstructured.statistics import Needs, Source, Statistics
 from prunus.unstructured.walk import Call, Stop, Walk, Weights
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,27 @@ class WalkOptions(Typed):
     activations: Place = "keep"
     """Where the activations of waiting batches live: `keep` (where they are), `cpu` or `disk`."""
     progress: bool = True
+    """Show a bar on standard error."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A pruning that was asked for and found possible."""
+
+    model: nn.Module
+    method: Pruner
+    plan: SparsityPlan
+    """How many weights of which matrix go."""
+    chosen: Sequence[Matrix]
+    """The matrices of the plan."""
+    batches: Fingerprint
+    call: Call | None
+    """Runs a batch; by default `model(**batch)`."""
+    options: WalkOptions
+    keep_zeros: bool
+    """Whether weights that are zero already stay so."""
+    gradients: Mapping[str, Statistics] = field(default_factory=dict)
+    """Matrix → those statistics of the method that are of gradients."""
 
 
 def prune(
@@ -87,10 +110,17 @@ def prune(
     earlier = sparsity_of(model)  # a damaged record is found now and not when the new one is put beside it
     if keep_zeros is None:
         keep_zeros = earlier is not None
-    fingerprint = Fingerprint(checked(batches, calls_the_model(call)))
+    batches, gradients = checked(batches, calls_the_model(call)), {}
+    if of_gradients := needs_of(method, "gradients"):
+        batches = list(batches)
+        gradients = {m.name: Statistics(of_gradients, m.rows, m.columns, m.view(model).device) for m in chosen}
+        losses = (own_loss(model, batch) for batch in batches)
+        give_gradients(
+            model, chosen, losses, lambda matrix, _, found: gradients[matrix.name].add(found, source="gradients")
+        )
+    request = Request(model, method, plan, chosen, Fingerprint(batches), call, options, keep_zeros, gradients)
     with Undo() as undo:
-        kept = _Kept(model, chosen, undo)
-        achieved = carry_out(model, method, plan, chosen, fingerprint, call, options, kept, keep_zeros=keep_zeros)
+        achieved = carry_out(request, _Kept(request, undo))
         note(model, achieved)
     return achieved
 
@@ -110,9 +140,8 @@ def walk_options(options: WalkOptions | None, keep_zeros: bool | None) -> WalkOp
 class _Kept(Weights):
     """Weights in memory; what they are is noted before their block is pruned."""
 
-    def __init__(self, model: nn.Module, chosen: Sequence[Matrix], undo: Undo):
-        self._model, self._undo = model, undo
-        self._blocks = by_block(chosen)
+    def __init__(self, request: Request, undo: Undo):
+        self._model, self._undo, self._blocks = request.model, undo, by_block(request.chosen)
 
     @contextmanager
     def block(self, path: str) -> Iterator[None]:
@@ -133,11 +162,8 @@ def settle(
     type, where it has been made already."""
     expect("method", method, Pruner, "a pruner with its settings, such as prunus.Wanda(sparsity=0.5)")
     expect(
-        "plan",
-        plan,
-        SparsityPlan | None,
-        "a SparsityPlan, as prunus.allocate makes it; of a file: SparsityPlan.load(path)",
-    )
+        "plan", plan, SparsityPlan | None, "a SparsityPlan, as prunus.allocate makes it; of a file: SparsityPlan.load(path)"
+    )  # fmt: skip
     name, found = type(model).__name__, survey(model, any_type=True) if found is None else found
     candidates = found.matrices  # what is quantised, too: it is refused by that name, and not passed over
     if any(part.reason == ADAPTER for part in found.left_dense):
@@ -152,10 +178,9 @@ def settle(
             for m in plan.matrices.values()
         ):
             raise PrunusError(
-                "plan",
-                f"{plan.sparsity:.4g}",
-                f"the pattern {method.pattern} prunes the same share of every matrix, so it takes no plan with other shares; use pattern unstructured",
-            )
+                "plan", f"{plan.sparsity:.4g}", f"the pattern {method.pattern} prunes the same share of every matrix, so it takes no plan "
+                "with other shares; use pattern unstructured",
+            )  # fmt: skip
         chosen = choose(candidates, include, exclude, plan.towers)
         chosen = tuple(matrix for matrix in chosen if matrix.name in plan.matrices)
     else:
@@ -169,26 +194,15 @@ def settle(
     return chosen, plan.model_copy(update={"left_dense": left_dense, "block_weights": found.weights})
 
 
-def carry_out(
-    model: nn.Module,
-    method: Pruner,
-    plan: SparsityPlan,
-    chosen: Sequence[Matrix],
-    batches: Fingerprint,
-    call: Call | None,
-    options: WalkOptions,
-    weights: Weights | None = None,
-    done: Mapping[str, Mapping[str, int]] | None = None,
-    keep_zeros: bool = False,
-) -> SparsityPlan:
+def carry_out(request: Request, weights: Weights, done: Mapping[str, Mapping[str, int]] | None = None) -> SparsityPlan:
     """Walks, prunes, and returns what was achieved, with a record of the calibration data.
 
     Args:
+        weights: gives blocks their weights.
         done: blocks that are already pruned, with the zeros of their matrices; batches only pass through.
-        keep_zeros: weights that are zero already stay so.
     """
-    blocks = by_block(chosen)
-    weights, done = weights or Weights(), done or {}
+    model, method, plan, options = request.model, request.method, request.plan, request.options
+    blocks, done = by_block(request.chosen), done or {}
     achieved: dict[str, int] = {}
     spill = Spill(model, options.activations)
     bar = Progress(
@@ -196,13 +210,14 @@ def carry_out(
         transient=True, disable=not options.progress,
     )  # fmt: skip
     autocast = torch.autocast(input_device(model).type, torch.bfloat16, enabled=options.bf16, cache_enabled=False)
-    with bar, autocast, Walk(model, batches, list(blocks), call, weights, spill, options.sequential) as walk:
+    walking = Walk(model, request.batches, list(blocks), request.call, weights, spill, options.sequential)
+    with bar, autocast, walking as walk:
         task = bar.add_task(f"{method.method} · blocks", total=len(blocks))
         for stop in walk:
             if stop.block in done:
                 achieved.update(done[stop.block])
             else:
-                counts = prune_block(model, method, plan, blocks[stop.block], stop, keep_zeros)
+                counts = prune_block(request, blocks[stop.block], stop)
                 weights.changed(stop.block, counts)
                 achieved.update(counts)
             bar.advance(task)
@@ -211,18 +226,20 @@ def carry_out(
         raise PrunusError(
             "batches", unreached[0], "no calibration batch reached this block; give batches that use it, or exclude it"
         )
-    carried_out = {m.name: plan.matrices[m.name] for m in chosen if m.name in achieved}
+    carried_out = {m.name: plan.matrices[m.name] for m in request.chosen if m.name in achieved}
     unused = {
         m.name: DensePart(weights=m.weights, reason="expert: no calibration token was routed to it")
-        for m in chosen
+        for m in request.chosen
         if m.name not in achieved
     }
+    gone = sum(achieved.values()) / max(sum(plan.matrices[name].weights for name in achieved), 1)
+    decided = (entry for entry in plan.history if entry.step in ("allocation", "edit"))
     record = plan.model_copy(
         update={
-            "method": {**plan.method, **method.model_dump(mode="json")},
+            "history": (*decided, Entry.of("prune", method, gone)),
             "pattern": method.pattern,
             "model": type(model).__name__,
-            "calibration": batches.summary(sequential=options.sequential, bf16=options.bf16),
+            "calibration": request.batches.summary(sequential=options.sequential, bf16=options.bf16),
             "matrices": {
                 name: MatrixPlan(**{**matrix.model_dump(), "pruned": achieved[name], "asked": matrix.pruned})
                 for name, matrix in carried_out.items()
@@ -236,25 +253,31 @@ def carry_out(
     return record
 
 
-def prune_block(
-    model: nn.Module,
-    method: Pruner,
-    plan: SparsityPlan,
-    targets: Sequence[Matrix],
-    stop: Stop,
-    keep_zeros: bool = False,
-) -> dict[str, int]:
+def needs_of(method: Pruner, *sources: Source) -> Needs:
+    """Those of the method's statistics that are of these."""
+    return [kind for kind in method.needs if kind.source in sources]
+
+
+def refuse_gradients(method: Pruner) -> None:
+    """Refuses a method that reads gradients, where one block is in memory at a time."""
+    if needs_of(method, "gradients"):
+        raise PrunusError("method", method.method, "it reads gradients of the whole; load the model, and use prune")
+
+
+def prune_block(request: Request, targets: Sequence[Matrix], stop: Stop) -> dict[str, int]:
     """Gathers statistics over all visits and prunes the block's matrices; returns how many weights of each are zero then.
     Experts that no token was routed to are passed over."""
-    known = gather(model, targets, method.needs, stop) if method.needs or stop.keeps_outputs else {}
-    counts: dict[str, int] = {}
+    model, method, counts = request.model, request.method, dict[str, int]()
+    needs = needs_of(method, "inputs", "outputs")
+    known = gather(model, targets, needs, stop) if needs or stop.keeps_outputs else {}
+    nothing = Statistics((), 0, 0)
     for matrix in targets:
-        if method.needs and matrix.is_expert and matrix.name not in known:
+        if needs and matrix.is_expert and matrix.name not in known:
             continue
         weight = matrix.view(model)
-        quota = method.quota(plan.matrices[matrix.name].pruned)
-        zeros_RC = weight == 0 if keep_zeros else None
-        statistics = known.get(matrix.name) or InputStatistics(matrix.columns, method.needs)
+        quota = method.quota(request.plan.matrices[matrix.name].pruned)
+        zeros_RC = weight == 0 if request.keep_zeros else None
+        statistics = known.get(matrix.name, nothing) | request.gradients.get(matrix.name, nothing)
         with torch.autocast(weight.device.type, enabled=False):
             try:
                 new_RC, _ = method.prune(
@@ -289,13 +312,15 @@ def prune_matrix(weight: Tensor, inputs: Tensor, method: Pruner) -> tuple[Tensor
         )
     if isinstance(method.target, Mapping):
         raise PrunusError("sparsity", method.target, "one weight belongs to no tower; give one number")
+    if needs_of(method, "outputs", "gradients"):
+        raise PrunusError("method", method.method, "it reads more than the inputs of a layer; use prune")
     rows, columns = weight.shape
     matrix = Matrix(name="weight", parameter="weight", block="", tower="", rows=rows, columns=columns)
     _check_fit(matrix, method.nofm)
     plan = uniform("", [matrix], method.target, method.pattern, method.rounds_by_row)
-    statistics = InputStatistics(matrix.columns, method.needs, weight.device)
+    statistics = Statistics(method.needs, rows, columns, weight.device)
     for sample in inputs:
-        statistics.add(sample, 1)
+        statistics.add(sample)
     pruned_count = plan.matrices["weight"].pruned
     new, pruned = method.prune(weight.detach().to(torch.float32, copy=True), statistics, method.quota(pruned_count))
     return new.to(weight.dtype), pruned
@@ -304,7 +329,5 @@ def prune_matrix(weight: Tensor, inputs: Tensor, method: Pruner) -> tuple[Tensor
 def _check_fit(matrix: Matrix, pattern: NofM | None) -> None:
     if pattern is not None and matrix.columns % pattern.of:
         raise PrunusError(
-            "pattern",
-            f"{pattern.kept}:{pattern.of}",
-            f"{matrix.name} has {matrix.columns} inputs, no multiple of {pattern.of}; exclude it",
-        )
+            "pattern", f"{pattern.kept}:{pattern.of}", f"{matrix.name} has {matrix.columns} inputs, no multiple of {pattern.of}; exclude it"
+        )  # fmt: skip

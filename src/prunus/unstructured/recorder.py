@@ -1,4 +1,4 @@
-"""Listens to the matrices of a block while batches run through it, and keeps statistics of what they are given.
+"""Listens to the matrices of a block while batches run through it, and keeps statistics of what they are given and give.
 
 Shapes: N sequences, T tokens, C columns, Q queries.
 """
@@ -20,7 +20,7 @@ from prunus.anatomy import LANGUAGE, Matrix
 from prunus.errors import PrunusError
 from prunus.modules import replaced
 from prunus.unstructured.products import Products
-from prunus.unstructured.statistics import InputStatistics, Need
+from prunus.unstructured.statistics import NAMES, Needs, Source, Statistics
 from prunus.unstructured.walk import Stop, Visit
 
 MASKED = -1e3
@@ -29,7 +29,7 @@ ENCODER_STATES = ("encoder_hidden_states", "key_value_states")
 
 
 class Recorder:
-    """Statistics of the inputs of some matrices of one block, whose weights are in memory.
+    """Statistics of the inputs and outputs of some matrices of one block, whose weights are in memory.
 
     Matrices that are given the very same tensors (q, k and v; gate and up) share one set of statistics. Positions that an
     attention mask switches off for everybody are padding and do not count; an expert counts the tokens routed to it.
@@ -41,20 +41,23 @@ class Recorder:
         statistics: by the matrix's name, of those that were given any token.
     """
 
-    def __init__(self, model: nn.Module, targets: Sequence[Matrix], needs: Need, apart: Collection[str] = ()):
-        self._model, self._targets, self._needs, self._apart = model, targets, needs, apart
+    def __init__(self, model: nn.Module, targets: Sequence[Matrix], needs: Needs, apart: Collection[str] = ()):
+        self._model, self._targets, self._needs = model, targets, needs
+        self._outputs = any(kind.source == "outputs" for kind in needs)
+        self._apart = {matrix.name for matrix in targets} if self._outputs else apart
+        self._rows = {matrix.name: matrix.rows for matrix in targets}
         self._routed = {matrix.name for matrix in targets if matrix.is_expert}
         self._experts = _modules_of_experts(model, targets)
         self._text_mask = _mask_of_text(model, targets)
         self._leader: dict[str, str] = {}
-        self._own: dict[str, InputStatistics] = {}
+        self._own: dict[str, Statistics] = {}
         self._calls: Counter[str] = Counter()
         self._shared: Counter[str] = Counter()
         self._seen: list[tuple[Tensor, str]] = []
         self._deaf, self._sequences = False, 0
 
     @property
-    def statistics(self) -> dict[str, InputStatistics]:
+    def statistics(self) -> dict[str, Statistics]:
         return {
             name: self._own[leader]
             for name, leader in self._leader.items()
@@ -78,7 +81,7 @@ class Recorder:
                 cleanup.enter_context(replaced(experts, partial(self._run_experts, visit, experts, experts.forward)))
             cleanup.callback(self._seen.clear)
             cleanup.callback(setattr, visit, "modes", visit.modes)
-            products = Products(self._model, self._targets, partial(self._hear, visit))
+            products = Products(self._model, self._targets, partial(self._hear, visit), self._outputs)
             visit.modes = replace(visit.modes, functions=(*visit.modes.functions, products))
             yield
 
@@ -104,7 +107,7 @@ class Recorder:
             self._sequences = 0
         return output
 
-    def _hear(self, visit: Visit, name: str, x_NTC: Tensor) -> None:
+    def _hear(self, visit: Visit, name: str, x_NTC: Tensor, y_NTR: Tensor | None = None) -> None:
         if self._deaf:
             return
         shared = next((leader for tensor, leader in self._seen if tensor is x_NTC), name)
@@ -116,25 +119,31 @@ class Recorder:
         if name not in self._apart:
             self._seen.append((x_NTC, name))
         if name not in self._own:
-            self._own[name] = InputStatistics(x_NTC.shape[-1], self._needs, x_NTC.device)
+            self._own[name] = Statistics(self._needs, self._rows[name], x_NTC.shape[-1], x_NTC.device)
+        counted_T, sequences, sequence_T = self._counted_rows(visit, name, x_NTC)
+        heard: dict[Source, Tensor | None] = {"inputs": x_NTC, "outputs": y_NTR}
         try:
-            self._own[name].add(*self._counted_rows(visit, name, x_NTC))
+            for source, seen in heard.items():
+                if seen is not None:
+                    seen_TW = seen.reshape(-1, seen.shape[-1])
+                    counted = seen_TW if counted_T is None else seen_TW[counted_T]
+                    self._own[name].add(counted, sequences, sequence_T, source)
         except PrunusError as error:
             raise PrunusError(
-                name, error.value, f"an input of this layer is not finite in calibration batch {visit.batch}; "
+                name, error.value, f"{NAMES[source]} of this layer is not finite in calibration batch {visit.batch}; "
                 "look at that batch, or walk in bf16 or fp32 instead of fp16",
             ) from None  # fmt: skip
 
-    def _counted_rows(self, visit: Visit, name: str, x_NTC: Tensor) -> tuple[Tensor, int, Tensor]:
-        """Inputs of tokens that are no padding and were routed here, (tokens, C); how many sequences the visit has, and which
-        of them each token belongs to (those of an expert count as one)."""
+    def _counted_rows(self, visit: Visit, name: str, x_NTC: Tensor) -> tuple[Tensor | None, int, Tensor]:
+        """Which tokens are no padding and were routed here, bool (N·T,), None for all; how many sequences the visit has, and
+        which of them each of those tokens belongs to (those of an expert count as one)."""
         x_TC = x_NTC.reshape(-1, x_NTC.shape[-1])
         if self._sequences:
-            return x_TC, self._sequences, torch.zeros(len(x_TC), dtype=torch.long, device=x_TC.device)
+            return None, self._sequences, torch.zeros(len(x_TC), dtype=torch.long, device=x_TC.device)
         sequences, sequence_T = sequences_of(visit, x_NTC)
         counted = counted_positions(visit, x_NTC, self._text_mask)
         if name not in self._routed:
-            return (x_TC, sequences, sequence_T) if counted is None else (x_TC[counted], sequences, sequence_T[counted])
+            return (None, sequences, sequence_T) if counted is None else (counted, sequences, sequence_T[counted])
         if counted is None and has_padding(visit, self._text_mask):
             raise PrunusError(
                 "batches", name, "it is an expert that is given some of the tokens, and which of them are padding cannot be told; "
@@ -142,7 +151,7 @@ class Recorder:
             )  # fmt: skip
         routed = x_TC.ne(0).any(1)  # experts that are all run on all tokens get zeros for those that are not theirs
         routed = routed if counted is None else routed & counted
-        return x_TC[routed], sequences, sequence_T[routed]
+        return routed, sequences, sequence_T[routed]
 
 
 def _modules_of_experts(model: nn.Module, targets: Sequence[Matrix]) -> list[nn.Module]:
@@ -175,7 +184,7 @@ def _one_at_a_time(experts: nn.Module) -> Iterator[None]:
         config._experts_implementation = before
 
 
-def gather(model: nn.Module, targets: Sequence[Matrix], needs: Need, stop: Stop) -> dict[str, InputStatistics]:
+def gather(model: nn.Module, targets: Sequence[Matrix], needs: Needs, stop: Stop) -> dict[str, Statistics]:
     """Runs a block for all batches that have stopped at it, and returns what its matrices were given; experts that no token was
     routed to are left out.
 
@@ -195,7 +204,7 @@ def gather(model: nn.Module, targets: Sequence[Matrix], needs: Need, stop: Stop)
     return recorder.statistics
 
 
-def _heard(model: nn.Module, targets: Sequence[Matrix], needs: Need, stop: Stop, apart: Collection[str]) -> Recorder:
+def _heard(model: nn.Module, targets: Sequence[Matrix], needs: Needs, stop: Stop, apart: Collection[str]) -> Recorder:
     recorder = Recorder(model, targets, needs, apart)
     for visit in stop.visits:
         with recorder.listening(visit):

@@ -15,7 +15,7 @@ from prunus.errors import PrunusError
 from prunus.typed import Count
 from prunus.unstructured.patterns import NofM, Quota, lowest, lowest_of_groups
 from prunus.unstructured.pruner import Pruner
-from prunus.unstructured.statistics import InputStatistics, Need
+from prunus.unstructured.statistics import Gram, Statistics
 
 STRIP = 16
 """Columns between two matrix products: a strip of all rows stays in the cache."""
@@ -31,19 +31,15 @@ class SparseGPT(Pruner):
 
     method: Literal["sparsegpt"] = "sparsegpt"
     block_size: Count = 128
+    """Columns whose updates are batched, B in the paper."""
     damping: float = Field(default=0.01, gt=0, le=1e6)
     """Added to the diagonal of H, as a share of its mean."""
 
-    @property
-    def needs(self) -> Need:
-        return Need.GRAM
+    needs = (Gram,)
+    rounds_by_row = False
 
-    @property
-    def rounds_by_row(self) -> bool:
-        return self.nofm is not None
-
-    def prune(self, weight_RC: Tensor, inputs: InputStatistics, quota: Quota) -> tuple[Tensor, Tensor]:
-        H_CC = inputs.gram_CC
+    def prune(self, weight_RC: Tensor, known: Statistics, quota: Quota) -> tuple[Tensor, Tensor]:
+        H_CC = known[Gram].value
         dead_C = H_CC.diagonal() == 0  # inputs that are always zero: their weights do nothing
         U_CC = inverse_factor(H_CC, self.damping)
         W_CR = weight_RC.T.contiguous()  # columns become rows in memory, since the loop runs over columns
@@ -126,10 +122,8 @@ def inverse_factor(H_CC: Tensor, damping: float) -> Tensor:
             return U_CC
         damping *= 10
     raise PrunusError(
-        "damping",
-        damping / 10,
-        "the Gram matrix of its inputs is still singular; give more calibration data or more damping",
-    )
+        "damping", damping / 10, "the Gram matrix of its inputs is still singular; give more calibration data or more damping"
+    )  # fmt: skip
 
 
 def _round_up(value: int, step: int) -> int:

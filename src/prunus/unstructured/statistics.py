@@ -1,11 +1,15 @@
-"""What pruners know about the inputs of a linear layer, gathered over calibration batches in fp32.
+"""What pruners know about a matrix: sums over its inputs, outputs or gradients, gathered over calibration data in fp32.
 
-Shapes: N sequences, T tokens, C columns (inputs of the layer).
+One small class a statistic; a pruner names those that it reads. Shapes: N sequences, T tokens, R rows of the matrix (outputs of the
+layer), C columns (its inputs), W columns of what is seen.
 """
 
 from __future__ import annotations
 
-from enum import Flag, auto
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -14,99 +18,164 @@ from prunus.errors import PrunusError
 
 STRIP = 1 << 16
 """Elements handled at a time on a CPU."""
+Source = Literal["inputs", "outputs", "gradients"]
+NAMES: dict[Source, str] = {"inputs": "an input", "outputs": "an output", "gradients": "a gradient"}
 
 
-class Need(Flag):
-    """Which statistics a pruner reads."""
+@dataclass(frozen=True)
+class Seen:
+    """What one call of a layer was given or gave, or the gradient of one batch's loss, which counts as one sequence."""
 
-    NOTHING = 0
-    SQUARES = auto()
-    MOMENTS = auto()
-    """Sums and variances."""
-    GRAM = auto()
+    x: Tensor
+    """The rows that count (tokens that are no padding), (T, W), fp32."""
+    sequences: int
+    sequence: Tensor
+    """Which of the sequences each row belongs to, (T,), 0 to `sequences` - 1."""
+    sums: Tensor
+    """Over the rows, (W,)."""
 
 
-class InputStatistics:
-    """Running statistics of one layer's inputs, each column over all tokens that are not padding."""
+class Statistic(ABC):
+    """A sum over everything seen, and the value that follows from it.
 
-    def __init__(self, columns: int, needs: Need, device: torch.device | str = "cpu"):
-        self.needs = needs
-        self.sequences = 0
-        self.tokens = 0
-        self._squares_C = _zeros(device, columns) if Need.SQUARES in needs else None
-        self._sums_C = _zeros(device, columns) if Need.MOMENTS in needs else None
-        self._deviations_C = _zeros(device, columns) if Need.MOMENTS in needs else None
-        self._gram_CC = _zeros(device, columns, columns) if Need.GRAM in needs else None
+    Args:
+        rows, columns: of the matrix.
+        device: where the sum is kept.
+    """
 
-    def add(self, inputs_TC: Tensor, sequences: int, sequence_T: Tensor | None = None) -> None:
-        """Counts the inputs of one call.
+    source: ClassVar[Source] = "inputs"
+    """What is seen: the inputs of the matrix, (T, C), its outputs, (T, R), or gradients of the loss by it, (R, C)."""
+
+    def __init__(self, rows: int, columns: int, device: torch.device | str = "cpu"):
+        self.total = torch.zeros(self.shape(rows, columns), dtype=torch.float32, device=device)
+        self.sequences = self.tokens = 0
+
+    def shape(self, rows: int, columns: int) -> tuple[int, ...]:
+        """Of the sum; by default a number for each column of what is seen, and for each weight of a gradient."""
+        return {"inputs": (columns,), "outputs": (rows,), "gradients": (rows, columns)}[self.source]
+
+    def add(self, seen: Seen) -> None:
+        """Counts one call."""
+        self.sequences += seen.sequences
+        self.tokens += len(seen.x)
+        self.accumulate(seen)
+
+    @abstractmethod
+    def accumulate(self, seen: Seen) -> None:
+        """Adds one call to `total`, in place."""
+
+    def merge(self, other: Self) -> None:
+        """Counts what another has seen, such as in another process: up to rounding, as if all had been seen here."""
+        self.total += other.total.to(self.total.device)
+        self.sequences += other.sequences
+        self.tokens += other.tokens
+
+    @property
+    def value(self) -> Tensor:
+        """What pruners read: by default the mean over sequences; zero if nothing was seen."""
+        return self.total / max(self.sequences, 1)
+
+
+class SquaredNorm(Statistic):
+    """‖x_j‖²: sum over tokens, mean over sequences, (C,) (Wanda)."""
+
+    def accumulate(self, seen: Seen) -> None:
+        self.total += (seen.x * seen.x).sum(0)
+
+
+class Sum(Statistic):
+    """Sum over tokens, mean over sequences, (C,) (S in DSnoT)."""
+
+    def accumulate(self, seen: Seen) -> None:
+        self.total += seen.sums
+
+
+class Variance(Statistic):
+    """Token-weighted mean of the variances within single sequences, (C,) (DSnoT, whose authors feed one sequence at a time)."""
+
+    def accumulate(self, seen: Seen) -> None:
+        """Σ (x − mean of its sequence)², a strip of rows at a time, which stays in a core's cache."""
+        x_TW, sequence_T = seen.x, seen.sequence
+        counts_N = torch.bincount(sequence_T, minlength=seen.sequences).clamp_min(1)
+        means_NW = x_TW.new_zeros(seen.sequences, x_TW.shape[1]).index_add_(0, sequence_T, x_TW) / counts_N[:, None]
+        call_W = torch.zeros_like(seen.sums)
+        rows = len(x_TW) if x_TW.is_cuda else max(1, STRIP // x_TW.shape[1])
+        for part_TW, place_T in zip(torch.split(x_TW, rows), torch.split(sequence_T, rows), strict=True):
+            call_W += (part_TW - means_NW[place_T]).square_().sum(0)
+        self.total += call_W
+
+    @property
+    def value(self) -> Tensor:
+        return self.total / max(self.tokens, 1)
+
+
+class Gram(Statistic):
+    """H = 2/n Σ x xᵀ with n sequences, (C, C) (SparseGPT)."""
+
+    def shape(self, rows: int, columns: int) -> tuple[int, ...]:
+        return (columns, columns)
+
+    def accumulate(self, seen: Seen) -> None:
+        self.total.addmm_(seen.x.T, seen.x)
+
+    @property
+    def value(self) -> Tensor:
+        return self.total * (2 / max(self.sequences, 1))
+
+
+Needs = Sequence[type[Statistic]]
+"""Which statistics a pruner reads."""
+AnyStatistic = TypeVar("AnyStatistic", bound=Statistic)
+
+
+class Statistics:
+    """Statistics of one matrix by their class: `known[SquaredNorm].value`."""
+
+    def __init__(self, needs: Needs, rows: int, columns: int, device: torch.device | str = "cpu"):
+        self._all = {kind: kind(rows, columns, device) for kind in needs}
+
+    def __getitem__(self, kind: type[AnyStatistic]) -> AnyStatistic:
+        if kind not in self._all:
+            raise PrunusError("needs", kind.__name__, "the pruner reads this statistic, so its `needs` must name it")
+        return cast(AnyStatistic, self._all[kind])
+
+    def __or__(self, other: Statistics) -> Statistics:
+        both = Statistics((), 0, 0)
+        both._all = {**self._all, **other._all}
+        return both
+
+    @property
+    def tokens(self) -> int:
+        """Rows that were counted."""
+        return max((statistic.tokens for statistic in self._all.values()), default=0)
+
+    def add(
+        self, x_TW: Tensor, sequences: int = 1, sequence_T: Tensor | None = None, source: Source = "inputs"
+    ) -> None:
+        """Counts one call.
 
         Args:
-            sequences: how many sequences the tokens came from.
-            sequence_T: which of them each token belongs to, 0 to `sequences` - 1; None if they are equally long and in
-                order.
+            x_TW: inputs (T, C), outputs (T, R) or a gradient (R, C), as `source` says.
+            sequences: how many sequences the rows came from.
+            sequence_T: which of them each row belongs to, 0 to `sequences` - 1; None if they are equally long and in order.
 
         Raises:
-            PrunusError: an input is not finite.
+            PrunusError: a number is not finite.
         """
-        tokens = inputs_TC.shape[0]
-        if self.needs is Need.NOTHING or not tokens:
+        found = [statistic for statistic in self._all.values() if statistic.source == source]
+        tokens = len(x_TW)
+        if not found or not tokens:
             return
-        x_TC = inputs_TC.float()
-        sums_C = x_TC.sum(0)
-        if not torch.isfinite(sums_C).all():
-            raise PrunusError("activations", "nan or infinity", "an input is not finite")
-        self.sequences += sequences
-        self.tokens += tokens
-        if self._squares_C is not None:
-            self._squares_C += (x_TC * x_TC).sum(0)
-        if self._sums_C is not None and self._deviations_C is not None:
-            self._sums_C += sums_C
-            if sequence_T is None:
-                sequence_T = torch.arange(tokens, device=x_TC.device) * sequences // tokens
-            self._deviations_C += _squared_deviations(x_TC, sequence_T, sequences)
-        if self._gram_CC is not None:
-            self._gram_CC.addmm_(x_TC.T, x_TC)
+        x_TW = x_TW.float()
+        sums_W = x_TW.sum(0)
+        if not torch.isfinite(sums_W).all():
+            raise PrunusError("activations", "nan or infinity", f"{NAMES[source]} is not finite")
+        if sequence_T is None:
+            sequence_T = torch.arange(tokens, device=x_TW.device) * sequences // tokens
+        for statistic in found:
+            statistic.add(Seen(x_TW, sequences, sequence_T, sums_W))
 
-    @property
-    def squares_C(self) -> Tensor:
-        """‖x_j‖²: sum over tokens, mean over sequences (Wanda)."""
-        assert self._squares_C is not None
-        mean_C: Tensor = self._squares_C / max(self.sequences, 1)
-        return mean_C
-
-    @property
-    def sums_C(self) -> Tensor:
-        """Sum over tokens, mean over sequences (S in DSnoT)."""
-        assert self._sums_C is not None
-        mean_C: Tensor = self._sums_C / max(self.sequences, 1)
-        return mean_C
-
-    @property
-    def variances_C(self) -> Tensor:
-        """Token-weighted mean of the variances within single sequences (DSnoT, whose authors feed one sequence at a time)."""
-        assert self._deviations_C is not None
-        mean_C: Tensor = self._deviations_C / max(self.tokens, 1)
-        return mean_C
-
-    @property
-    def gram_CC(self) -> Tensor:
-        """H = 2/n Σ x xᵀ with n sequences (SparseGPT)."""
-        assert self._gram_CC is not None
-        H_CC: Tensor = self._gram_CC * (2 / max(self.sequences, 1))
-        return H_CC
-
-
-def _squared_deviations(x_TC: Tensor, sequence_T: Tensor, sequences: int) -> Tensor:
-    """Σ (x − mean of its sequence)² of every column, a strip of rows at a time, which stays in a core's cache."""
-    counts_N = torch.bincount(sequence_T, minlength=sequences).clamp_min(1)
-    means_NC = x_TC.new_zeros(sequences, x_TC.shape[1]).index_add_(0, sequence_T, x_TC) / counts_N[:, None]
-    total_C = torch.zeros_like(x_TC[0])
-    rows = len(x_TC) if x_TC.is_cuda else max(1, STRIP // x_TC.shape[1])
-    for part_TC, place_T in zip(torch.split(x_TC, rows), torch.split(sequence_T, rows), strict=True):
-        total_C += (part_TC - means_NC[place_T]).square_().sum(0)
-    return total_C
-
-
-def _zeros(device: torch.device | str, *shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float32, device=device)
+    def merge(self, other: Statistics) -> None:
+        """Counts what the same statistics of the same matrix have seen elsewhere."""
+        for kind, statistic in self._all.items():
+            statistic.merge(other[kind])

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from prunus.unstructured.pruner import Scored
-from prunus.unstructured.statistics import InputStatistics, Need
+from prunus.unstructured.statistics import SquaredNorm, Statistics
 
 
 class Wanda(Scored):
@@ -20,9 +20,7 @@ class Wanda(Scored):
 
     method: Literal["wanda"] = "wanda"
 
-    @property
-    def needs(self) -> Need:
-        return Need.SQUARES
+    needs = (SquaredNorm,)
 
-    def scores(self, weight_RC: Tensor, inputs: InputStatistics) -> Tensor:
-        return weight_RC.abs() * inputs.squares_C.sqrt()
+    def scores(self, weight_RC: Tensor, known: Statistics) -> Tensor:
+        return weight_RC.abs() * known[SquaredNorm].value.sqrt()

@@ -27,15 +27,21 @@ class Training(Typed):
     """How to train: AdamW, in steps."""
 
     steps: Steps
+    """Optimiser steps."""
     batch_size: Count = 32
+    """Items of a batch, on each device."""
     gradient_accumulation: Count = 1
+    """Batches of one optimiser step."""
     learning_rate: float = Field(gt=0, le=10)
     """AdamW moves every weight by about this much a step."""
     tower_learning_rates: dict[str, Annotated[float, Field(ge=0, le=10)]] = Field(default_factory=dict)
     """Learning rates of single towers, instead of `learning_rate`; 0 lets a tower stand still."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """How the learning rate falls after the warm-up."""
     warmup_steps: int = Field(default=0, ge=0, le=100_000_000)
+    """Steps over which the learning rate rises from zero."""
     weight_decay: float = Field(default=0.05, ge=0, le=1000)
+    """Of AdamW, decoupled: times the learning rate, the share that every weight loses a step."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are clipped to this norm; 0 does not clip."""
     bf16: bool = True
@@ -50,10 +56,8 @@ class Training(Typed):
         rate = max(self.learning_rate, *self.tower_learning_rates.values(), 0.0)
         if rate * self.weight_decay > 1:
             raise PrunusError(
-                "weight_decay",
-                self.weight_decay,
-                f"times the learning rate {rate} it is more than all of a weight; take less",
-            )
+                "weight_decay", self.weight_decay, f"times the learning rate {rate} it is more than all of a weight; take less"
+            )  # fmt: skip
         return self
 
 
@@ -91,7 +95,7 @@ def finetune(
     from transformers.trainer_callback import PrinterCallback
 
     from prunus.finished import Finished
-    from prunus.repair.trainer import Complete, Progress, TaskTrainer, check_finite, last_complete
+    from prunus.training.trainer import Complete, Progress, TaskTrainer, check_finite, last_complete
 
     _claim(folder, model, training, seed, identity or {})
     last = last_complete(folder)
