@@ -6,6 +6,8 @@ else is promised.
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from prunus.allocation import OWL, ECoFLaP, IterativeGlobal, Manual, Uniform, allocate
@@ -30,7 +32,7 @@ from prunus.unstructured import (
 )
 
 if TYPE_CHECKING:
-    from prunus.structured.callback import SearchCallback
+    from prunus.structured import SearchCallback
 
 __version__ = "0.1.0"
 
@@ -44,10 +46,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What needs the Trainer is imported when it is asked for: that brings peft and quantisers with it, where they are
-    installed."""
+    """What needs the Trainer (which brings peft and quantisers with it, where they are installed), and rooms that importing
+    prunus leaves closed, such as `prunus.recipe`, are imported when they are asked for."""
     if name == "SearchCallback":
-        from prunus.structured.callback import SearchCallback
+        from prunus.structured import SearchCallback
 
         return SearchCallback
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if find_spec(f"{__name__}.{name}") is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.{name}")

@@ -22,6 +22,12 @@ def text_batches(tokenizer: Any, text: str, samples: int = 128, length: int = 51
     A text of many times the length that is asked for is not tokenised as a whole: windows begin at words that are evenly far
     apart. Of a shorter one they are `spread(text_windows(…))`, which is also there for those who want that of any text.
 
+    Args:
+        tokenizer: of transformers, or anything that is called like one.
+        samples: windows.
+        length: tokens of a window.
+        batch_size: windows of a batch.
+
     Raises:
         PrunusError: the text is too short.
     """
@@ -83,6 +89,15 @@ def spread(rows: torch.Tensor, samples: int) -> torch.Tensor:
 def pair_batches(processor: Any, images: Sequence[Any], texts: Sequence[str], batch_size: int = 8) -> list[Batch]:
     """Image-text pairs through a processor of transformers; texts are padded within a batch.
 
+    Args:
+        processor: of a vision-language model.
+        images: PIL images or arrays, as the processor takes them.
+        texts: one for each image.
+        batch_size: pairs of a batch.
+
+    Returns:
+        Batches with what the processor makes, such as `pixel_values` (batch_size, 3, H, W) and `input_ids` (batch_size, T).
+
     Raises:
         PrunusError: not as many images as texts.
     """
@@ -95,7 +110,16 @@ def pair_batches(processor: Any, images: Sequence[Any], texts: Sequence[str], ba
 
 
 def image_batches(processor: Any, images: Sequence[Any], batch_size: int = 8) -> list[Batch]:
-    """Images through an image processor of transformers."""
+    """Images through an image processor of transformers.
+
+    Args:
+        processor: of a vision model.
+        images: PIL images or arrays, as the processor takes them.
+        batch_size: images of a batch.
+
+    Returns:
+        Batches with `pixel_values` (batch_size, 3, H, W).
+    """
     return [
         dict(processor(images=list(images[i : i + batch_size]), return_tensors="pt"))
         for i in range(0, len(images), batch_size)

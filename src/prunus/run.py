@@ -106,9 +106,7 @@ def _history(step: Step, bench: Bench, title: str, console: Console) -> dict[str
     file = bench.folder / "course.json"
     if not (bench.output.exists() and file.exists()):
         console.rule(title)
-        from transformers import set_seed  # brings peft and quantisers with it, where they are installed
-
-        set_seed(bench.seed)
+        bench.seed_generators()
         write_text(file, json.dumps(step.carry_out(bench)))
     try:
         return dict(json.loads(file.read_bytes()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
 
@@ -27,7 +27,13 @@ Factor = Annotated[float, Field(ge=0, le=1e6)]
 class Typed(BaseModel):
     """Base of every method and recipe part: frozen, without unknown fields, NaN and infinity, refused with a `PrunusError`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Lists the fields, with their defaults and sentences, where `help` shows them."""
+        super().__pydantic_init_subclass__(**kwargs)
+        cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\nFields:\n{_listed(cls)}"
 
     def __init__(self, **data: Any) -> None:
         try:
@@ -101,6 +107,16 @@ def places_in(value: object) -> list[str]:
         inside = list(value.values() if isinstance(value, Mapping) else value)
     places = [] if own is None else [own]
     return list(dict.fromkeys(places + [place for part in inside for place in places_in(part)]))
+
+
+def _listed(cls: type[BaseModel]) -> str:
+    lines = []
+    for name, field in cls.model_fields.items():
+        default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
+        own_name = get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
+        sentence = " ".join((field.description or ("Its name in recipes." if own_name else "")).split())
+        lines.append(f"    {name} ({default}): {sentence}".rstrip(": "))
+    return "\n".join(lines)
 
 
 def first_problem(error: ValidationError, model: type[BaseModel], source: str = "") -> PrunusError:

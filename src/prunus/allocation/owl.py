@@ -34,6 +34,7 @@ class OWL(Allocator):
     spread: float = Field(default=0.08, gt=0, lt=0.5)
     """λ: densities differ by at most 2λ."""
     granularity: Literal["block", "layer"] = "block"
+    """What has one sparsity: a transformer block, or a matrix (`layer`)."""
     per_tower: bool | None = None
     """Every tower has the given sparsity, and shares it out among its own blocks; None means so. Off: one budget."""
 

@@ -101,6 +101,11 @@ def matrices(model: nn.Module, mirrors: Mapping[str, str] | None = None, any_typ
     These are linear layers, `Conv1D` layers and the single experts of fused parameters. `survey` also says what else there is
     and why it is no candidate. Weights that several modules share count once, under their first name. Quantised ones are
     only among them with `any_type`.
+
+    Args:
+        model: any module.
+        mirrors: momentum copies, as in `anatomy`; they are left out.
+        any_type: list weights of types that nobody can prune, too.
     """
     return survey(model, mirrors, any_type).matrices
 

@@ -57,7 +57,7 @@ Channels = Annotated[tuple[int, ...], BeforeValidator(decode_channels), PlainSer
 class UnitPlan(BaseModel):
     """What stays of one unit."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     channels: int = Field(gt=0, le=WIDEST)
     """Width of the unit before."""

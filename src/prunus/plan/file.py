@@ -20,7 +20,7 @@ LIMIT = 100 << 20
 class PlanFile(BaseModel):
     """A decision about one model, as data."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     format: str
     """Kind of file and its version; earlier versions are read, too."""

@@ -17,7 +17,7 @@ from prunus.plan.history import Entry, Recorded
 class MatrixPlan(BaseModel):
     """What goes of one matrix."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     rows: int = Field(gt=0, lt=1 << 40)
     columns: int = Field(gt=0, lt=1 << 40)
@@ -51,7 +51,7 @@ class MatrixPlan(BaseModel):
 class DensePart(BaseModel):
     """A weight inside the blocks that no pruner takes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     weights: int = Field(ge=0)
     reason: str

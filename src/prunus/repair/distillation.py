@@ -33,6 +33,7 @@ class Distillation(Typed):
     weight: Share = 0.1
     """λ."""
     temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
+    """T: logits of both are divided by it before the softmax."""
     reduction: Literal["mean", "published"] = "mean"
     """`mean` over positions with a target. `published`: the sum over every position, padding included, divided by the
     sequences of the batch and without T², as the published code has it; it grows with the length of the sequences."""

@@ -95,6 +95,7 @@ class RESSA(MaskedLoRA):
 
     method: Literal["ressa"] = "ressa"  # type: ignore[assignment]
     distillation: Distillation | None = Distillation()
+    """What to learn from the model before it was pruned."""
 
 
 if TYPE_CHECKING:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
-
 from prunus.metric import Metric
 
 
 def plot_retained(retained: dict[str, list[float]]) -> bytes:
     """Heat map of the share of weights kept: layers × components, as the UPop paper's Figure 3."""
+    from matplotlib.figure import Figure  # here, because it takes 30 MB that no other command needs
+    from matplotlib.ticker import PercentFormatter
+
     depth = max(len(shares) for shares in retained.values())
     figure = Figure(figsize=(1.6 + 0.85 * len(retained), 1.6 + 0.42 * depth), layout="constrained")
     axes = figure.add_subplot()
@@ -37,6 +36,9 @@ def plot_retained(retained: dict[str, list[float]]) -> bytes:
 
 def plot_course(courses: list[dict[str, Any]], headline: str, metric: Metric) -> bytes:
     """Loss, ratio and headline over the steps of a run, one after the other."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
     figure = Figure(figsize=(8, 6.4), layout="constrained")
     names = ("training loss", "ratio pruned", metric.title(headline))
     panels: Any = figure.subplots(3, 1, sharex=True)
@@ -68,8 +70,7 @@ def plot_course(courses: list[dict[str, Any]], headline: str, metric: Metric) ->
     return _png(figure)
 
 
-def _png(figure: Figure) -> bytes:
-    FigureCanvasAgg(figure)
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

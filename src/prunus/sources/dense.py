@@ -29,9 +29,7 @@ def dense_folder(source: Source, task: Task, seed: int, console: Console) -> Pat
             console.print(f"dense model: cached in {folder}")
             return bench.output
         console.rule("dense model")
-        from transformers import set_seed  # brings peft and quantisers with it, where they are installed
-
-        set_seed(seed)
+        bench.seed_generators()
         model = source.build(task) if given is None else bench.load()
         course: list[dict[str, float]] = []
         for phase, training in enumerate(source.train, start=1):

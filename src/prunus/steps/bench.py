@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -55,6 +57,12 @@ class Bench:
     def device(self) -> torch.device:
         """Where models run that `train` does not train."""
         return default_device()
+
+    def seed_generators(self) -> None:
+        """As `transformers.set_seed`, which would bring peft and quantisers with it, where they are installed."""
+        random.seed(self.seed)
+        np.random.seed(self.seed)
+        torch.manual_seed(self.seed)
 
     def load(self) -> PreTrainedModel:
         """The model that the step starts from, on the CPU."""

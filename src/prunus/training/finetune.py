@@ -27,15 +27,21 @@ class Training(Typed):
     """How to train: AdamW, in steps."""
 
     steps: Steps
+    """Optimiser steps."""
     batch_size: Count = 32
+    """Items of a batch, on each device."""
     gradient_accumulation: Count = 1
+    """Batches of one optimiser step."""
     learning_rate: float = Field(gt=0, le=10)
     """AdamW moves every weight by about this much a step."""
     tower_learning_rates: dict[str, Annotated[float, Field(ge=0, le=10)]] = Field(default_factory=dict)
     """Learning rates of single towers, instead of `learning_rate`; 0 lets a tower stand still."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """How the learning rate falls after the warm-up."""
     warmup_steps: int = Field(default=0, ge=0, le=100_000_000)
+    """Steps over which the learning rate rises from zero."""
     weight_decay: float = Field(default=0.05, ge=0, le=1000)
+    """Of AdamW, decoupled: times the learning rate, the share that every weight loses a step."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are clipped to this norm; 0 does not clip."""
     bf16: bool = True

@@ -8,7 +8,7 @@ from prunus.unstructured.magnitude import Magnitude
 from prunus.unstructured.patterns import Quota
 from prunus.unstructured.pruner import Pruner, Scored
 from prunus.unstructured.pruning import WalkOptions, prune, prune_matrix, refuse_gradients, settle
-from prunus.unstructured.record import sparsity_of
+from prunus.unstructured.record import recorded_sparsity, sparsity_of
 from prunus.unstructured.semi_structured import Accelerated, accelerate_2to4
 from prunus.unstructured.sparsegpt import SparseGPT
 from prunus.unstructured.statistics import Gram, Seen, SquaredNorm, Statistic, Statistics, Sum, Variance
@@ -22,5 +22,5 @@ else:
 
 __all__ = [
     "Accelerated", "AnyPruner", "DSnoT", "Gram", "Magnitude", "Pruner", "Quota", "Scored", "Seen", "SparseGPT", "SquaredNorm", "Statistic",
-    "Statistics", "Sum", "Variance", "WalkOptions", "Wanda", "accelerate_2to4", "prune", "prune_matrix", "refuse_gradients", "settle", "sparsity_of",
+    "Statistics", "Sum", "Variance", "WalkOptions", "Wanda", "accelerate_2to4", "prune", "prune_matrix", "recorded_sparsity", "refuse_gradients", "settle", "sparsity_of",
 ]  # fmt: skip

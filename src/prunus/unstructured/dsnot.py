@@ -29,9 +29,11 @@ class DSnoT(Pruner):
     start: Literal["wanda", "magnitude", "sparsegpt"] = "wanda"
     """Whose scores make the first mask; with n:m they also say which weight of a group goes for another."""
     max_cycles: int = Field(default=50, ge=0, le=1_000_000)
+    """Swaps that a row makes at most."""
     threshold: Factor = 0.1
     """A row is done when the expected change of its output is no larger."""
     variance_power: float = Field(default=1.0, ge=0, le=100)
+    """Exponent of the inputs' variance, by which the expected change is divided."""
     same_sign: bool = True
     """A row also stops before its expected change would change sign; n:m always does. Off is the authors' default, which
     overshoots on small models."""

@@ -44,6 +44,7 @@ class WalkOptions(Typed):
     activations: Place = "keep"
     """Where the activations of waiting batches live: `keep` (where they are), `cpu` or `disk`."""
     progress: bool = True
+    """Show a bar on standard error."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class SparseGPT(Pruner):
 
     method: Literal["sparsegpt"] = "sparsegpt"
     block_size: Count = 128
+    """Columns whose updates are batched, B in the paper."""
     damping: float = Field(default=0.01, gt=0, le=1e6)
     """Added to the diagonal of H, as a share of its mean."""
 
