@@ -27,10 +27,15 @@ class Question:
 
     model: nn.Module
     chosen: Sequence[Matrix]
+    """The matrices that share the budget."""
     batches: Sequence[Any] = ()
+    """Calibration data; methods that look at none are given none."""
     loss: Loss = own_loss
+    """The training loss of the model on a batch."""
     bf16: bool = False
+    """Whether the model is run under bf16 autocast."""
     progress: bool = False
+    """Whether bars are shown."""
 
     def autocast(self) -> torch.autocast:
         """For running the model; without the cache of cast weights, which would be half a second copy of it."""
@@ -61,7 +66,9 @@ class Answer:
     """How many weights every matrix keeps; and the scores, if any, that say why."""
 
     kept: dict[str, int]
+    """Matrix → weights that stay."""
     scores: dict[str, float] = field(default_factory=dict)
+    """Matrix → what it was decided by."""
 
 
 class Allocator(Typed):
@@ -73,6 +80,7 @@ class Allocator(Typed):
     """Whether it adds up over batches what is not linear in their losses, so that the same data in batches of another size
     are another answer."""
     method: str
+    """Its name in a recipe."""
     sparsity: Share | dict[str, Share] = 0.5
     """Share of the weights that go: of all of them together, or a fixed one per tower (towers that are not named are
     left out)."""

@@ -80,17 +80,17 @@ class UnitPlan(BaseModel):
 
 
 class Plan(Recorded, PlanFile):
-    """Kept channels per unit: the outcome of a structured search and the input of surgery.
-
-    `ratio` is the achieved share of the prunable cost that leaves, in the units of the method's cost.
-    """
+    """Kept channels per unit: the outcome of a structured search and the input of surgery."""
 
     format: Literal["prunus.plan/2"] = "prunus.plan/2"
     model: str
     """Class of the model the plan was made for."""
     ratio: float = Field(ge=0, lt=1)
+    """The achieved share of the prunable cost that leaves, in the units of the method's cost."""
     units: dict[str, UnitPlan]
+    """Unit → what stays of it; units that are not named stay whole."""
     mirrors: dict[str, str] = Field(default_factory=dict)
+    """Copy → original, of modules that follow others."""
 
     @classmethod
     def from_masks(

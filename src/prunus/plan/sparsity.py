@@ -20,13 +20,17 @@ class MatrixPlan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     rows: int = Field(gt=0, lt=1 << 40)
+    """Outputs."""
     columns: int = Field(gt=0, lt=1 << 40)
+    """Inputs."""
     pruned: int = Field(ge=0)
     """Weights that go; in a record, weights that are zero."""
     asked: int | None = Field(default=None, ge=0)
     """In a record: weights that were to go. Fewer than are zero where inputs were dead, or weights were zero before."""
     tower: str
+    """The tower it is in."""
     block: str = ""
+    """Path of its transformer block."""
 
     @model_validator(mode="after")
     def _valid(self) -> MatrixPlan:
@@ -54,7 +58,9 @@ class DensePart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     weights: int = Field(ge=0)
+    """How many."""
     reason: str
+    """Why no pruner takes them."""
 
 
 class SparsityPlan(Recorded, PlanFile):
@@ -65,7 +71,9 @@ class SparsityPlan(Recorded, PlanFile):
     model: str
     """Class of the model the plan was made for."""
     pattern: str = "unstructured"
+    """`unstructured`, or n:m where all of them have it."""
     matrices: dict[str, MatrixPlan]
+    """Path of a matrix → what goes of it."""
     candidates: int = Field(default=0, ge=0)
     """Prunable matrices of the model that the plan was made for, planned or left out; 0 where that is not known."""
     calibration: dict[str, Any] = Field(default_factory=dict)

@@ -23,6 +23,7 @@ class Repair(Typed):
     """Base of the repairs: training that leaves every zero a zero. By itself, it trains all that is not frozen."""
 
     method: str
+    """Its name in a recipe."""
     distillation: Distillation | None = None
     """What to learn from the model before it was pruned; None learns from the task alone."""
 

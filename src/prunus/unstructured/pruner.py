@@ -31,6 +31,7 @@ class Pruner(Typed):
     rounds_by_row: ClassVar[bool] = True
     """Whether a sparsity is rounded down row by row, or for the matrix as a whole."""
     method: str
+    """Its name in a recipe."""
     sparsity: Share | dict[str, Share] | None = None
     """None is 0.5, or what the pattern says."""
     pattern: Annotated[str, BeforeValidator(as_written)] = "unstructured"

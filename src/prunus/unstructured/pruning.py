@@ -58,6 +58,7 @@ class Request:
     chosen: Sequence[Matrix]
     """The matrices of the plan."""
     batches: Fingerprint
+    """Calibration data; they are counted and hashed as they pass."""
     call: Call | None
     """Runs a batch; by default `model(**batch)`."""
     options: WalkOptions

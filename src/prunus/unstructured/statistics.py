@@ -29,6 +29,7 @@ class Seen:
     x: Tensor
     """The rows that count (tokens that are no padding), (T, W), fp32."""
     sequences: int
+    """How many the rows came from."""
     sequence: Tensor
     """Which of the sequences each row belongs to, (T,), 0 to `sequences` - 1."""
     sums: Tensor
