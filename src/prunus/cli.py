@@ -25,7 +25,7 @@ from prunus.recipe import Recipe, demo_recipe, load_recipe
 from prunus.report import Report, terminal_table, write_report
 from prunus.run import run
 from prunus.storage import write_text
-from prunus.unstructured.record import recorded_sparsity
+from prunus.unstructured import recorded_sparsity
 
 app = typer.Typer(
     help="Makes vision-language transformers small: prune, narrow, repair, and get a plain transformers checkpoint.",
