@@ -32,7 +32,7 @@ from prunus.unstructured import (
 )
 
 if TYPE_CHECKING:
-    from prunus.structured.callback import SearchCallback
+    from prunus.structured import SearchCallback
 
 __version__ = "0.1.0"
 
@@ -49,7 +49,7 @@ def __getattr__(name: str) -> Any:
     """What needs the Trainer (which brings peft and quantisers with it, where they are installed), and rooms that importing
     prunus leaves closed, such as `prunus.recipe`, are imported when they are asked for."""
     if name == "SearchCallback":
-        from prunus.structured.callback import SearchCallback
+        from prunus.structured import SearchCallback
 
         return SearchCallback
     if find_spec(f"{__name__}.{name}") is None:

@@ -4,14 +4,4 @@ from prunus.models.packaged import DEC, SEP, SPECIAL_TOKENS, bare_blip, small_bl
 from prunus.models.smollm2 import smollm2
 from prunus.models.warm_blip import question_states, warm_blip
 
-__all__ = [
-    "DEC",
-    "SEP",
-    "SPECIAL_TOKENS",
-    "bare_blip",
-    "question_states",
-    "small_blip",
-    "smollm2",
-    "warm_blip",
-    "whiten",
-]
+__all__ = ["DEC", "SEP", "SPECIAL_TOKENS", "bare_blip", "question_states", "small_blip", "smollm2", "warm_blip", "whiten"]  # fmt: skip

@@ -18,25 +18,7 @@ from prunus.plan.record import (
 from prunus.plan.sparsity import DensePart, MatrixPlan, SparsityPlan, part_of, uniform, written_sparsities
 
 __all__ = [
-    "RECORD",
-    "DensePart",
-    "Entry",
-    "MatrixPlan",
-    "Narrowing",
-    "Plan",
-    "Recorded",
-    "SparsityPlan",
-    "UnitPlan",
-    "configs_of",
-    "draw_plans",
-    "mark",
-    "marks",
-    "part_of",
-    "plan_of",
-    "recorded",
-    "records_of",
-    "true_record",
-    "uniform",
-    "write_record",
-    "written_sparsities",
+    "RECORD", "DensePart", "Entry", "MatrixPlan", "Narrowing", "Plan", "Recorded", "SparsityPlan", "UnitPlan",
+    "configs_of", "draw_plans", "mark", "marks", "part_of", "plan_of", "recorded", "records_of", "true_record",
+    "uniform", "write_record", "written_sparsities",
 ]  # fmt: skip

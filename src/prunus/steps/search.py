@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from prunus import structured
 from prunus.checkpoint import extract
 from prunus.steps.bench import Bench
 from prunus.steps.step import History, Sketch, Step
@@ -26,9 +27,7 @@ class SearchStep(Step):
         return before
 
     def carry_out(self, bench: Bench) -> History:
-        from prunus.structured.callback import SearchCallback
-
-        model, callback = bench.load(), SearchCallback(self.method)
+        model, callback = bench.load(), structured.SearchCallback(self.method)
         log = bench.train(model, self.train, "search", (callback,))
         plan = callback.plan()
         plan.save(bench.folder / "plan.json")
