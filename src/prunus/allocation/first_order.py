@@ -13,7 +13,7 @@ from prunus.allocation.allocator import Question
 from prunus.anatomy import Matrix
 from prunus.errors import PrunusError
 from prunus.progress import track
-from prunus.unstructured.gradients import Take, give_gradients
+from prunus.unstructured import Take, give_gradients
 
 STRIP = 1 << 12
 """Squares that are added up in one fp32 sum."""

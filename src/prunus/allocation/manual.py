@@ -9,7 +9,7 @@ from pydantic import Field
 
 from prunus.allocation.allocator import Allocator, Answer, Question
 from prunus.anatomy import CONNECTOR, Matrix, choose
-from prunus.plan.sparsity import part_of, written_sparsities
+from prunus.plan import part_of, written_sparsities
 from prunus.typed import Share
 
 

@@ -19,9 +19,7 @@ from prunus.anatomy import Matrix, by_block
 from prunus.errors import PrunusError
 from prunus.losses import own_loss
 from prunus.progress import track
-from prunus.unstructured import Wanda
-from prunus.unstructured.recorder import gather
-from prunus.unstructured.walk import Walk
+from prunus.unstructured import Walk, Wanda, gather
 
 
 class OWL(Allocator):

@@ -7,7 +7,7 @@ from prunus.checkpoint.narrowed import extract
 from prunus.checkpoint.plausible import check_config, memory, understood
 from prunus.checkpoint.streaming import prune_folder
 from prunus.checkpoint.zeros import sparsity_in
-from prunus.plan.record import plan_of
+from prunus.plan import plan_of
 
 __all__ = [
     "bare_model", "check_config", "describe", "extract", "load_model", "local_folder", "memory", "plan_of", "prune_folder",

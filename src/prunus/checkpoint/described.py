@@ -18,12 +18,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from prunus.anatomy import anatomy
 from prunus.checkpoint.checksums import CHECKSUMS, weight_files, write_checksums
 from prunus.errors import PrunusError
-from prunus.plan.history import Recorded
-from prunus.plan.record import RECORD, configs_of, marks, plan_of, records_of, true_record
+from prunus.plan import RECORD, Recorded, configs_of, marks, plan_of, records_of, true_record
 from prunus.storage import refuse_newer, write_text
-from prunus.structured.gates import warn_of_gates
-from prunus.unstructured.record import RECORD as SPARSITY
-from prunus.unstructured.record import recorded_sparsity
+from prunus.structured import warn_of_gates
+from prunus.unstructured import RECORD as SPARSITY
+from prunus.unstructured import recorded_sparsity
 
 CARD, COPY = "README.md", "prunus.json"
 FORMAT = "prunus.folder/1"

@@ -23,15 +23,24 @@ from prunus.anatomy import Anatomy, anatomy, has_module, module_of, survey, weig
 from prunus.checkpoint.checksums import weight_files
 from prunus.checkpoint.naming import keys_in_files
 from prunus.errors import PrunusError
-from prunus.plan import DensePart, Plan, SparsityPlan, UnitPlan
-from prunus.plan.record import RECORD, Narrowing, mark, marks, plan_of, recorded, records_of, write_record
+from prunus.plan import (
+    RECORD,
+    DensePart,
+    Narrowing,
+    Plan,
+    SparsityPlan,
+    UnitPlan,
+    mark,
+    marks,
+    plan_of,
+    recorded,
+    records_of,
+    write_record,
+)
 from prunus.refusals import refuse_unusable, unwrapped
-from prunus.structured.gates import fold_gates, remove_gates
-from prunus.structured.retired import retire
-from prunus.structured.surgery import narrow
-from prunus.unstructured import sparsity_of
-from prunus.unstructured.patterns import UNSTRUCTURED, parse_pattern
-from prunus.unstructured.record import RECORD as SPARSITY
+from prunus.structured import fold_gates, narrow, remove_gates, retire
+from prunus.unstructured import RECORD as SPARSITY
+from prunus.unstructured import UNSTRUCTURED, parse_pattern, sparsity_of
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -31,10 +31,19 @@ from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
 from prunus.plan import SparsityPlan
 from prunus.storage import LOCK, claim_folder, locked, writable_path, write_text
-from prunus.unstructured import Pruner, WalkOptions
-from prunus.unstructured.pruning import Request, carry_out, refuse_gradients, settle, walk_options
-from prunus.unstructured.record import RECORD, recorded_sparsity
-from prunus.unstructured.walk import Call, Weights
+from prunus.unstructured import (
+    RECORD,
+    Call,
+    Pruner,
+    Request,
+    WalkOptions,
+    Weights,
+    carry_out,
+    recorded_sparsity,
+    refuse_gradients,
+    settle,
+    walk_options,
+)
 
 JOURNAL = "prunus-journal.json"
 

@@ -8,7 +8,7 @@ from prunus.anatomy import place_of
 from prunus.checkpoint.loading import without_weights
 from prunus.checkpoint.naming import groups
 from prunus.plan import SparsityPlan
-from prunus.unstructured.record import named_here, recorded_sparsity, zeros_in
+from prunus.unstructured import named_here, recorded_sparsity, zeros_in
 
 
 def sparsity_in(folder: Path) -> SparsityPlan | None:

@@ -2,7 +2,23 @@
 
 from prunus.plan.channels import Plan, UnitPlan
 from prunus.plan.drawing import draw_plans
-from prunus.plan.history import Entry
-from prunus.plan.sparsity import DensePart, MatrixPlan, SparsityPlan, part_of, uniform
+from prunus.plan.history import Entry, Recorded
+from prunus.plan.record import (
+    RECORD,
+    Narrowing,
+    configs_of,
+    mark,
+    marks,
+    plan_of,
+    recorded,
+    records_of,
+    true_record,
+    write_record,
+)
+from prunus.plan.sparsity import DensePart, MatrixPlan, SparsityPlan, part_of, uniform, written_sparsities
 
-__all__ = ["DensePart", "Entry", "MatrixPlan", "Plan", "SparsityPlan", "UnitPlan", "draw_plans", "part_of", "uniform"]
+__all__ = [
+    "RECORD", "DensePart", "Entry", "MatrixPlan", "Narrowing", "Plan", "Recorded", "SparsityPlan", "UnitPlan",
+    "configs_of", "draw_plans", "mark", "marks", "part_of", "plan_of", "recorded", "records_of", "true_record",
+    "uniform", "write_record", "written_sparsities",
+]  # fmt: skip

@@ -24,10 +24,9 @@ from prunus.repair.distillation import Distillation, Lesson, Teacher, beside
 from prunus.repair.masks import BitMask, check_zeros, zeros_of
 from prunus.repair.methods import Repair
 from prunus.repair.teacher_cache import TeacherCache
-from prunus.training.finetune import TEACHER, Training, finetune, refuse_foreign
+from prunus.training import TEACHER, Training, finetune, refuse_foreign
 from prunus.undo import Undo
-from prunus.unstructured import sparsity_of
-from prunus.unstructured.record import note
+from prunus.unstructured import note, sparsity_of
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

@@ -4,7 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from prunus.structured.budget import Budget
+from prunus.structured.gates import fold_gates, remove_gates, warn_of_gates
 from prunus.structured.method import AnySearch, Decision, SearchMethod, State
+from prunus.structured.retired import retire
 from prunus.structured.schedules import Progress
 from prunus.structured.search import Search
 from prunus.structured.selection import select
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
     from prunus.structured.callback import SearchCallback
 
 __all__ = [
-    "AnySearch", "Budget", "Decision", "Progress", "Search", "SearchCallback", "SearchMethod", "State", "UPop", "narrow", "select",
+    "AnySearch", "Budget", "Decision", "Progress", "Search", "SearchCallback", "SearchMethod", "State", "UPop",
+    "fold_gates", "narrow", "remove_gates", "retire", "select", "warn_of_gates",
 ]  # fmt: skip
 
 

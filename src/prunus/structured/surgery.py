@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.anatomy import Anatomy, Unit, linears
-from prunus.plan import Plan
-from prunus.plan.record import mark
+from prunus.plan import Plan, mark
 
 _Sliced = dict[int, tuple[Tensor, nn.Parameter]]
 """id of a parameter before → (the parameter, its kept part). Holding the first keeps its id from being reused."""

@@ -4,14 +4,26 @@ from typing import TYPE_CHECKING
 
 from prunus.typed import named
 from prunus.unstructured.dsnot import DSnoT
+from prunus.unstructured.gradients import Take, give_gradients
 from prunus.unstructured.magnitude import Magnitude
-from prunus.unstructured.patterns import Quota
+from prunus.unstructured.patterns import UNSTRUCTURED, Quota, parse_pattern
 from prunus.unstructured.pruner import Pruner, Scored
-from prunus.unstructured.pruning import WalkOptions, prune, prune_matrix, refuse_gradients, settle
-from prunus.unstructured.record import recorded_sparsity, sparsity_of
+from prunus.unstructured.pruning import (
+    Request,
+    WalkOptions,
+    carry_out,
+    prune,
+    prune_matrix,
+    refuse_gradients,
+    settle,
+    walk_options,
+)
+from prunus.unstructured.record import RECORD, named_here, note, recorded_sparsity, sparsity_of, zeros_in
+from prunus.unstructured.recorder import gather
 from prunus.unstructured.semi_structured import Accelerated, accelerate_2to4
 from prunus.unstructured.sparsegpt import SparseGPT
 from prunus.unstructured.statistics import Gram, Seen, SquaredNorm, Statistic, Statistics, Sum, Variance
+from prunus.unstructured.walk import Call, Walk, Weights
 from prunus.unstructured.wanda import Wanda
 
 if TYPE_CHECKING:
@@ -21,6 +33,9 @@ else:
 """Any pruner, by its name in a recipe."""
 
 __all__ = [
-    "Accelerated", "AnyPruner", "DSnoT", "Gram", "Magnitude", "Pruner", "Quota", "Scored", "Seen", "SparseGPT", "SquaredNorm", "Statistic",
-    "Statistics", "Sum", "Variance", "WalkOptions", "Wanda", "accelerate_2to4", "prune", "prune_matrix", "recorded_sparsity", "refuse_gradients", "settle", "sparsity_of",
+    "RECORD", "UNSTRUCTURED", "Accelerated", "AnyPruner", "Call", "DSnoT", "Gram", "Magnitude", "Pruner", "Quota",
+    "Request", "Scored", "Seen", "SparseGPT", "SquaredNorm", "Statistic", "Statistics", "Sum", "Take", "Variance",
+    "Walk", "WalkOptions", "Wanda", "Weights", "accelerate_2to4", "carry_out", "gather", "give_gradients",
+    "named_here", "note", "parse_pattern", "prune", "prune_matrix", "recorded_sparsity", "refuse_gradients", "settle",
+    "sparsity_of", "walk_options", "zeros_in",
 ]  # fmt: skip
