@@ -110,7 +110,8 @@ def select(
     towers = dict.fromkeys(part.labels[0] for part in parts)
     matched: dict[str, set[int]] = {"include": set(), "exclude": set()}
     for field, patterns in (("include", include or EVERYTHING), ("exclude", exclude)):
-        if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+        is_list = isinstance(patterns, Collection) and not isinstance(patterns, str)
+        if not is_list or not all(isinstance(pattern, str) for pattern in patterns):
             raise PrunusError(field, patterns, "give a list of globs, such as ['*.mlp.*', 'vision']")
         for pattern in patterns:
             alone = field == "include" and pattern in EVERYTHING and CONNECTOR not in named
