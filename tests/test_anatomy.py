@@ -379,7 +379,9 @@ def test_named_layouts_are_units_wherever_the_one_without_a_name_stands(order: i
     describe(Block, *layouts[::order])
     parts = anatomy(nn.ModuleList([Block()]))
     assert {unit.name: unit.is_attention for unit in parts} == {"0": True, "0.mlp": False}
-    assert parts["0"].producers[0].linear == ("q" if order == 1 else "k"), "of those without a name, the first that fits"
+    assert parts["0"].producers[0].linear == ("q" if order == 1 else "k"), (
+        "of those without a name, the first that fits"
+    )
     assert not parts.unmapped
 
 
@@ -396,9 +398,12 @@ def test_a_type_is_known_by_where_it_is_defined_and_by_what_it_inherits() -> Non
 @pytest.mark.parametrize(
     ("kind", "layouts", "field"),
     [
-        ("LlamaMLP", (Mlp("a", "b"),), "module type"), (int, (Mlp("a", "b"),), "module type"), (nn.Linear, (), "layouts"),
-        (nn.Linear, ("up", "down"), "layouts"), (nn.Linear, (Mlp,), "layouts"),
-    ],  # fmt: skip
+        ("LlamaMLP", (Mlp("a", "b"),), "module type"),
+        (int, (Mlp("a", "b"),), "module type"),
+        (nn.Linear, (), "layouts"),
+        (nn.Linear, ("up", "down"), "layouts"),
+        (nn.Linear, (Mlp,), "layouts"),
+    ],
 )
 def test_entries_that_are_none_are_refused(kind: Any, layouts: tuple[Any, ...], field: str) -> None:
     with pytest.raises(PrunusError) as caught:
