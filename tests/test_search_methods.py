@@ -241,6 +241,23 @@ def test_states_that_version_0_1_saved_are_resumed() -> None:
             search.load_state(save(tensors, metadata=wrong), "old")
 
 
+def test_a_search_that_took_connectors_by_default_is_resumed_where_they_are_included() -> None:
+    model = build("blip2_opt", 0).model
+    search = Search(model, UPop(ratio=0.5, include=("*", "connector")), 4)
+    data = search.state()
+    search.close()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"]["method"] = UPop(ratio=0.5).model_dump_json()  # what 0.1 wrote: all units were the default
+    written = json.dumps(header).encode()
+    old = len(written).to_bytes(8, "little") + written + data[8 + size :]
+    search = Search(model, UPop(ratio=0.5), 4)
+    with pytest.raises(PrunusError, match=r"such as .*qformer.*include=\('\*', 'connector'\)"):
+        search.load_state(old, "old")
+    search.close()
+    Search(model, UPop(ratio=0.5, include=("*", "connector")), 4).load_state(old, "old")
+
+
 def test_recipes_name_the_method_and_those_of_before_need_not() -> None:
     training = {"steps": 1, "learning_rate": 0.1}
     for written in ({"ratio": 0.5}, {"method": "upop", "ratio": 0.5}):
