@@ -96,3 +96,9 @@ def test_a_metric_that_only_one_model_has_is_no_row() -> None:
     made = report({"score": (0.5, 0.6), "of_one": (0.1, 0.2)})
     del made.models["compressed"]["metrics"]["of_one"]
     assert [row[0] for row in made.rows[:2]] == ["score", "parameters, vision"]
+
+
+def test_figures_that_are_no_numbers_are_kept_and_drawn_again(tmp_path: Path) -> None:
+    made = report({"score": (float("nan"), float("inf"))}, metrics={"score": PLAIN})
+    write_report(made, tmp_path)
+    assert Report.load(tmp_path).rows[0] == made.rows[0] == ("score", "nan", "inf", "–")

@@ -25,7 +25,7 @@ _FIRST = {
 class Report(BaseModel):
     """The outcome of a run; `report.json` is this, and everything else in the folder is drawn from it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     headline: str
     """The metric that plots show."""
