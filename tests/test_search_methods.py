@@ -194,6 +194,7 @@ ANSWERS: list[Decision] = []
         ({"mlp": [True, False]}, {"mlp": [1.0]}, "every channel"),
         ({"mlp": [1.0, 0.0]}, {"mlp": [1.0, 0.0]}, "of mlp .* by booleans"),
         ({"mlp": [False, False]}, {"mlp": [0.0, 0.0]}, "of mlp it must keep a channel"),
+        ({"mlp": [True, False]}, {"mlp": [1.0, float("nan")]}, "a gate of mlp is not finite"),
     ],
 )
 def test_a_decision_that_does_not_fit_names_the_method(kept: Any, gates: Any, words: str) -> None:
@@ -202,6 +203,20 @@ def test_a_decision_that_does_not_fit_names_the_method(kept: Any, gates: Any, wo
     with pytest.raises(PrunusError, match=words) as refusal:
         feed(search, {"mlp": [1.0, 0.0]})
     assert refusal.value.value == "answers"
+
+
+def test_an_answer_that_is_no_decision_and_evidence_of_another_shape_name_the_method() -> None:
+    ANSWERS[:] = [{"mlp": torch.ones(2)}]  # type: ignore[list-item]
+    with pytest.raises(PrunusError, match="'answers': decide returned"):
+        feed(Search(model_of({"mlp": 2}), Answers(), 2), {"mlp": [1.0, 0.0]})
+    ANSWERS.clear()
+
+    class Broadcasts(Answers):
+        def evidence(self, model: Any, unit: Any, gate: Any) -> Any:
+            return torch.ones(1)
+
+    with pytest.raises(PrunusError, match=r"evidence of mlp is \(1,\); it must be \(2,\)"):
+        feed(Search(model_of({"mlp": 2}), Broadcasts(), 2), {"mlp": [1.0, 0.0]})
 
 
 def test_a_method_that_never_decides_is_no_search() -> None:

@@ -18,7 +18,7 @@ from prunus.errors import PrunusError
 from prunus.plan import Plan
 from prunus.storage import write_bytes
 from prunus.structured.gates import Gates
-from prunus.structured.method import SearchMethod
+from prunus.structured.method import Decision, SearchMethod
 from prunus.structured.preflight import check_can_be_read, check_units_are_there, has_adapters, searchable
 
 
@@ -112,6 +112,10 @@ class Search:
     def _decide(self, t: int, is_last: bool) -> None:
         decision = self.method.decide(self.method_state, t, self.total_steps, self.units)
         if decision is not None:
+            if not isinstance(decision, Decision):
+                raise PrunusError(
+                    "method", self.method.method, f"decide returned {decision!r}; give a Decision, or None"
+                )
             check_can_be_read(self.model, self.units, self.method.reads_gradients)
             decision.check(self.method.method, self.units)
             self.masks = dict(decision.kept)
@@ -128,6 +132,12 @@ class Search:
             unit.name: self.method.evidence(self.model, unit, self.gates.values[unit.name].to(self._device))
             for unit in self.units
         }
+        for name, value in read.items():
+            if value is not None and value.shape != self.masks[name].shape:
+                wanted, given = tuple(self.masks[name].shape), tuple(value.shape)
+                raise PrunusError(
+                    "method", self.method.method, f"its evidence of {name} is {given}; it must be {wanted}"
+                )
         by_gradient = self.method.reads_gradients
         if by_gradient and all(gradient is None for gradient in read.values()):
             check_can_be_read(self.model, self.units, by_gradient)
