@@ -362,6 +362,29 @@ def test_a_module_may_hold_several_attentions() -> None:
     assert set(plan_of(small).units) == {"text_decoder.0.cross1"}
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_named_layouts_are_units_wherever_the_one_without_a_name_stands(order: int) -> None:
+    class Block(nn.Module):
+        """An attention and an MLP whose layers lie side by side."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+            self.fc1, self.fc2, self.act, self.head_dim = nn.Linear(8, 6), nn.Linear(6, 8), nn.ReLU(), 4
+
+    layouts = (
+        Attention("q", "k", "v", "absent"), Attention("q", "k", "v", "out"), Attention("k", "q", "v", "out"),
+        Mlp("fc1", "fc2", activation="act", name="mlp"),
+    )  # fmt: skip
+    describe(Block, *layouts[::order])
+    parts = anatomy(nn.ModuleList([Block()]))
+    assert {unit.name: unit.is_attention for unit in parts} == {"0": True, "0.mlp": False}
+    assert parts["0"].producers[0].linear == ("q" if order == 1 else "k"), (
+        "of those without a name, the first that fits"
+    )
+    assert not parts.unmapped
+
+
 def test_a_type_is_known_by_where_it_is_defined_and_by_what_it_inherits() -> None:
     class Inherits(LlamaMLP):
         """As its parent."""
@@ -374,7 +397,13 @@ def test_a_type_is_known_by_where_it_is_defined_and_by_what_it_inherits() -> Non
 
 @pytest.mark.parametrize(
     ("kind", "layouts", "field"),
-    [("LlamaMLP", (Mlp("a", "b"),), "module type"), (nn.Linear, (), "layouts"), (nn.Linear, ("up", "down"), "layouts")],
+    [
+        ("LlamaMLP", (Mlp("a", "b"),), "module type"),
+        (int, (Mlp("a", "b"),), "module type"),
+        (nn.Linear, (), "layouts"),
+        (nn.Linear, ("up", "down"), "layouts"),
+        (nn.Linear, (Mlp,), "layouts"),
+    ],
 )
 def test_entries_that_are_none_are_refused(kind: Any, layouts: tuple[Any, ...], field: str) -> None:
     with pytest.raises(PrunusError) as caught:
@@ -452,6 +481,8 @@ PARTS = [
         (("language.mlp", "vision.attention"), (), "v.0.qkv t.0.fc"),
         (("t.1",), ("t.1.e[0]",), "t.1.e[1]"),
         (("t.1.e",), (), "t.1.e[0] t.1.e[1]"),
+        (("*.e[1]",), (), "t.1.e[1]"),
+        (("*.[01].e[[]0]",), (), "t.1.e[0]"),
         (("q.*",), (), "q.0.fc"),
         ((), ("*.experts", "v.?.fc"), "v.0.qkv t.0.fc"),
     ],
@@ -462,7 +493,10 @@ def test_one_language_selects_on_both_roads(include: tuple[str, ...], exclude: t
 
 @pytest.mark.parametrize(
     ("include", "exclude", "field"),
-    [(("nothing",), (), "include"), ((), ("nothing",), "exclude"), ((), ("*",), "exclude"), ("*", (), "include"), ((3,), (), "include")],
+    [
+        (("nothing",), (), "include"), ((), ("nothing",), "exclude"), ((), ("*",), "exclude"), ("*", (), "include"),
+        ((3,), (), "include"), ((), None, "exclude"), (iter(["vision"]), (), "include"), (("",), (), "include"),
+    ],
 )  # fmt: skip
 def test_selectors_that_select_nothing_are_refused_in_the_same_words(include: Any, exclude: Any, field: str) -> None:
     for choice in (lambda: select(PARTS, include, exclude), lambda: choose(PARTS, include, exclude)):

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from prunus import PrunusError
-from prunus.evaluation import in_fresh_process, read_task
+from prunus.evaluation import evaluate_elsewhere, in_fresh_process, read_task
 from prunus.tasks import Noise
 
 pytestmark = pytest.mark.long
+
+
+class OtherNoise(Noise):
+    pass
 
 
 def told(value: int, kind: str) -> object:
@@ -42,3 +49,21 @@ def test_a_task_is_read_by_name_or_by_settings() -> None:
         read_task("nothing", "--task")
     with pytest.raises(PrunusError, match=r"--task: .*items"):
         read_task('{"name": "noise", "items": "many"}', "--task")
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_script_is_imported_by_the_process_it_starts(tmp_path: Path, guarded: bool) -> None:
+    script = tmp_path / "script.py"
+    call = "print(in_fresh_process(told))"
+    script.write_text(
+        "from prunus.evaluation import in_fresh_process\ndef told():\n    return 'heard'\n"
+        + (f"if __name__ == '__main__':\n    {call}\n" if guarded else call)
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=100)
+    assert (done.stdout, done.returncode) == (("heard\n", 0) if guarded else ("", 1))
+    assert guarded or "must stand under: if __name__ == '__main__'" in done.stderr
+
+
+def test_a_task_that_inherits_its_name_is_not_measured_as_another() -> None:
+    with pytest.raises(PrunusError, match=r"OtherNoise.*would take Noise"):
+        evaluate_elsewhere(Path("absent"), OtherNoise(), 1)

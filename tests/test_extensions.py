@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from abc import abstractmethod
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +13,7 @@ import pytest
 
 from prunus.errors import PrunusError
 from prunus.extensions import load_extension, place_of
-from prunus.typed import Typed, known, named
+from prunus.typed import Typed, known, named, refuse_nameless
 
 
 class Fruit(Typed):
@@ -106,3 +108,49 @@ def test_what_cannot_be_imported_is_one_error(tmp_path: Path, name: str, text: s
         Path(where).write_text(text)
     with pytest.raises(PrunusError, match="import"):
         load_extension(where)
+
+
+@pytest.mark.parametrize("text", ["import sys\nsys.exit()", "raise SystemExit(0)"])
+def test_a_script_that_ends_the_process_does_not_end_this_one(tmp_path: Path, text: str) -> None:
+    (tmp_path / "script.py").write_text(text)
+    with pytest.raises(PrunusError, match=r"import = .*SystemExit"):
+        load_extension(tmp_path / "script.py")
+
+
+def test_a_class_that_is_not_finished_is_told_from_one_that_is_not_there() -> None:
+    class Fig(Fruit):
+        kind: Literal["fig"] = "fig"
+
+        @abstractmethod
+        def taste(self) -> str: ...
+
+    with pytest.raises(PrunusError, match=r"fruit.kind = 'fig': .*Fig is not finished; write taste"):
+        Basket(fruit={"kind": "fig"})
+    with pytest.raises(PrunusError, match=r"fruit = 'plum': write it as a mapping that has kind"):
+        Basket(fruit="plum")
+
+
+def test_what_would_come_back_from_json_as_another_class_is_refused() -> None:
+    class Small(Plum):
+        pass
+
+    for basket in (Basket(fruit=Small()), Basket(fruit=Plum(), more=(Plum(), Small()))):
+        with pytest.raises(PrunusError, match=r"Small.*new processes would take Plum"):
+            refuse_nameless(basket, Basket.model_validate(basket.model_dump(mode="json")))
+    basket = Basket(fruit=Plum(), more=(Plum(weight=2),))
+    refuse_nameless(basket, Basket.model_validate(basket.model_dump(mode="json")))
+    with pytest.raises(PrunusError, match=r"<locals>.Small.*defined in a function"):
+        place_of(Small)
+
+
+def test_a_module_run_by_its_name_is_imported_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "orchard").mkdir()
+    (tmp_path / "orchard" / "__init__.py").touch()
+    code = "from prunus.extensions import place_of\nclass Own: pass\nprint(place_of(Own))"
+    (tmp_path / "orchard" / "go.py").write_text(code)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    command = [sys.executable, "-m", "orchard.go"]
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.stdout.strip() == "orchard.go"

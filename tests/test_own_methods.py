@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import pytest
 import torch
 
-from prunus import SparseGPT, Training, WalkOptions, allocate, matrices, prune, repair, sparsity_of
+from prunus import PrunusError, SparseGPT, Training, WalkOptions, allocate, matrices, prune, repair, sparsity_of
 from prunus.allocation import Allocator
 from prunus.extensions import load_extension
 from prunus.repair import Repair
 from prunus.typed import known
-from prunus.unstructured import Pruner
+from prunus.unstructured import Pruner, Scored
 from tests.families import build
 
 STRANGERS = Path(__file__).parent / "strangers"
@@ -72,3 +73,20 @@ def test_own_allocations_and_repairs_go_with_everything() -> None:
         ("allocation", "depth"), ("prune", "sparsegpt"), ("repair", "vectors")
     ]  # fmt: skip
     assert all(parameter.requires_grad for parameter in case.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "odd", [lambda w: w * torch.nan, lambda w: w[:1], lambda w: None, lambda w: w.abs().sum(1, keepdim=True)]
+)
+def test_scores_that_are_no_numbers_or_not_one_a_weight_are_refused(odd: Any) -> None:
+    class Odd(Scored):
+        method: Literal["odd"] = "odd"
+
+        def scores(self, weight: torch.Tensor, known: Any) -> Any:
+            return odd(weight)
+
+    case = build("llama", 4)
+    before = {name: weight.clone() for name, weight in case.model.state_dict().items()}
+    with pytest.raises(PrunusError, match="method = 'odd': its scores must be numbers, one for each weight"):
+        prune(case.model, Odd(sparsity=0.5), [{"input_ids": case.inputs["input_ids"]}], options=QUIET)
+    assert all(torch.equal(weight, before[name]) for name, weight in case.model.state_dict().items())

@@ -90,3 +90,9 @@ def test_a_damaged_report_is_refused(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text('{"metrics": {"loss": {"unit": "feet"}}}')
     with pytest.raises(PrunusError, match="damaged"):
         Report.load(tmp_path)
+
+
+def test_a_metric_that_only_one_model_has_is_no_row() -> None:
+    made = report({"score": (0.5, 0.6), "of_one": (0.1, 0.2)})
+    del made.models["compressed"]["metrics"]["of_one"]
+    assert [row[0] for row in made.rows[:2]] == ["score", "parameters, vision"]

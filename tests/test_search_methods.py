@@ -71,6 +71,30 @@ def test_a_gate_is_folded_once_into_weights_that_are_shared_and_into_those_of_co
     assert not list(gates_of(small))
 
 
+@pytest.mark.parametrize("opened", [1.0, 0.5])
+def test_a_layer_that_shares_a_weight_with_one_gated_otherwise_is_folded_alone(opened: float) -> None:
+    case = next(case for seed in range(9) if len((case := build("qwen2", seed)).model.model.layers) > 1)
+    model, layers = case.model, case.model.model.layers
+    layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
+    weight = layers[0].mlp.up_proj.weight.clone()
+    parts = anatomy(model)
+    kept = torch.arange(parts["model.layers.0.mlp"].channels) % 2 == 0
+    gates = Gates(model, parts.select(("model.layers.0.mlp",)))
+    gates.set({"model.layers.0.mlp": kept * opened})
+    with torch.no_grad():
+        gated = outputs(model(**case.inputs))
+        small = extract(model, Plan.from_masks(parts, {"model.layers.0.mlp": kept}))
+        assert deviation(gated, outputs(small(**case.inputs))) <= TOLERANCE
+        assert torch.equal(small.model.layers[1].mlp.up_proj.weight, weight)
+        if opened != 1:
+            with pytest.raises(PrunusError, match=r"layers\.0\.mlp\.up_proj\.weight"):
+                gates.settle({"model.layers.0.mlp": kept})
+        else:
+            gates.settle({"model.layers.0.mlp": kept})
+        assert torch.equal(layers[0].mlp.up_proj.weight, weight)
+        assert deviation(gated, outputs(model(**case.inputs))) == 0
+
+
 class Scale(Budget, SearchMethod):
     """Keeps the first channels, at gates that grow from one half; it decides once, two steps before the last."""
 
@@ -170,6 +194,7 @@ ANSWERS: list[Decision] = []
         ({"mlp": [True, False]}, {"mlp": [1.0]}, "every channel"),
         ({"mlp": [1.0, 0.0]}, {"mlp": [1.0, 0.0]}, "of mlp .* by booleans"),
         ({"mlp": [False, False]}, {"mlp": [0.0, 0.0]}, "of mlp it must keep a channel"),
+        ({"mlp": [True, False]}, {"mlp": [1.0, float("nan")]}, "a gate of mlp is not finite"),
     ],
 )
 def test_a_decision_that_does_not_fit_names_the_method(kept: Any, gates: Any, words: str) -> None:
@@ -178,6 +203,20 @@ def test_a_decision_that_does_not_fit_names_the_method(kept: Any, gates: Any, wo
     with pytest.raises(PrunusError, match=words) as refusal:
         feed(search, {"mlp": [1.0, 0.0]})
     assert refusal.value.value == "answers"
+
+
+def test_an_answer_that_is_no_decision_and_evidence_of_another_shape_name_the_method() -> None:
+    ANSWERS[:] = [{"mlp": torch.ones(2)}]  # type: ignore[list-item]
+    with pytest.raises(PrunusError, match="'answers': decide returned"):
+        feed(Search(model_of({"mlp": 2}), Answers(), 2), {"mlp": [1.0, 0.0]})
+    ANSWERS.clear()
+
+    class Broadcasts(Answers):
+        def evidence(self, model: Any, unit: Any, gate: Any) -> Any:
+            return torch.ones(1)
+
+    with pytest.raises(PrunusError, match=r"evidence of mlp is \(1,\); it must be \(2,\)"):
+        feed(Search(model_of({"mlp": 2}), Broadcasts(), 2), {"mlp": [1.0, 0.0]})
 
 
 def test_a_method_that_never_decides_is_no_search() -> None:
@@ -215,6 +254,23 @@ def test_states_that_version_0_1_saved_are_resumed() -> None:
     for wrong in (other, {**about, "method": "{}"}, {**about, "method": "no"}, {**about, "total_steps": "5"}):
         with pytest.raises(PrunusError, match="another search"):
             search.load_state(save(tensors, metadata=wrong), "old")
+
+
+def test_a_search_that_took_connectors_by_default_is_resumed_where_they_are_included() -> None:
+    model = build("blip2_opt", 0).model
+    search = Search(model, UPop(ratio=0.5, include=("*", "connector")), 4)
+    data = search.state()
+    search.close()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"]["method"] = UPop(ratio=0.5).model_dump_json()  # what 0.1 wrote: all units were the default
+    written = json.dumps(header).encode()
+    old = len(written).to_bytes(8, "little") + written + data[8 + size :]
+    search = Search(model, UPop(ratio=0.5), 4)
+    with pytest.raises(PrunusError, match=r"such as .*qformer.*include=\('\*', 'connector'\)"):
+        search.load_state(old, "old")
+    search.close()
+    Search(model, UPop(ratio=0.5, include=("*", "connector")), 4).load_state(old, "old")
 
 
 def test_recipes_name_the_method_and_those_of_before_need_not() -> None:

@@ -239,6 +239,10 @@ def test_what_was_seen_elsewhere_is_merged() -> None:
         torch.testing.assert_close(value, found(whole)[name])
         np.testing.assert_allclose(value.numpy(), by_hand()[name], rtol=1e-6)
     assert (parts[0].tokens, parts[0][Gram].sequences) == (6, 2)
+    parts[0].merge(Statistics(EVERYTHING, 3, 2))
+    assert (parts[0].tokens, parts[0][Gram].sequences) == (6, 2)
+    with pytest.raises(PrunusError, match="another matrix"):
+        parts[0].merge(Statistics(EVERYTHING, 3, 1))
 
 
 def test_a_statistic_that_is_not_named_is_not_there() -> None:

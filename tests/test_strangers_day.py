@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -21,9 +21,12 @@ from prunus.checkpoint import random_model
 from prunus.cli import app
 from prunus.evaluation import evaluate_here
 from prunus.extensions import load_extension
-from prunus.recipe import dump_recipe, parse_recipe
+from prunus.recipe import Recipe, dump_recipe, parse_recipe
 from prunus.report import Report
 from prunus.run import run
+from prunus.sources import Source
+from prunus.steps import Bench, Sketch, Step
+from prunus.tasks import Noise, Task
 
 STRANGERS = Path(__file__).parent / "strangers"
 LLAMA = {
@@ -186,3 +189,52 @@ def test_the_command_line_imports_them_all(place: Path, tmp_path: Path, monkeypa
 def test_what_cannot_be_imported_is_said(tmp_path: Path) -> None:
     with pytest.raises(PrunusError, match=r"import = .*absent\.py.*no such file"):
         app(["compress", str(tmp_path / "recipe.yaml"), "--import", str(tmp_path / "absent.py")], standalone_mode=False)
+
+
+class Forgets(Step):
+    step: Literal["forgets"] = "forgets"
+    returned: Any = None
+    saves: bool = True
+    sketch: bool = True
+
+    def check(self, before: Sketch) -> Any:
+        return before if self.sketch else None
+
+    def carry_out(self, bench: Bench) -> Any:
+        if self.saves:
+            bench.save(bench.load())
+        return {"log": [torch.zeros(1)]} if self.returned == "tensor" else self.returned
+
+
+class Nowhere(Source):
+    source: Literal["nowhere"] = "nowhere"
+
+    def skeleton(self, task: Task) -> Any:
+        return random_model(LLAMA)
+
+
+class Unnamed(Noise):
+    def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:
+        return {"loss": 42.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"steps": [{"step": "forgets"}]}, r"step = 'forgets': carry_out returned None"),
+        ({"steps": [{"step": "forgets", "returned": {"ratio": []}}]}, r"step = 'forgets': carry_out returned .*log"),
+        ({"steps": [{"step": "forgets", "returned": "tensor"}]}, r"step = 'forgets': .*JSON cannot hold"),
+        ({"steps": [{"step": "forgets", "returned": {"log": []}, "saves": False}]}, r"has made no bench\.output"),
+        ({"steps": [PRUNE, {"step": "forgets", "sketch": False}]}, r"steps\.1: step = 'forgets': check returned None"),
+        ({"model": {"source": "nowhere"}}, r"model\.source = 'nowhere': its class has neither folder nor build"),
+        ({"task": Unnamed(items=8, length=8)}, r"Unnamed.*would take Noise"),
+    ],
+)
+def test_what_a_class_of_ones_own_forgets_is_said(
+    change: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    recipe = Recipe(**{**RECIPE, "output": tmp_path / "run", **change})
+    for _ in range(2):
+        with pytest.raises(PrunusError, match=said):
+            run(recipe)

@@ -92,6 +92,12 @@ def test_a_task_is_whole_when_it_has_a_name() -> None:
             name: Literal["unmeasured"] = "unmeasured"
             metrics: ClassVar = {}
 
+    with pytest.raises(PrunusError, match=r"Untyped.*write what it lacks: metrics"):
+
+        class Untyped(Counting):
+            name: Literal["untyped"] = "untyped"
+            metrics: ClassVar = {"bits": "plain"}
+
 
 def test_what_is_measured_is_plain_numbers_and_has_the_headline(model: PreTrainedModel) -> None:
     class Changed(Counting):

@@ -27,17 +27,18 @@ def loaded_extensions() -> tuple[str, ...]:
     return tuple(_loaded)
 
 
-def load_extension(name: str) -> ModuleType:
+def load_extension(name: str | Path) -> ModuleType:
     """Imports a module by its name, or by the path of its file. What it defines can be named in recipes from then on.
 
     Raises:
         PrunusError: there is no such module, or its code fails.
     """
+    name = str(name)
     try:
         module = _load_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
     except PrunusError:
         raise
-    except Exception as error:  # a stranger's module may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's module may raise anything
         raise PrunusError("import", name, f"it cannot be imported ({type(error).__name__}: {error})") from None
     _loaded[str(Path(name).resolve()) if _has_no_name(module.__name__) else module.__name__] = None
     return module
@@ -81,17 +82,22 @@ def place_of(thing: Any) -> str | None:
     """What a new process imports to know a class or function: the name of its module, or its file; None for one of ours.
 
     Raises:
-        PrunusError: it was defined where no other process can find it, such as in a notebook.
+        PrunusError: it was defined where no other process can find it, such as in a notebook or in a function.
     """
     if thing.__module__.partition(".")[0] == "prunus":
         return None
+    if "<locals>" in thing.__qualname__:
+        raise PrunusError("import", thing.__qualname__, "it was defined in a function; put it beside the functions")
     if not _has_no_name(thing.__module__):
         return str(thing.__module__)
-    file = getattr(sys.modules[thing.__module__], "__file__", None)
+    module = sys.modules[thing.__module__]
+    file, spec = getattr(module, "__file__", None), getattr(module, "__spec__", None)
     if file is None:
         raise PrunusError(
             "import",
             thing.__qualname__,
             "it was defined interactively; put it into a module, for other processes to import",
         )
+    if thing.__module__ == "__main__" and spec is not None:  # of python -m
+        return str(spec.name)
     return str(Path(file).resolve())

@@ -18,9 +18,9 @@ from prunus.errors import PrunusError
 from prunus.recipe import Recipe, dump_recipe, load_recipe
 from prunus.report import Report, compare, write_report
 from prunus.sources import dense_folder
-from prunus.steps import Bench, Sketch, Step
+from prunus.steps import Bench, History, Sketch, Step
 from prunus.storage import cache_folder, claim_folder, locked, write_text
-from prunus.typed import places_in
+from prunus.typed import places_in, refuse_nameless
 
 RECORD = "recipe.yaml"
 """Says which run a folder belongs to."""
@@ -43,6 +43,7 @@ def run(recipe: Recipe, console: Console | None = None) -> Report:
         )  # fmt: skip
     recipe.task.check()
     places_in(recipe)  # what a new process cannot import is refused now, not when the result is evaluated
+    refuse_nameless(recipe, Recipe.model_validate(recipe.model_dump(mode="json")))
     check(recipe)
     given = recipe.model.folder(cache_folder())
     if given is not None:
@@ -76,6 +77,8 @@ def check(recipe: Recipe) -> None:
     for number, step in enumerate(recipe.steps):
         try:
             sketch = step.check(sketch)
+            if not isinstance(sketch, Sketch):
+                raise PrunusError("step", step.step, f"check returned {sketch!r}; it is to return a Sketch")
         except PrunusError as error:
             raise PrunusError(f"steps.{number}: {error.field}", error.value, error.remedy) from None
 
@@ -107,13 +110,27 @@ def _history(step: Step, bench: Bench, title: str, console: Console) -> dict[str
     if not (bench.output.exists() and file.exists()):
         console.rule(title)
         bench.seed_generators()
-        write_text(file, json.dumps(step.carry_out(bench)))
+        history = step.carry_out(bench)
+        if not isinstance(history, dict) or "log" not in history:
+            raise PrunusError(
+                "step", step.step, f'carry_out returned {history!r}; it is to return {{"log": […]}} or more'
+            )
+        if not bench.output.exists():
+            raise PrunusError("step", step.step, "carry_out has made no bench.output, such as by bench.save(model)")
+        write_text(file, _as_json(step, history))
     try:
         return dict(json.loads(file.read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError):
         raise PrunusError(
             "output", str(file), "the file is damaged; delete its folder, and the step is done again"
         ) from None
+
+
+def _as_json(step: Step, history: History) -> str:
+    try:
+        return json.dumps(history)
+    except TypeError as error:
+        raise PrunusError("step", step.step, f"carry_out returned what JSON cannot hold ({error})") from None
 
 
 def _claim(recipe: Recipe) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
@@ -50,13 +50,8 @@ def known(base: type[BaseModel], tag: str) -> dict[str, type[Any]]:
         PrunusError: two different classes have one name. A class that is defined again, as in a notebook, replaces itself.
     """
     found: dict[str, type[Any]] = {}
-    waiting = [base]
-    while waiting:
-        cls = waiting.pop(0)
-        waiting += cls.__subclasses__()
-        field = cls.model_fields.get(tag)
-        name = None if field is None or inspect.isabstract(cls) else field.default
-        if not isinstance(name, str) or tag not in inspect.get_annotations(cls):
+    for cls, name in _with_names(base, tag):
+        if inspect.isabstract(cls):
             continue
         other = found.get(name, cls)
         if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -64,6 +59,17 @@ def known(base: type[BaseModel], tag: str) -> dict[str, type[Any]]:
             raise PrunusError(tag, name, f"it is the name of both {places}; rename one")
         found[name] = cls
     return found
+
+
+def _with_names(base: type[BaseModel], tag: str) -> Iterator[tuple[type[BaseModel], str]]:
+    """Subclasses with a name of their own, and that name."""
+    waiting = [base]
+    while waiting:
+        cls = waiting.pop(0)
+        waiting += cls.__subclasses__()
+        field = cls.model_fields.get(tag)
+        if field is not None and isinstance(field.default, str) and tag in inspect.get_annotations(cls):
+            yield cls, field.default
 
 
 def named(base: type[BaseModel], tag: str) -> Any:
@@ -74,6 +80,8 @@ def named(base: type[BaseModel], tag: str) -> Any:
     """
 
     def find(value: object) -> object:
+        if isinstance(value, str):
+            raise PrunusError("", value, f"write it as a mapping that has {tag} and the settings")
         if not isinstance(value, Mapping):
             return value
         if tag not in value:
@@ -83,6 +91,9 @@ def named(base: type[BaseModel], tag: str) -> Any:
             load_installed()
         classes = known(base, tag)
         if not isinstance(name, str) or name not in classes:
+            for cls in [cls for cls, own in _with_names(base, tag) if own == name]:
+                lacking = ", ".join(sorted(cls.__abstractmethods__))
+                raise PrunusError(tag, name, f"its class {cls.__qualname__} is not finished; write {lacking}")
             near = difflib.get_close_matches(str(name), classes, n=1)
             hint = f"did you mean {near[0]}? There are" if near else "take one of"
             raise PrunusError(
@@ -100,13 +111,35 @@ def places_in(value: object) -> list[str]:
     Raises:
         PrunusError: one was defined where no other process can find it.
     """
-    own, inside = None, list[Any]()
+    places = [place_of(type(part)) for part in _typed_in(value)]
+    return list(dict.fromkeys(place for place in places if place is not None))
+
+
+def refuse_nameless(given: BaseModel, read: BaseModel) -> None:
+    """Refuses data that would come back from JSON as another class: one that inherits its name from another.
+
+    Args:
+        given: the data.
+        read: the same, come back.
+
+    Raises:
+        PrunusError: see above.
+    """
+    for one, other in zip(_typed_in(given), _typed_in(read), strict=False):
+        if type(one).__qualname__ != type(other).__qualname__:
+            raise PrunusError(
+                "class", type(one).__qualname__, f"it has no name of its own, so new processes would take {type(other).__qualname__} for "
+                "it; give it one",
+            )  # fmt: skip
+
+
+def _typed_in(value: object) -> Iterator[BaseModel]:
     if isinstance(value, BaseModel):
-        own, inside = place_of(type(value)), [getattr(value, name) for name in type(value).model_fields]
-    elif isinstance(value, list | tuple | Mapping):
-        inside = list(value.values() if isinstance(value, Mapping) else value)
-    places = [] if own is None else [own]
-    return list(dict.fromkeys(places + [place for part in inside for place in places_in(part)]))
+        yield value
+        value = [getattr(value, name) for name in type(value).model_fields]
+    if isinstance(value, list | tuple | Mapping):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _typed_in(part)
 
 
 def _listed(cls: type[BaseModel]) -> str:

@@ -168,7 +168,7 @@ def describe(kind: type[nn.Module] | str, *layouts: Layout) -> None:
     Example:
         >>> describe("my_package.vit:Attention", Attention("query", "key", "value", "out", width="head_width"))
     """
-    name = qualified(kind) if isinstance(kind, type) else kind
+    name = qualified(kind) if isinstance(kind, type) and issubclass(kind, nn.Module) else kind
     if not isinstance(name, str) or not re.fullmatch(r"[\w.]+:[\w.<>]+", name):
         raise PrunusError("module type", kind, "give a class, or its name as package.module:Class")
     if not layouts or not all(isinstance(layout, Layout) for layout in layouts):

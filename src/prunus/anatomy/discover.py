@@ -37,7 +37,10 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
     for path, module in model.named_modules():
         if is_inside(path, mirrors):
             continue
+        is_described = False
         for layout in layouts_of(module):
+            if is_described and not layout.name:
+                continue
             try:
                 sites = layout.sites(module)
             except MisfitError as misfit:
@@ -50,8 +53,7 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
                 name, Unit(**vars(sites), name=name, path=path, kind=kind, tower=tower, block=block, layout=layout)
             )
             refused.pop(path, None)
-            if not layout.name:
-                break
+            is_described = is_described or not layout.name
     units = _merge_twins(model, list(found.values()))
     units = [replace(unit, mirrors=copies_of(unit.path, mirrors)) for unit in units]
     unmapped, dense, tower_parameters = _account(model, places, units, refused, mirrors)

@@ -110,7 +110,8 @@ def select(
     towers = dict.fromkeys(part.labels[0] for part in parts)
     matched: dict[str, set[int]] = {"include": set(), "exclude": set()}
     for field, patterns in (("include", include or EVERYTHING), ("exclude", exclude)):
-        if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+        is_list = isinstance(patterns, Collection) and not isinstance(patterns, str)
+        if not is_list or not all(isinstance(pattern, str) for pattern in patterns):
             raise PrunusError(field, patterns, "give a list of globs, such as ['*.mlp.*', 'vision']")
         for pattern in patterns:
             alone = field == "include" and pattern in EVERYTHING and CONNECTOR not in named
@@ -185,11 +186,13 @@ def towers_meant(name: str, towers: Collection[str]) -> tuple[str, ...]:
 
 
 def _matcher(pattern: str, towers: Collection[str]) -> Callable[[str], bool]:
-    """Whether a label is meant. The index of an expert, [3], would read as a set of characters: names are also taken literally."""
+    """Whether a label is meant. The index of an expert, [3], would read as a set of characters: names, and an index at the end of a
+    glob, are also taken literally."""
     meant, (head, dot, rest) = {pattern}, pattern.partition(".")
     if head == "language" and "language" not in towers:
         meant |= {f"{tower}{dot}{rest}" for tower in LANGUAGE}
-    globs = [re.compile(fnmatch.translate(one)).match for one in meant if set(one) & set("*?[")]
+    written = meant | {re.sub(r"\[(\d+)\]$", r"[[]\1]", one) for one in meant}
+    globs = [re.compile(fnmatch.translate(one)).match for one in written if set(one) & set("*?[")]
     return lambda label: label in meant or any(glob(label) for glob in globs)
 
 

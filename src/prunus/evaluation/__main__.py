@@ -6,8 +6,10 @@ import json
 import os
 import sys
 from operator import attrgetter
+from types import ModuleType
 
 from prunus.errors import PrunusError
+from prunus.evaluation import fresh
 from prunus.extensions import load_extension
 
 
@@ -17,12 +19,24 @@ def main() -> None:
     request = json.load(sys.stdin)
     try:
         for name in request["imports"]:
-            load_extension(name)
-        function = attrgetter(request["function"])(load_extension(request["module"]))
+            _load(name)
+        function = attrgetter(request["function"])(_load(request["module"]))
         answer = {"returned": function(*request["arguments"])}
     except PrunusError as error:
         answer = {"refused": [error.field, error.value, error.remedy]}
     answers.write(json.dumps(answer, default=str))
+
+
+def _load(name: str) -> ModuleType:
+    fresh.importing = True
+    try:
+        return load_extension(name)
+    except PrunusError as error:
+        raise PrunusError(
+            "import", name, f"a new process could not import it ({error}). What a script does must stand under: if __name__ == '__main__'"
+        ) from None  # fmt: skip
+    finally:
+        fresh.importing = False
 
 
 if __name__ == "__main__":

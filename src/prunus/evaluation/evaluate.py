@@ -16,7 +16,7 @@ from prunus.cost import peak_memory
 from prunus.errors import refusing
 from prunus.evaluation.fresh import in_fresh_process
 from prunus.tasks import AnyTask, Task
-from prunus.typed import Typed, first_problem, places_in
+from prunus.typed import Typed, first_problem, places_in, refuse_nameless
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ def evaluate_here(path: str | Path, task: Task, batch_size: int, limit: int | No
 
 def evaluate_elsewhere(path: Path, task: Task, batch_size: int, limit: int | None = None) -> Evaluation:
     """As `evaluate_here`, in a new process, which proves that the files suffice."""
-    found = in_fresh_process(_evaluate, str(path), task.model_dump_json(), batch_size, limit, imports=places_in(task))
+    places, settings = places_in(task), task.model_dump_json()
+    refuse_nameless(task, read_task(settings))
+    found = in_fresh_process(_evaluate, str(path), settings, batch_size, limit, imports=places)
     return Evaluation(**found)
 
 

@@ -12,6 +12,9 @@ from typing import Any
 from prunus.errors import PrunusError
 from prunus.extensions import loaded_extensions, place_of
 
+importing = False
+"""Whether this process was started below and is importing what it was told to."""
+
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any, imports: Iterable[str] = ()) -> Any:
     """What a function returns when a new process calls it.
@@ -27,6 +30,8 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any, imports: Ite
     Raises:
         PrunusError: the function's own; the function was defined interactively; or the process died.
     """
+    if importing:
+        raise PrunusError("new process", function.__qualname__, "it would be started by every new process again")
     request = {
         "imports": [*loaded_extensions(), *imports],
         "module": place_of(function) or function.__module__,

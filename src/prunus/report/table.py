@@ -19,6 +19,8 @@ def comparison(models: Mapping[str, dict[str, Any]], metrics: Mapping[str, Metri
     dense, small = models["dense"], models["compressed"]
     rows: list[Row] = []
     for name, before in dense["metrics"].items():
+        if name not in small["metrics"]:  # what a task finds may depend on the model
+            continue
         metric, after = metrics.get(name, UNDECLARED), small["metrics"][name]
         rows.append((metric.title(name), metric.text(before), metric.text(after), metric.change(before, after)))
     for title, key in (("parameters", "parameters"), ("multiply-accumulates", "multiply_accumulates")):

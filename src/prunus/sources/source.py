@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from prunus.errors import PrunusError
+from prunus.extensions import load_installed
 from prunus.tasks import Task
 from prunus.training import Training
 from prunus.typed import Typed, known
@@ -32,7 +33,7 @@ class Source(Typed):
 
     def build(self, task: Task) -> PreTrainedModel:
         """Makes the model with its weights. Random numbers are seeded by the recipe, and the result is cached."""
-        raise NotImplementedError
+        raise PrunusError("model.source", self.source, "its class has neither folder nor build; write one of them")
 
     def check(self, task: Task, folder: Path) -> None:
         """Says what is wrong with the model, as it lies in a folder, before it is compressed.
@@ -49,6 +50,9 @@ def with_tag(entry: object) -> object:
     names = known(Source, "source")
     given = {field: value for field, value in entry.items() if field not in names or value is not None}
     chosen = [name for name in names if name in given]
+    if not chosen and any(field not in Source.model_fields for field in given):
+        load_installed()
+        chosen = [name for name in known(Source, "source") if name in given]
     if len(chosen) != 1:
         raise PrunusError("path", entry.get("path"), f"give one of {', '.join(names)}")
     return {"source": chosen[0], **given}

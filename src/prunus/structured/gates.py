@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.anatomy import Site, Unit, linears
+from prunus.errors import PrunusError
 
 
 class GateHook:
@@ -76,9 +77,17 @@ class Gates:
 
         Args:
             kept: unit name → bool (channels,). The gates of all others are shut.
+
+        Raises:
+            PrunusError: as `fold_gates`, of weights that must stay shared; gates and weights are as before.
         """
-        self.set({name: torch.where(kept[name].to(gate.device), gate, 1.0) for name, gate in self.values.items()})
-        fold_gates(self._model)
+        before = dict(self.values)
+        self.set({name: torch.where(kept[name].to(gate.device), gate, 1.0) for name, gate in before.items()})
+        try:
+            fold_gates(self._model, apart=False)
+        except PrunusError:
+            self.set(before)
+            raise
         self.set({name: kept[name].float() for name in self.values})
 
     def mark_saved(self, is_saved: bool) -> None:
@@ -100,20 +109,52 @@ def gates_of(model: nn.Module) -> Iterator[tuple[nn.Module, GateHook]]:
 
 
 @torch.no_grad()
-def fold_gates(model: nn.Module) -> None:
+def fold_gates(model: nn.Module, apart: bool = True) -> None:
     """Makes every gate part of the weights that it multiplies, W_r ← ζ W_r and b_r ← ζ b_r, and opens it: the model computes the same.
 
-    A parameter that several modules share is multiplied once; momentum copies follow their originals.
+    A parameter that several layers share is multiplied once; momentum copies follow their originals.
+
+    Args:
+        apart: a layer that shares a parameter with others, which are gated otherwise, gets one of its own.
+
+    Raises:
+        PrunusError: there is such a layer, and it must not.
     """
-    done: set[int] = set()
+    factors: dict[nn.Module, Tensor] = {}
     for module, hook in gates_of(model):
-        gate, hook.feature_gate = hook.feature_gate, None
-        if gate is None:
-            continue
-        for parameter in (p for layer in (module, *hook.followers) for p in layer.parameters(recurse=False)):
-            if id(parameter) not in done:
+        if hook.feature_gate is not None:
+            factors |= dict.fromkeys((module, *hook.followers), hook.feature_gate)
+    torn = _gated_otherwise(model, factors) if factors else set()
+    if torn and not apart:
+        name = next(name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in torn)
+        raise PrunusError(
+            "model", name, "layers that are gated otherwise share it, so that no gate can become part of it; give each layer its own"
+        )  # fmt: skip
+    done: set[int] = set()
+    for layer, gate in factors.items():
+        for name, parameter in list(layer.named_parameters(recurse=False)):
+            factor = gate.to(parameter.device).view(-1, *[1] * (parameter.ndim - 1))
+            if id(parameter) in torn:
+                product = (parameter * factor).to(parameter.dtype)
+                setattr(layer, name, nn.Parameter(product, parameter.requires_grad))
+            elif id(parameter) not in done:
                 done.add(id(parameter))
-                parameter.mul_(gate.to(parameter.device).view(-1, *[1] * (parameter.ndim - 1)))
+                parameter.mul_(factor)
+    for _, hook in gates_of(model):
+        hook.feature_gate = None
+
+
+def _gated_otherwise(model: nn.Module, factors: Mapping[nn.Module, Tensor]) -> set[int]:
+    """Ids of the parameters that layers share of which not all are gated alike."""
+    torn: set[int] = set()
+    first: dict[int, Tensor | None] = {}
+    for module in model.modules():
+        gate = factors.get(module)
+        for parameter in module.parameters(recurse=False):
+            other = first.setdefault(id(parameter), gate)
+            if gate is not other and (gate is None or other is None or not torch.equal(gate.to(other.device), other)):
+                torn.add(id(parameter))
+    return torn
 
 
 def warn_of_gates(model: nn.Module) -> None:

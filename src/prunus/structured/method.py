@@ -46,6 +46,8 @@ class Decision:
         for name, kept in self.kept.items():
             if kept.dtype != torch.bool or not kept.any():
                 raise PrunusError("method", method, f"of {name} it must keep a channel at least, by booleans")
+            if not self.gates[name].isfinite().all():
+                raise PrunusError("method", method, f"a gate of {name} is not finite")
 
 
 class SearchMethod(Typed):

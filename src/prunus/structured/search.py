@@ -18,7 +18,7 @@ from prunus.errors import PrunusError
 from prunus.plan import Plan
 from prunus.storage import write_bytes
 from prunus.structured.gates import Gates
-from prunus.structured.method import SearchMethod
+from prunus.structured.method import Decision, SearchMethod
 from prunus.structured.preflight import check_can_be_read, check_units_are_there, has_adapters, searchable
 
 
@@ -112,6 +112,10 @@ class Search:
     def _decide(self, t: int, is_last: bool) -> None:
         decision = self.method.decide(self.method_state, t, self.total_steps, self.units)
         if decision is not None:
+            if not isinstance(decision, Decision):
+                raise PrunusError(
+                    "method", self.method.method, f"decide returned {decision!r}; give a Decision, or None"
+                )
             check_can_be_read(self.model, self.units, self.method.reads_gradients)
             decision.check(self.method.method, self.units)
             self.masks = dict(decision.kept)
@@ -128,6 +132,12 @@ class Search:
             unit.name: self.method.evidence(self.model, unit, self.gates.values[unit.name].to(self._device))
             for unit in self.units
         }
+        for name, value in read.items():
+            if value is not None and value.shape != self.masks[name].shape:
+                wanted, given = tuple(self.masks[name].shape), tuple(value.shape)
+                raise PrunusError(
+                    "method", self.method.method, f"its evidence of {name} is {given}; it must be {wanted}"
+                )
         by_gradient = self.method.reads_gradients
         if by_gradient and all(gradient is None for gradient in read.values()):
             check_can_be_read(self.model, self.units, by_gradient)
@@ -216,13 +226,18 @@ class Search:
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise PrunusError("search state", source, f"it is damaged ({error})") from None
         if not self._is_ours(about.get("method")) or about.get("total_steps") != str(self.total_steps):
-            ours = (self.method.model_dump_json(), str(self.total_steps))
-            theirs = (about.get("method"), about.get("total_steps"))
-            raise PrunusError("search state", source, f"it was saved by another search: {theirs}, not {ours}")
+            here = (self.method.model_dump_json(), str(self.total_steps))
+            there = (about.get("method"), about.get("total_steps"))
+            raise PrunusError("search state", source, f"it was saved by another search: {there}, not {here}")
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items() if key != "course"}
         kinds = self._all_kinds()
-        if shapes != {f"{kind}/{name}": tuple(t.shape) for kind, units in kinds.items() for name, t in units.items()}:
-            raise PrunusError("search state", source, "it was saved for another model: the units differ")
+        ours = {f"{kind}/{name}": tuple(t.shape) for kind, units in kinds.items() for name, t in units.items()}
+        if shapes != ours:
+            unit = min(key.partition("/")[2] for key, _ in shapes.items() ^ ours.items())
+            raise PrunusError(
+                "search state", source, f"it was saved for another model, or other units, such as {unit}; search the same model, with include and "
+                "exclude that give the same units (early versions took connectors by default: include=('*', 'connector'))",
+            )  # fmt: skip
         read = {kind: {name: tensors[f"{kind}/{name}"].to(self._device) for name in kinds[kind]} for kind in kinds}
         self.gates.set(read.pop("gate"))
         self.masks = read.pop("mask")
@@ -233,9 +248,11 @@ class Search:
         return {**self.method_state, "gate": self.gates.values, "mask": self.masks}
 
     def _is_ours(self, written: object) -> bool:
-        """Whether a method, as JSON, is the one of this search. Fields that it had not yet have their defaults."""
+        """Whether a method, as JSON, is the one of this search. Fields that it had not yet have their defaults; of what is selected,
+        the units count and not the words."""
+        words = {name: getattr(self.method, name) for name in ("include", "exclude")}
         try:
-            return type(self.method).model_validate_json(str(written)) == self.method
+            return type(self.method).model_validate_json(str(written)).model_copy(update=words) == self.method
         except ValueError:
             return False
 

@@ -34,7 +34,9 @@ class Task(Typed):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
-        lacking = sorted(cls.__abstractmethods__) or ([] if cls.metrics else ["metrics"])
+        lacking = sorted(cls.__abstractmethods__)
+        if not _says_metrics(cls.metrics):
+            lacking.append("metrics, a ClassVar such as {'accuracy': Metric()}")
         if lacking and isinstance(cls.model_fields["name"].default, str):  # without a name it is a base of others
             raise PrunusError("task", cls.__name__, f"it has a name, so write what it lacks: {', '.join(lacking)}")
 
@@ -124,3 +126,9 @@ class Task(Typed):
     def skeleton(self, **sizes: int) -> PreTrainedModel:
         """The model of `warm_start` on the current device, without reading or training anything."""
         return self.warm_start(**sizes)
+
+
+def _says_metrics(metrics: object) -> bool:
+    if isinstance(metrics, property):
+        return True
+    return isinstance(metrics, Mapping) and bool(metrics) and all(isinstance(one, Metric) for one in metrics.values())

@@ -96,5 +96,10 @@ class Scored(Pruner):
         """How much each weight matters, (rows, columns)."""
 
     def prune(self, weight_RC: Tensor, known: Statistics, quota: Quota) -> tuple[Tensor, Tensor]:
-        pruned_RC = quota.select(self.scores(weight_RC, known))
+        scores_RC = self.scores(weight_RC, known)
+        if not isinstance(scores_RC, Tensor) or scores_RC.shape != weight_RC.shape or scores_RC.isnan().any():
+            raise PrunusError(
+                "method", self.method, f"its scores must be numbers, one for each weight of a {tuple(weight_RC.shape)}"
+            )
+        pruned_RC = quota.select(scores_RC)
         return weight_RC.masked_fill_(pruned_RC, 0), pruned_RC

@@ -66,7 +66,16 @@ class Statistic(ABC):
         """Adds one call to `total`, in place."""
 
     def merge(self, other: Self) -> None:
-        """Counts what another has seen, such as in another process: up to rounding, as if all had been seen here."""
+        """Counts what another has seen, such as in another process: up to rounding, as if all had been seen here.
+
+        Raises:
+            PrunusError: the two are of matrices of different sizes.
+        """
+        ours, theirs = tuple(self.total.shape), tuple(other.total.shape)
+        if ours != theirs:
+            raise PrunusError(
+                "statistics", theirs, f"they are of another matrix: here, {type(self).__name__} is {ours}"
+            )
         self.total += other.total.to(self.total.device)
         self.sequences += other.sequences
         self.tokens += other.tokens
