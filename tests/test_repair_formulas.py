@@ -114,7 +114,7 @@ def test_stored_logits_teach_what_the_teacher_s_largest_do(tmp_path: Path, monke
     assert items == [(2, 1), (1, 0)]
     batch = cache.collate(items)
     logits = {index: table.logits.detach().double().numpy() for index, table in enumerate((student, teacher))}
-    found, divergence = float(cache.loss(student, batch)), []
+    found, divergence = float(cache.loss(student, batch).detach()), []
     for number in (1, 0):
         for position in (0, 2):
             theirs, ours = logits[1][number, position], logits[0][number, position]
@@ -125,7 +125,7 @@ def test_stored_logits_teach_what_the_teacher_s_largest_do(tmp_path: Path, monke
     stamps = [path.stat().st_mtime_ns for path in sorted(tmp_path.iterdir())]
     again = cache_of(tmp_path, [1, 0, 1])
     again.fill(partial(nullcontext, teacher), torch.device("cpu"))
-    assert float(again.loss(student, again.collate(items))) == found
+    assert float(again.loss(student, again.collate(items)).detach()) == found
     assert stamps == [path.stat().st_mtime_ns for path in sorted(tmp_path.iterdir())], "asked once"
 
 
@@ -347,7 +347,7 @@ def test_repair_lowers_the_loss_it_says_it_lowers(method: Any) -> None:
     case = build("llama", 5)
     prune(case.model, Wanda(sparsity=0.6), [case.inputs], options=WalkOptions(progress=False))
     items = [{k: v[row] for k, v in case.inputs.items()} for row in range(2)]
-    before = float(own_loss(case.model, case.inputs))
+    before = float(own_loss(case.model, case.inputs).detach())
     repair(case.model, method, items, Training(steps=10, batch_size=2, learning_rate=5e-3, bf16=False, warmup_steps=0))
     assert float(own_loss(case.model, case.inputs)) < before - 0.05
 
