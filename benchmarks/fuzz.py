@@ -125,8 +125,8 @@ class Worker:
     def close(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
-            self._process = None
+            with self._process:  # waits, and closes both pipes
+                self._process = None
 
 
 def fuzz(
