@@ -15,6 +15,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from prunus.anatomy import anatomy, survey
+from prunus.checkpoint import bare_model
+from prunus.evaluation import in_fresh_process
+
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8192, "intermediate_size": 28672,
     "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256,
@@ -51,11 +57,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 def measure(config: str) -> dict[str, float]:
     """Seconds to build a model without weights, to read its anatomy, and to find its matrices."""
-    import torch
-
-    from prunus.anatomy import anatomy, survey
-    from prunus.checkpoint import bare_model
-
     times = [time.perf_counter()]
     with torch.device("meta"):
         model = bare_model(config)
@@ -70,10 +71,7 @@ def measure(config: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints a table; with `--measure CONFIG`, one row of it as JSON."""
-    if sys.argv[1:2] == ["--measure"]:
-        print(json.dumps(measure(sys.argv[2])))
-        return
+    """Prints a table."""
     print(
         f"{'model':<14}{'billions':>9}{'units':>7}{'matrices':>10}{'build s':>9}{'anatomy s':>11}{'survey s':>10}{'inspect s':>11}"
     )
@@ -81,18 +79,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "config.json"
             file.write_text(json.dumps(CONFIGS[name]))
-            row = json.loads(_run("-m", "benchmarks.anatomy_speed", "--measure", str(file)).splitlines()[-1])
+            row = in_fresh_process(measure, str(file))
             start = time.perf_counter()
-            _run("-m", "prunus", "inspect", str(file))
+            subprocess.run([sys.executable, "-m", "prunus", "inspect", str(file)], check=True, capture_output=True)
             inspect = time.perf_counter() - start
         print(
             f"{name:<14}{row['billions']:>9.1f}{row['units']:>7}{row['matrices']:>10}{row['build']:>9.2f}{row['anatomy']:>11.2f}"
             f"{row['survey']:>10.2f}{inspect:>11.2f}", flush=True,
         )  # fmt: skip
-
-
-def _run(*command: str) -> str:
-    return subprocess.run([sys.executable, *command], check=True, capture_output=True, text=True).stdout
 
 
 if __name__ == "__main__":

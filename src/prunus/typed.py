@@ -167,9 +167,6 @@ def first_problem(error: ValidationError, model: type[BaseModel], source: str = 
         near = difflib.get_close_matches(name, model.model_fields, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known fields: {', '.join(model.model_fields)}"
         remedy = f"{model.__name__} has no such field; {hint}"
-    elif problem["type"] == "union_tag_invalid":
-        discriminator, known = (str(problem["ctx"][key]).replace("'", "") for key in ("discriminator", "expected_tags"))
-        return PrunusError(_in(source, f"{field}.{discriminator}"), problem["ctx"]["tag"], f"take one of {known}")
     elif problem["type"] == "missing":
         remedy = "it is required; add it"
     return PrunusError(_in(source, field or model.__name__), problem.get("input"), remedy)

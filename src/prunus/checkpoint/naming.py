@@ -158,7 +158,7 @@ class Parts:
             if group.converter is not None:
                 try:
                     back = group.save(self.model, group.load(self.model, self._without_bytes))
-                except Exception:
+                except Exception:  # a converter of transformers may raise anything; what it gave is compared below
                     back = {}
                 if {key: tuple(t.shape) for key, t in back.items()} != {key: p.shape for key, p in places.items()}:
                     raise PrunusError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 from prunus.metric import Metric
@@ -23,7 +24,7 @@ def plot_retained(retained: dict[str, list[float]]) -> bytes:
     image = axes.imshow(grid, vmin=0, vmax=1, cmap="YlGn", aspect="auto")
     for layer, row in enumerate(grid):
         for column, share in enumerate(row):
-            if share == share:  # noqa: PLR0124 (not NaN)
+            if not math.isnan(share):
                 color = "white" if share > 0.7 else "black"
                 axes.text(column, layer, f"{share:.0%}", ha="center", va="center", fontsize=8, color=color)
     axes.set_xticks(range(len(retained)), [name.replace(".", "\n") for name in retained], fontsize=8)
