@@ -50,7 +50,7 @@ ROOMS: dict[str, list[str]] = {
     "repair": ["test_settings.py", "test_repair_formulas.py", "test_repair.py", "test_repair_refusals.py"],
     "training": ["test_finished.py", "test_repair_formulas.py", "test_repair.py", "test_damage.py"],
     "plan": ["test_numbers.py", "test_plan.py", "test_record*.py", "test_allocation_formulas.py", "test_narrow*.py", "test_construction*.py", "test_checkpoint.py", "test_matrices.py"],
-    "cost.py": ["test_numbers.py"],
+    "cost.py": ["test_numbers.py", "test_search_family.py"],
     "losses.py": ["test_repair_formulas.py", "test_losses*.py"],
     "tasks": ["test_settings.py", "test_numbers.py", "test_noise.py", "test_text.py", "test_task.py"],
     "metric.py": ["test_report.py"],

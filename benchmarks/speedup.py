@@ -24,7 +24,8 @@ def plan(model: torch.nn.Module, align: int) -> Plan:
         unit.name: torch.randn(unit.channels, generator=generator) + 0.5 * torch.randn(1, generator=generator)
         for unit in parts
     }
-    return Plan.from_masks(parts, method.masks(scores, parts.units, method.ratio))
+    scope = method.parts().scope
+    return Plan.from_masks(parts, scope.keep(scope.comparable(scores, parts.units), parts.units, method, method.goal))
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ def test_every_field_has_its_sentence_where_help_shows_it(name: str) -> None:
 
 def test_a_default_is_shown_with_its_field() -> None:
     assert "    schedule (default 'cosine'): How p_t grows to p." in (inspect.getdoc(prunus.UPop) or "")
-    assert "    ratio (required): " in (inspect.getdoc(prunus.UPop) or "")
+    assert "    steps (required): " in (inspect.getdoc(prunus.Training) or "")
 
 
 @pytest.mark.parametrize("name", [name for name in prunus.__all__ if inspect.isfunction(getattr(prunus, name))])

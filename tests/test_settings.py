@@ -48,7 +48,7 @@ TEXT = {"evaluation": "text.txt"}
                             "schedule": "constant", "warmup_steps": 20, "weight_decay": 0.0, "max_grad_norm": 1.0, "bf16": True,
                             "save_every": 100, "evaluate_every": None}),
         (UPop(ratio=0.5), {"ratio": 0.5, "schedule": "cosine", "interval": None, "normalize": "sum", "cost": "parameters", "align": 1,
-                           "min_channels": 1, "hold": 0.0, "unit_ratios": {}, "include": ("*",), "exclude": ()}),
+                           "min_channels": 1, "hold": 0.0, "unit_ratios": {}, "max_parameters": None, "max_macs": None, "gate": None, "include": ("*",), "exclude": ()}),
         (Noise(), {"config": None, "items": 64, "length": 16, "seed": 0}),
         (Text(evaluation="a"), {"tokenizer": None, "training": None, "length": 512, "stride": None, "bf16": False}),
     ],

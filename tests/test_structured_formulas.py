@@ -10,7 +10,7 @@ import math
 import pickle
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -31,11 +31,23 @@ from transformers import (
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 import prunus.structured.search
-from prunus import Plan, PrunusError, Search, UPop, anatomy, extract
+from prunus import (
+    Chance,
+    Everyone,
+    GateGradient,
+    Plan,
+    Progressive,
+    PrunusError,
+    Search,
+    Structured,
+    UPop,
+    anatomy,
+    extract,
+)
 from prunus.anatomy import Attention, Mlp, describe
 from prunus.anatomy.forwards import NarrowRotation, fused_attention, keep_rotation
 from prunus.plan import UnitPlan
-from prunus.structured.schedules import linear
+from prunus.structured.closing.schedules import linear
 from prunus.structured.scores import gate_gradient, standardise
 from prunus.structured.selection import select, select_as_published
 from tests.fake_devices import devices, on
@@ -262,25 +274,30 @@ def test_units_on_several_devices_are_ranked_in_one_place(monkeypatch) -> None:
     ],
 )
 def test_schedules_at_every_step(schedule: Any, steps: int, shares: Sequence[float]) -> None:
-    method = UPop(ratio=0.5, schedule=schedule)
-    assert [method.ratio_at(t, steps) for t in range(steps)] == pytest.approx(
-        [0.5 * share for share in shares], rel=1e-6
-    )
-    held = UPop(ratio=0.5, schedule=schedule, hold=0.5)
-    assert [held.ratio_at(t, 2 * steps) for t in range(2 * steps)] == pytest.approx(
-        [0.5 * share for share in (*shares, *[1.0] * steps)], rel=1e-6
-    )
+    pace = Progressive(schedule=schedule, interval=1)
+    assert [pace.share(t, steps, 0.5) for t in range(steps)] == pytest.approx(shares, rel=1e-6)
+    search = Search(model_of({"mlp": 1000}), UPop(ratio=0.5, schedule=schedule, interval=1, hold=0.5), 2 * steps)
+    for _ in range(2 * steps):
+        feed(search, {"mlp": range(1000)})
+    assert [(t, asked) for t, asked, _ in search.course] == [
+        (t + 1, pytest.approx(0.5 * share, rel=1e-6)) for t, share in enumerate(shares)
+    ]
 
 
 def test_updates_come_every_interval_and_at_the_last_step_of_the_search() -> None:
-    def updates(method: UPop, steps: int) -> list[int]:
-        return [t for t in range(steps) if method.is_update(t, steps)]
+    def updates(steps: int, **settings: Any) -> list[int]:
+        search = Search(model_of({"mlp": 4}), UPop(ratio=0.5, **settings), steps)
+        for _ in range(steps):
+            feed(search, {"mlp": [2.0, 1.0, 0.0, 0.0]})
+        return [t - 1 for t, _, _ in search.course]
 
-    assert updates(UPop(ratio=0.5, interval=3), 10) == [2, 5, 8, 9]
-    assert updates(UPop(ratio=0.5, interval=3, hold=0.2), 10) == [2, 5, 7]
-    assert UPop(ratio=0.5).update_interval(1000) == 20, "one percent of 50 percent is a fiftieth of the steps"
-    assert UPop(ratio=0.8, hold=0.2).update_interval(1000) == 10
-    assert UPop(ratio=0.5).update_interval(10) == 1
+    assert updates(10, interval=3) == [2, 5, 8, 9]
+    assert updates(10, interval=3, hold=0.2) == [2, 5, 7]
+    assert updates(100, hold=0.5) == list(range(50)), "one percent of 50 percent is a fiftieth of the 50 steps"
+    assert updates(200, hold=0.5) == list(range(1, 100, 2))
+    assert Progressive().steps_between(1000, 0.5) == 20
+    assert Progressive().steps_between(800, 0.8) == 10
+    assert Progressive().steps_between(10, 0.5) == 1
 
 
 def test_gates_close_by_the_share_of_the_ratio_that_is_reached_and_open_again() -> None:
@@ -293,7 +310,7 @@ def test_gates_close_by_the_share_of_the_ratio_that_is_reached_and_open_again() 
     feed(search, {"mlp": [-9.0, 0.0, 3.0, 0.0]})
     assert search.gates.values["mlp"].tolist() == [1.0, 0.0, 0.0, 1.0]
     assert search.course == [(1, 0.0, 0.0), (2, 0.25, 0.25), (3, 0.5, 0.5)]
-    assert UPop(ratio=0.8).gates({"a": torch.tensor([True, False])}, 0.2)["a"].tolist() == pytest.approx([1.0, 0.75])
+    assert Progressive().openness({"a": torch.tensor([True, False])}, 0.25)["a"].tolist() == pytest.approx([1.0, 0.75])
 
 
 def test_the_hold_phase_neither_scores_nor_moves() -> None:
@@ -426,7 +443,7 @@ def test_a_unit_never_goes_below_its_floor_whatever_ratio_it_is_given() -> None:
 
     def widths(ratio: float, **more: Any) -> list[int]:
         method = UPop(ratio=0.5, unit_ratios={"a.mlp": 0.9, "b.mlp": 0.9}, **more)
-        return [int(mask.sum()) for mask in method.masks(scores, units, ratio).values()]
+        return [int(mask.sum()) for mask in method.parts().scope.keep(scores, units, method, ratio).values()]
 
     assert widths(0.5) == [1, 1, 2]
     assert widths(0.25) == [2, 6, 2]  # at half of the way, .45 of 4 and of 10; the smaller cut where both are as near
@@ -462,8 +479,8 @@ def test_ratios_are_given_to_towers_components_and_globs_and_the_narrower_name_w
 def test_a_search_has_a_step_at_least_and_an_interval_of_one() -> None:
     method = UPop(ratio=0.5, hold=0.9)
     assert (method.search_steps(1), method.search_steps(3), method.search_steps(100)) == (1, 1, 10)
-    assert method.update_interval(1) == 1
-    assert UPop(ratio=0.5, schedule="linear").ratio_at(0, 1) == 0.5
+    assert Progressive().steps_between(1, 0.5) == 1
+    assert Progressive(schedule="linear").share(0, 1, 0.5) == 1.0
     assert (linear(0, 1), linear(0, 2), linear(1, 2)) == (1.0, 0.0, 1.0)
 
 
@@ -570,20 +587,13 @@ def test_queries_carry_the_scale_of_the_width_that_was_cut() -> None:
 # Meaning
 
 
-class Inverse(UPop):
+class InverseGradient(GateGradient):
     """Takes first what UPop would keep."""
 
-    def masks(self, scores: Any, units: Any, ratio: float) -> dict[str, Tensor]:
-        return super().masks({name: -score for name, score in scores.items()}, units, ratio)
+    importance: Literal["inverse"] = "inverse"  # type: ignore[assignment]
 
-
-class Chance(UPop):
-    """A ranking that knows nothing."""
-
-    def masks(self, scores: Any, units: Any, ratio: float) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        drawn = {name: torch.randn(score.shape, generator=generator) for name, score in scores.items()}
-        return super().masks(drawn, units, ratio)
+    def scores(self, state: Any) -> dict[str, Tensor]:
+        return {name: -score for name, score in super().scores(state).items()}
 
 
 def images(count: int, seed: int) -> dict[str, Tensor]:
@@ -607,18 +617,21 @@ def test_upop_prunes_better_than_chance_and_its_inverse_worse() -> None:
         optimizer.step()
         optimizer.zero_grad()
     losses = {}
-    for method in (UPop, Chance, Inverse):
-        search = Search(model, method(ratio=0.6, interval=1, include=("*.mlp",)), 16)
+    for importance in (GateGradient(), Chance(), InverseGradient()):
+        method = Structured(
+            ratio=0.6, importance=importance, scope=Everyone(), closing=Progressive(interval=1), include=("*.mlp",)
+        )
+        search = Search(model, method, 16)
         for step in range(16):
             model(**images(32, 10 + step)).loss.backward()
             search.step()
             model.zero_grad()
         with torch.no_grad():
-            losses[method.__name__] = float(model(**unseen).loss)
+            losses[importance.importance] = float(model(**unseen).loss)
         search.close()
     with torch.no_grad():
         dense = float(model(**unseen).loss)
     cost = {name: loss - dense for name, loss in losses.items()}
     assert dense < 0.5, "the model has learned"
-    assert cost["UPop"] < 0.7 * cost["Chance"]
-    assert cost["Inverse"] > 1.5 * cost["Chance"]
+    assert cost["gate_gradient"] < 0.7 * cost["random"]
+    assert cost["inverse"] > 1.5 * cost["random"]

@@ -17,7 +17,37 @@ from prunus.checkpoint import extract, load_model, plan_of, prune_folder
 from prunus.errors import PrunusError
 from prunus.plan import Plan, SparsityPlan, draw_plans
 from prunus.repair import RESSA, Distillation, Lesson, LoRA, MaskedFinetune, MaskedLoRA, hold_zeros, repair
-from prunus.structured import Budget, Decision, Progress, Search, SearchMethod, UPop
+from prunus.structured import (
+    AtEnd,
+    Budget,
+    Chance,
+    Closing,
+    ComponentRatios,
+    Composed,
+    Decision,
+    Everyone,
+    GateGradient,
+    Importance,
+    IterativeMagnitude,
+    IterativeSTE,
+    MaskBased,
+    Parts,
+    Progressive,
+    RateGate,
+    Rounds,
+    Scope,
+    Search,
+    SearchMethod,
+    StraightThrough,
+    Structured,
+    Taylor,
+    TrainedGate,
+    Unified,
+    UPop,
+    WeightMagnitude,
+    WithinComponent,
+    WithinUnit,
+)
 from prunus.training import Training, finetune
 from prunus.unstructured import (
     DSnoT,
@@ -37,11 +67,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "OWL", "RESSA", "Anatomy", "Budget", "DSnoT", "Decision", "Distillation", "ECoFLaP", "IterativeGlobal", "Lesson", "LoRA", "Magnitude", "Manual",
-    "MaskedFinetune", "MaskedLoRA", "Matrix", "Plan", "Progress", "PrunusError", "Search", "SearchCallback", "SearchMethod", "SparseGPT", "SparsityPlan",
-    "Training", "UPop", "Uniform", "WalkOptions", "Wanda", "accelerate_2to4", "allocate", "anatomy", "draw_plans", "extract",
-    "finetune", "hold_zeros", "image_batches", "load_model", "matrices", "mirrored", "pair_batches", "plan_of", "prune", "prune_folder",
-    "prune_matrix", "repair", "sparsity_of", "text_batches",
+    "OWL", "RESSA", "Anatomy", "AtEnd", "Budget", "Chance", "Closing", "ComponentRatios", "Composed", "DSnoT", "Decision", "Distillation",
+    "ECoFLaP", "Everyone", "GateGradient", "Importance", "IterativeGlobal", "IterativeMagnitude", "IterativeSTE", "Lesson", "LoRA",
+    "Magnitude", "Manual", "MaskBased", "MaskedFinetune", "MaskedLoRA", "Matrix", "Parts", "Plan", "Progressive", "PrunusError", "RateGate",
+    "Rounds", "Scope", "Search", "SearchCallback", "SearchMethod", "SparseGPT", "SparsityPlan", "StraightThrough", "Structured", "Taylor",
+    "TrainedGate", "Training", "UPop", "Unified", "Uniform", "WalkOptions", "Wanda", "WeightMagnitude", "WithinComponent", "WithinUnit",
+    "accelerate_2to4", "allocate", "anatomy", "draw_plans", "extract", "finetune", "hold_zeros", "image_batches", "load_model", "matrices",
+    "mirrored", "pair_batches", "plan_of", "prune", "prune_folder", "prune_matrix", "repair", "sparsity_of", "text_batches",
 ]  # fmt: skip
 
 

@@ -9,14 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
 
-from prunus.anatomy import Anatomy, anatomy
+from prunus.anatomy import Anatomy, Site, Unit, anatomy, linears
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,7 @@ def multiply_accumulates(model: nn.Module, run: Callable[[], object], parts: Ana
     Returns:
         tower → multiply-accumulates, and "total". Work outside of every tower is in the total only.
     """
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    counter = FlopCounterMode(display=False, custom_mapping={fused: _fused_attention_flops})
-    towers: dict[str, int] = {}
+    counter, towers = _counter(), {}
     handles = []
     for tower, units in (anatomy(model) if parts is None else parts).towers.items():
         towers[tower] = 0
@@ -66,6 +66,19 @@ def multiply_accumulates(model: nn.Module, run: Callable[[], object], parts: Ana
                 towers[tower] += counter.get_total_flops()
 
             handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    total = _count(model, run, counter, handles)
+    return {**{tower: flops // 2 for tower, flops in towers.items()}, "total": total}
+
+
+def _counter() -> FlopCounterMode:
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={fused: _fused_attention_flops})
+
+
+def _count(
+    model: nn.Module, run: Callable[[], object], counter: FlopCounterMode, handles: Sequence[RemovableHandle]
+) -> int:
+    """Multiply-accumulates of one call; the hooks are taken off afterwards."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trainable:  # the counter's module tracker trips over BLIP-2's query tokens otherwise
@@ -77,7 +90,63 @@ def multiply_accumulates(model: nn.Module, run: Callable[[], object], parts: Ana
             parameter.requires_grad_(True)
         for handle in handles:
             handle.remove()
-    return {**{tower: flops // 2 for tower, flops in towers.items()}, "total": counter.get_total_flops() // 2}
+    return counter.get_total_flops() // 2
+
+
+@dataclass(frozen=True)
+class ChannelMacs:
+    """Multiply-accumulates of one call."""
+
+    total: int
+    """Of the whole model."""
+    channel: dict[str, float]
+    """Unit → those that leave with one of its channels."""
+
+
+@torch.no_grad()
+def channel_macs(model: nn.Module, run: Callable[[], object], units: Sequence[Unit]) -> ChannelMacs:
+    """Counts one call of `run`, which must use `model`: in total, and what each channel of `units` has a part in.
+
+    That is its rows and columns of the linear layers, for every position that goes through them, and in attentions its part of
+    q kᵀ and of probabilities × v.
+    """
+    counter = _counter()
+    places = [
+        _UnitMacs(model, unit, path, counter) for unit in units for path in (unit.path, *unit.twins, *unit.mirrors)
+    ]
+    total = _count(model, run, counter, [handle for place in places for handle in place.handles])
+    channel = {unit.name: 0.0 for unit in units}
+    for place in places:
+        channel[place.unit.name] += place.macs
+    return ChannelMacs(total, channel)
+
+
+class _UnitMacs:
+    """Counts what one channel of a unit has a part in, at one of the places where the unit stands."""
+
+    def __init__(self, model: nn.Module, unit: Unit, path: str, counter: FlopCounterMode):
+        self.unit, self.macs, self._counter = unit, 0.0, counter
+        self._before = 0
+        """What had been counted when the last producer was done: until the consumer begins, the products of an attention follow."""
+        *producers, (_, consumer) = linears(model, unit, path)
+        self.handles = [linear.register_forward_hook(partial(self._produced, site)) for site, linear in producers]
+        self.handles.append(consumer.register_forward_pre_hook(self._multiplied))
+        self.handles.append(consumer.register_forward_hook(self._consumed))
+
+    def _produced(self, site: Site, linear: nn.Module, inputs: object, output: Tensor) -> None:
+        fan_in = cast(Tensor, linear.weight).shape[1]
+        self.macs += output.numel() / output.shape[-1] * fan_in * site.repeats * self.unit.span
+        self._before = self._counter.get_total_flops()
+
+    def _multiplied(self, linear: nn.Module, inputs: object) -> None:
+        if self.unit.is_attention:
+            narrows_queries = sum(site.repeats for site in self.unit.producers) > self.unit.consumer.repeats
+            both = (self._counter.get_total_flops() - self._before) / 2 / self.unit.channels
+            self.macs += both if narrows_queries else both / 2
+
+    def _consumed(self, linear: nn.Module, inputs: object, output: Tensor) -> None:
+        consumer = self.unit.consumer
+        self.macs += output.numel() / output.shape[-1] * consumer.features * consumer.repeats * self.unit.span
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ class Recipe(Typed):
         for number, step in enumerate(self.steps):
             try:
                 step.follow(self.steps[:number])
+                step.suit(self.task)
             except PrunusError as error:
                 raise PrunusError(f"steps.{number}.{error.field}", error.value, error.remedy) from None
         return self

@@ -6,10 +6,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from prunus.batches import default_device
@@ -70,19 +71,20 @@ class Bench:
 
     def train(
         self, model: PreTrainedModel, training: Training, title: str, callbacks: Sequence[TrainerCallback] = (),
-        loss: Loss | None = None, folder: Path | None = None,
+        loss: Loss | None = None, folder: Path | None = None, data: Dataset[Any] | None = None,
     ) -> list[dict[str, float]]:  # fmt: skip
         """Trains a model in place, or goes on from the last of its `checkpoints` (or of those in `folder`).
 
         Args:
             loss: of a model and a batch; by default the task's.
+            data: by default the task's.
 
         Returns:
             What was logged.
         """
         return finetune(
-            model, training, folder or self.checkpoints, self.task.train_data(), self.task.collate, loss or self.task.loss,
-            evaluate=self.headline, callbacks=callbacks, seed=self.seed, title=title,
+            model, training, folder or self.checkpoints, self.task.train_data() if data is None else data, self.task.collate,
+            loss or self.task.loss, evaluate=self.headline, callbacks=callbacks, seed=self.seed, title=title,
         )  # fmt: skip
 
     def headline(self, model: PreTrainedModel) -> dict[str, float]:

@@ -12,6 +12,7 @@ from torch import nn
 from prunus.anatomy import Anatomy, Survey, anatomy, survey
 from prunus.errors import PrunusError
 from prunus.steps.bench import Bench
+from prunus.tasks import Task
 from prunus.typed import Typed
 from prunus.unstructured import sparsity_of
 
@@ -71,6 +72,13 @@ class Step(Typed):
                 "step", self.step, "it trains every weight and would fill the zeros of the prune step; take step repair, "
                 "or put the prune step last",
             )  # fmt: skip
+
+    def suit(self, task: Task) -> None:
+        """Says what can be said of the task when a recipe is read.
+
+        Raises:
+            PrunusError: the step needs what the task does not have.
+        """
 
     def check(self, before: Sketch) -> Sketch:
         """What is known of the model after this step; called before any step is carried out.

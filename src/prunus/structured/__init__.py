@@ -3,22 +3,29 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prunus.structured.budget import Budget
+from prunus.structured.budget import Budget, Whole
+from prunus.structured.closing import AtEnd, Closing, Progressive, RateGate, Rounds, StraightThrough
+from prunus.structured.composed import Composed, Parts, Structured
+from prunus.structured.gate_training import GateTraining
 from prunus.structured.gates import fold_gates, remove_gates, warn_of_gates
-from prunus.structured.method import AnySearch, Decision, SearchMethod, State
+from prunus.structured.importance import Chance, GateGradient, Importance, Taylor, TrainedGate, WeightMagnitude
+from prunus.structured.method import AnySearch, Decision, Needs, SearchMethod
+from prunus.structured.presets import ComponentRatios, IterativeMagnitude, IterativeSTE, MaskBased, Unified, UPop
 from prunus.structured.retired import retire
-from prunus.structured.schedules import Progress
+from prunus.structured.scope import Everyone, Scope, WithinComponent, WithinUnit
 from prunus.structured.search import Search
 from prunus.structured.selection import select
+from prunus.structured.state import State
 from prunus.structured.surgery import narrow
-from prunus.structured.upop import UPop
 
 if TYPE_CHECKING:
     from prunus.structured.callback import SearchCallback
 
 __all__ = [
-    "AnySearch", "Budget", "Decision", "Progress", "Search", "SearchCallback", "SearchMethod", "State", "UPop",
-    "fold_gates", "narrow", "remove_gates", "retire", "select", "warn_of_gates",
+    "AnySearch", "AtEnd", "Budget", "Chance", "Closing", "ComponentRatios", "Composed", "Decision", "Everyone", "GateGradient", "GateTraining",
+    "Importance", "IterativeMagnitude", "IterativeSTE", "MaskBased", "Needs", "Parts", "Progressive", "RateGate", "Rounds", "Scope", "Search",
+    "SearchCallback", "SearchMethod", "State", "StraightThrough", "Structured", "Taylor", "TrainedGate", "UPop", "Unified", "WeightMagnitude",
+    "Whole", "WithinComponent", "WithinUnit", "fold_gates", "narrow", "remove_gates", "retire", "select", "warn_of_gates",
 ]  # fmt: skip
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
-from prunus.anatomy import Unit, by_name
+from prunus.anatomy import Anatomy, Unit
+from prunus.cost import ChannelMacs
 from prunus.errors import PrunusError
-from prunus.structured.selection import select, select_as_published
-from prunus.typed import Count, Share, Typed
+from prunus.structured.selection import reachable, select, select_as_published
+from prunus.typed import Count, Typed
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 """A share that is to go: some of it, but not all."""
@@ -21,33 +23,126 @@ REFERENCE_COST, REFERENCE_COST_OF_VISION = 36.0, 12.0
 CLIP, whatever the heads of a tower; 12 in DeiT and Segmenter, which are vision alone."""
 
 
-class Budget(Typed):
-    """A share of the prunable cost that is to go. Mixed into a search method, before `SearchMethod`."""
+class Whole(NamedTuple):
+    """What budgets in absolute numbers are held against."""
 
-    ratio: Ratio
+    parts: Anatomy
+    """The model."""
+    count_macs: Callable[[], ChannelMacs] | None = None
+    """Counts what it computes on an example; None where there is none."""
+
+
+class Budget(Typed):
+    """What is to go: a share of the prunable cost, or all above a number of parameters or multiply-accumulates. Mixed into a search method,
+    before `SearchMethod`."""
+
+    ratio: Ratio | None = None
     """Share of the prunable cost to remove, p."""
+    max_parameters: int | None = Field(default=None, gt=0)
+    """Instead of `ratio`: parameters of the whole model that stay at most, to within those of one channel."""
+    max_macs: int | None = Field(default=None, gt=0)
+    """Instead of `ratio`: multiply-accumulates of one call on an example that stay at most, to within those of one channel."""
     cost: Literal["parameters", "channels", "reference"] = "parameters"
     """What a channel costs: its true parameters; 1 (the paper); or what the published code charges, with its cut: 36 for
-    attention and 1 for MLPs, 12 and 1 where nothing but vision is searched."""
+    attention and 1 for MLPs, 12 and 1 where nothing but vision is searched. With `max_macs` it is its multiply-accumulates."""
     align: Literal[1, 8, 16, 32] = 1
     """Kept widths are multiples of this, inside the same budget. Units narrower than it stay whole."""
     min_channels: Count = 1
     """Channels that every unit keeps."""
-    unit_ratios: dict[str, Share] = Field(default_factory=dict)
-    """Share of the channels of each unit that is to go, instead of one ranking over all units: by globs over towers, components,
-    blocks and names, the narrower name winning, such as `SparsityPlan.unit_ratios` gives. Units that are not named stay whole.
-    `ratio` is what they come to."""
+
+    _costs: Mapping[str, float] | None = PrivateAttr(default=None)
+    """Unit → cost of a channel, in what the budget is counted in, where that is known only once the model is."""
 
     @model_validator(mode="after")
-    def _published_cut_is_plain(self) -> Budget:
+    def _published_cut_is_plain(self) -> Self:
         if self.cost == "reference" and (self.align > 1 or self.min_channels > 1):
             raise PrunusError(
                 "cost", "reference", "the published cut knows neither align nor min_channels; take cost: parameters, or leave them out"
             )  # fmt: skip
         return self
 
+    @model_validator(mode="after")
+    def _says_how_much(self) -> Self:
+        said = {name: value for name in AMOUNTS if (value := getattr(self, name)) is not None}
+        if len(said) > 1:
+            raise PrunusError(
+                list(said)[1], list(said.values())[1], f"{next(iter(said))} says how much is to go; give one of them"
+            )
+        if not said and not self.states_ratio():
+            raise PrunusError("ratio", None, f"say how much is to go: {', '.join(AMOUNTS[:-1])} or {AMOUNTS[-1]}")
+        if self.ratio is None and said and self.cost != "parameters":
+            raise PrunusError("cost", self.cost, f"{next(iter(said))} says what is counted; leave cost out")
+        return self
+
+    def states_ratio(self) -> bool:
+        """Whether other settings say how much is to go."""
+        return False
+
+    def given_ratio(self, units: tuple[Unit, ...]) -> float | None:
+        """The ratio that other settings come to."""
+        return None
+
+    @property
+    def goal(self) -> float:
+        """The ratio at the end, p.
+
+        Raises:
+            PrunusError: it follows from the model, and no model has been seen.
+        """
+        if self.ratio is None:
+            raise PrunusError(
+                "ratio", None, "it follows from the model; ask the method of a Search for it, or call fit"
+            )
+        return self.ratio
+
+    def fit(self, whole: Whole, units: tuple[Unit, ...]) -> Self:
+        """The same with the ratio that the budget comes to for one model.
+
+        Raises:
+            PrunusError: it cannot be reached, or is already; multiply-accumulates have not been counted.
+        """
+        given = self.given_ratio(units)
+        if given is not None:
+            if self.ratio is not None and abs(given - self.ratio) > 0.005:
+                raise PrunusError("ratio", self.ratio, f"the ratios of the units come to {given:.4f}; write that")
+            if not 0 < given < 1:
+                raise PrunusError("ratio", given, "the ratios that are given take nothing; give some above 0")
+            return self if self.ratio is not None else self.model_copy(update={"ratio": given})
+        if self.ratio is not None:
+            return self
+        if self.max_parameters is not None:
+            name, most, total = "max_parameters", self.max_parameters, whole.parts.parameters
+            costs = {unit.name: float(unit.channel_cost * (1 + len(unit.mirrors))) for unit in units}
+        else:
+            assert self.max_macs is not None
+            if whole.count_macs is None:
+                raise PrunusError(
+                    "example",
+                    None,
+                    "max_macs is counted on a call of the model; give one: example=lambda: model(**batch)",
+                )
+            macs = whole.count_macs()
+            name, most, total = "max_macs", self.max_macs, macs.total
+            costs = {unit.name: macs.channel[unit.name] for unit in units}
+        widths = {unit.name: torch.zeros(unit.channels, device="cpu") for unit in units}
+        least = total - reachable(widths, costs, self.min_channels, self.align)
+        if not least <= most < total:
+            raise PrunusError(
+                name, most, f"from {int(least):,} to {total - 1:,} can be reached; the model has {total:,}"
+            )
+        prunable = sum(costs[unit.name] * unit.channels for unit in units)
+        fitted = self.model_copy(update={"ratio": (total - most) / prunable})
+        fitted._costs = costs
+        return fitted
+
+    def needs(self) -> Any:
+        """What the method needs, and an example where the budget counts on one."""
+        return super().needs()._replace(macs=self.max_macs is not None)  # type: ignore[misc]
+
     def unit_costs(self, units: tuple[Unit, ...]) -> dict[str, float]:
         """Cost of one channel of each unit."""
+        if self._costs is not None:
+            return {unit.name: self._costs[unit.name] for unit in units}
         if self.cost == "parameters":
             return {unit.name: float(unit.channel_cost) for unit in units}
         if self.cost == "channels":
@@ -61,41 +156,23 @@ class Budget(Typed):
 
         Args:
             ranked: unit → (channels,). A large number goes first.
-            ratio: up to `self.ratio`; ratios of units are reached in step with it.
+            ratio: up to `goal`.
 
         Raises:
             PrunusError: the floors leave less than `ratio` to prune, or a rank is not finite.
         """
-        if self.unit_ratios:
-            return self._keep_by_unit(ranked, units, ratio)
         if self.cost == "reference":
             return select_as_published(ranked, self.unit_costs(units), ratio)
         return select(ranked, self.unit_costs(units), ratio, self.min_channels, self.align)
 
-    def _keep_by_unit(self, ranked: dict[str, Tensor], units: tuple[Unit, ...], ratio: float) -> dict[str, Tensor]:
-        kept: dict[str, Tensor] = {}
-        ratios = self._ratios(units)
-        for name, ranks in ranked.items():
-            floor = max(self.min_channels, self.align)
-            own = min(ratios.get(name, 0.0) * ratio / self.ratio, max(0.0, 1 - floor / ranks.numel()))
-            kept |= select({name: ranks}, {name: 1.0}, own, self.min_channels, self.align)
-        return kept
-
-    def _ratios(self, units: tuple[Unit, ...]) -> dict[str, float]:
-        if self.unit_ratios.keys() <= {unit.name for unit in units}:
-            return self.unit_ratios
-        return by_name(self.unit_ratios, {unit.name: unit.labels for unit in units}, "unit_ratios")
-
     def check(self, units: tuple[Unit, ...]) -> None:
-        """Refuses a ratio out of reach, and ratios of units that are not searched or that come to something else than `ratio`.
+        """Refuses a ratio out of reach.
 
         Raises:
             PrunusError: see above.
         """
-        if self.unit_ratios:
-            costs, ratios = self.unit_costs(units), self._ratios(units)
-            total = sum(costs[unit.name] * unit.channels for unit in units)
-            reached = sum(costs[u.name] * u.channels * ratios.get(u.name, 0.0) for u in units) / total
-            if abs(reached - self.ratio) > 0.005:
-                raise PrunusError("ratio", self.ratio, f"the ratios of the units come to {reached:.4f}; write that")
-        self.keep({unit.name: torch.zeros(unit.channels, device="cpu") for unit in units}, units, self.ratio)
+        self.keep({unit.name: torch.zeros(unit.channels, device="cpu") for unit in units}, units, self.goal)
+
+
+AMOUNTS = ("ratio", "max_parameters", "max_macs")
+"""Settings of which one says how much is to go."""

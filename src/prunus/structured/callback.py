@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -27,6 +27,8 @@ class SearchCallback(Finished, ExportableState):  # type: ignore[misc]
     Args:
         method: what to search for.
         mirrors: momentum copies, as in `anatomy`.
+        example: one call of the model, as in `Search`, for budgets in multiply-accumulates.
+        measure: how good the model is, as in `Search`, for methods that wait for it.
 
     Attributes:
         search: the `Search`, once training has begun. After training, `search.plan()` is the result.
@@ -35,13 +37,16 @@ class SearchCallback(Finished, ExportableState):  # type: ignore[misc]
         PrunusError: when the Trainer is made or begins to train, for settings under which a plan would be wrong.
     """
 
-    def __init__(self, method: SearchMethod, mirrors: Mapping[str, str] | None = None):
+    def __init__(
+        self, method: SearchMethod, mirrors: Mapping[str, str] | None = None, *,
+        example: Callable[[], object] | None = None, measure: Callable[[], float] | None = None,
+    ):  # fmt: skip
         if not isinstance(method, SearchMethod):
             raise PrunusError(
                 "method", type(method).__name__, "give a search method, such as UPop(ratio=0.5). If the Trainer made this "
                 "callback: leave restore_callback_states_from_checkpoint off, the search resumes without it",
             )  # fmt: skip
-        self.method, self.mirrors = method, mirrors
+        self.method, self.mirrors, self._example, self._measure = method, mirrors, example, measure
         self.search: Search | None = None
         self._max_grad_norm = 0.0
         self._clips = False
@@ -61,12 +66,17 @@ class SearchCallback(Finished, ExportableState):  # type: ignore[misc]
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         _check(args)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: nn.Module, optimizer: Any = None, **kwargs: Any
+    ) -> None:
         _check(args)
         super().on_train_begin(args, state, control, model)
         if self.search is not None:
             self.search.close()
-        self.search = Search(model, self.method, state.max_steps, self.mirrors)
+        self.search = Search(
+            model, self.method, state.max_steps, self.mirrors,
+            optimizer=optimizer, example=self._example, measure=self._measure,
+        )  # fmt: skip
         if state.global_step > 0:
             self.search.load_state(self._saved(state), "trainer_state.json")
         self.search.gates.mark_saved(True)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from prunus.anatomy import Site, Unit, linears
 from prunus.errors import PrunusError
+from prunus.structured.scores import column_products
 
 
 class GateHook:
@@ -23,27 +25,60 @@ class GateHook:
 
     Attributes:
         feature_gate: (features,), None while every gate is one.
+        leaf: the gate (channels,) that `backward` leaves ∂L/∂ζ in, whatever ζ is; None where nobody asks for it.
         is_saved: whether whoever saves the model saves the gates, too.
         followers: the same layer of momentum copies, which carry no gate of their own.
     """
 
     def __init__(self, followers: tuple[nn.Linear, ...] = ()) -> None:
         self.feature_gate: Tensor | None = None
+        self.leaf: Tensor | None = None
         self.is_saved = False
         self.followers = followers
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         if self.feature_gate is None:
-            return output
+            return output if self.leaf is None else _gated(output, None, self.leaf)
         if self.feature_gate.device != output.device:  # a twin on another device, or a model that was moved
             self.feature_gate = self.feature_gate.to(output.device)
-        return output.mul_(self.feature_gate)
+        if self.leaf is None or not torch.is_grad_enabled():
+            return output.mul_(self.feature_gate)
+        return _gated(output, self.feature_gate, self.leaf)
+
+
+class _Gated(torch.autograd.Function):
+    """y ↦ ζ ⊙ y, with a gradient for ζ, which is read off y and not off the weights: it is right for every ζ."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, feature_gate: Tensor | None, leaf: Tensor) -> Tensor:
+        ctx.save_for_backward(output, feature_gate)
+        ctx.channels, ctx.device = len(leaf), leaf.device
+        return output.view_as(output) if feature_gate is None else _scaled(output, feature_gate)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, Tensor]:
+        output, feature_gate = ctx.saved_tensors
+        of_features = column_products(output.reshape(-1, output.shape[-1]), slope.reshape(-1, slope.shape[-1]))
+        of_channels = of_features.view(-1, ctx.channels).sum(0).to(ctx.device)
+        return slope if feature_gate is None else _scaled(slope, feature_gate), None, of_channels
+
+
+def _gated(output: Tensor, feature_gate: Tensor | None, leaf: Tensor) -> Tensor:
+    return cast(Tensor, _Gated.apply(output, feature_gate, leaf))  # type: ignore[no-untyped-call]
+
+
+def _scaled(values: Tensor, feature_gate: Tensor) -> Tensor:
+    return torch.mul(values, feature_gate, out=torch.empty_like(values))
 
 
 class Gates:
-    """The gates of a set of units, fp32, one value per channel, all one at first."""
+    """The gates of a set of units, fp32, one value per channel, all one at first.
 
-    def __init__(self, model: nn.Module, units: Iterable[Unit]):
+    Args:
+        exact: whether every gate keeps its own gradient, until they settle. It costs the outputs that they multiply.
+    """
+
+    def __init__(self, model: nn.Module, units: Iterable[Unit], exact: bool = False):
         self._model = model
         self.values: dict[str, Tensor] = {}
         self._hooks: dict[str, list[tuple[Site, GateHook]]] = {}
@@ -58,19 +93,60 @@ class Gates:
                     self._handles.append(linear.register_forward_hook(hook))
                     hooks.append((site, hook))
             device = linears(model, unit)[0][1].weight.device
-            self.values[unit.name] = torch.ones(unit.channels, dtype=torch.float32, device=device)
+            self.values[unit.name] = torch.ones(unit.channels, dtype=torch.float32, device=device, requires_grad=exact)
+            for _, hook in hooks:
+                hook.leaf = self.values[unit.name] if exact else None
 
+    @torch.no_grad()
     def set(self, values: Mapping[str, Tensor]) -> None:
         """Replaces gates: unit name → (channels,)."""
         for name, gate in values.items():
             unit = self._units[name]
-            gate = gate.to(self.values[name])  # noqa: PLW2901
-            self.values[name] = gate
+            if self.values[name].requires_grad:
+                gate = self.values[name].copy_(gate)  # noqa: PLW2901
+            else:
+                gate = self.values[name] = gate.detach().to(self.values[name])  # noqa: PLW2901
             is_open = bool((gate == 1).all())
             for site, hook in self._hooks[name]:
                 repeated = gate.repeat(unit.span * site.repeats)
                 hook.feature_gate = None if is_open else repeated
 
+    def averaged(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+        """The gradients that gates keep, which are forgotten, over all processes that train one model."""
+        for gate in self.values.values():
+            gate.grad = None
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return dict(gradients)
+        mean: dict[str, Tensor | None] = {}
+        for name, gate in self.values.items():
+            gradient = gradients[name]
+            summed = torch.zeros_like(gate, requires_grad=False) if gradient is None else gradient.detach().clone()
+            dist.all_reduce(summed)
+            mean[name] = summed / dist.get_world_size()
+        return mean
+
+    def forget_gradients(self) -> None:
+        """Lets no gate keep its gradient from now on."""
+        for name, gate in self.values.items():
+            self.values[name] = gate.detach()
+            for _, hook in self._hooks[name]:
+                hook.leaf = None
+
+    @torch.no_grad()
+    def check_can_fold(self) -> None:
+        """Refuses, before any gate moves, weights that layers share which will be gated otherwise.
+
+        Raises:
+            PrunusError: naming one.
+        """
+        before = {name: gate.detach().clone() for name, gate in self.values.items()}
+        self.set({name: torch.full_like(gate, 2.0 + place) for place, (name, gate) in enumerate(before.items())})
+        try:
+            _check_can_fold(self._model)
+        finally:
+            self.set(before)
+
+    @torch.no_grad()
     def settle(self, kept: Mapping[str, Tensor]) -> None:
         """Ends with zeros and ones, the model computing the same: what the gate of a channel that stays is otherwise becomes part
         of the weights. So neither a checkpoint nor `extract` can lose it.
@@ -81,6 +157,7 @@ class Gates:
         Raises:
             PrunusError: as `fold_gates`, of weights that must stay shared; gates and weights are as before.
         """
+        self.forget_gradients()
         before = dict(self.values)
         self.set({name: torch.where(kept[name].to(gate.device), gate, 1.0) for name, gate in before.items()})
         try:
@@ -120,16 +197,10 @@ def fold_gates(model: nn.Module, apart: bool = True) -> None:
     Raises:
         PrunusError: there is such a layer, and it must not.
     """
-    factors: dict[nn.Module, Tensor] = {}
-    for module, hook in gates_of(model):
-        if hook.feature_gate is not None:
-            factors |= dict.fromkeys((module, *hook.followers), hook.feature_gate)
-    torn = _gated_otherwise(model, factors) if factors else set()
-    if torn and not apart:
-        name = next(name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in torn)
-        raise PrunusError(
-            "model", name, "layers that are gated otherwise share it, so that no gate can become part of it; give each layer its own"
-        )  # fmt: skip
+    factors = _factors(model)
+    torn = _gated_otherwise(model, factors) if apart and factors else set()
+    if not apart:
+        _check_can_fold(model)
     done: set[int] = set()
     for layer, gate in factors.items():
         for name, parameter in list(layer.named_parameters(recurse=False)):
@@ -142,6 +213,25 @@ def fold_gates(model: nn.Module, apart: bool = True) -> None:
                 parameter.mul_(factor)
     for _, hook in gates_of(model):
         hook.feature_gate = None
+
+
+def _factors(model: nn.Module) -> dict[nn.Module, Tensor]:
+    """Layer → the gate of its features, where it is not open."""
+    factors: dict[nn.Module, Tensor] = {}
+    for module, hook in gates_of(model):
+        if hook.feature_gate is not None:
+            factors |= dict.fromkeys((module, *hook.followers), hook.feature_gate)
+    return factors
+
+
+def _check_can_fold(model: nn.Module) -> None:
+    factors = _factors(model)
+    torn = _gated_otherwise(model, factors) if factors else set()
+    if torn:
+        name = next(name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in torn)
+        raise PrunusError(
+            "model", name, "layers that are gated otherwise share it, so that no gate can become part of it; give each layer its own"
+        )  # fmt: skip
 
 
 def _gated_otherwise(model: nn.Module, factors: Mapping[nn.Module, Tensor]) -> set[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self
 
 import torch
 from pydantic import BeforeValidator
@@ -13,23 +13,40 @@ from torch import Tensor, nn
 
 from prunus.anatomy import Unit
 from prunus.errors import PrunusError
+from prunus.structured.budget import Whole
+from prunus.structured.closing import RateGate
+from prunus.structured.gate_training import GateTraining
 from prunus.structured.scores import gate_gradient
+from prunus.structured.state import State
 from prunus.typed import Typed, named
 
-State = dict[str, dict[str, Tensor]]
-"""What a method remembers: kind → unit → tensor. `Search` saves and restores it as it is."""
+
+class Needs(NamedTuple):
+    """What a method needs beside the model."""
+
+    gradients: bool = True
+    """Its evidence is a gradient: it comes by `backward`, must be finite, and the factor of a loss scaler is taken out of it."""
+    exact: bool = False
+    """∂L/∂ζ is wanted where gates are shut or negative, too. Gates then keep the outputs that they multiply; without it, it is read off the
+    gradients of the weights, which all have to train."""
+    training: GateTraining | None = None
+    """Gates train: an optimiser for them is made like the model's."""
+    merit: RateGate | None = None
+    """Some decisions depend on how good the model is: what is measured, and on how much."""
+    macs: bool = False
+    """The budget counts multiply-accumulates of an example."""
 
 
 @dataclass(frozen=True)
 class Decision:
     """Which channels stay from now on, and how far every gate is open."""
 
-    kept: dict[str, Tensor]
-    """Unit → bool (channels,), True where the channel stays."""
+    kept: dict[str, Tensor] | None
+    """Unit → bool (channels,), True where the channel stays. None: as before, and only gates move."""
     gates: dict[str, Tensor]
     """Unit → ζ (channels,), the factor of each channel from the next forward pass on."""
-    asked: float
-    """The ratio that was asked for; the achieved one is counted."""
+    asked: float | None
+    """The ratio that was asked for, where `kept` is decided; the achieved one is counted."""
 
     def check(self, method: str, units: tuple[Unit, ...]) -> None:
         """Refuses a decision that does not fit the units, which is a fault of the method that made it.
@@ -38,16 +55,23 @@ class Decision:
             PrunusError: naming the method and the unit.
         """
         wanted = [(unit.name, (unit.channels,)) for unit in units]
-        for decided in (self.kept, self.gates):
+        for decided in (self.gates, *(() if self.kept is None else (self.kept,))):
             if sorted((name, tuple(tensor.shape)) for name, tensor in decided.items()) != sorted(wanted):
                 raise PrunusError(
                     "method", method, "it must decide on every channel of the units that it was given, and on no other"
                 )
-        for name, kept in self.kept.items():
+        for name, kept in (self.kept or {}).items():
             if kept.dtype != torch.bool or not kept.any():
                 raise PrunusError("method", method, f"of {name} it must keep a channel at least, by booleans")
-            if not self.gates[name].isfinite().all():
-                raise PrunusError("method", method, f"a gate of {name} is not finite")
+        if not torch.stack([gate.sum() for gate in self.gates.values()]).isfinite().all():
+            name = next(
+                (name for name, gate in self.gates.items() if not gate.isfinite().all()), next(iter(self.gates))
+            )
+            raise PrunusError("method", method, f"a gate of {name} is not finite")
+        if (self.kept is None) is not (self.asked is None):
+            raise PrunusError(
+                "method", method, "it must say which ratio it was asked for where it decides what stays, and only there"
+            )
 
 
 class SearchMethod(Typed):
@@ -59,7 +83,7 @@ class SearchMethod(Typed):
     lie on one device, wherever the units do.
 
     A subclass writes `method: Literal["its_name"] = "its_name"` and `decide`, and is found by that name in recipes once its
-    module is imported. `Budget` and `Progress` bring the settings that most methods share.
+    module is imported. `Budget` brings the settings that most methods share; `Composed` puts a method together of three choices.
     """
 
     method: str
@@ -72,6 +96,18 @@ class SearchMethod(Typed):
     reads_gradients: ClassVar[bool] = True
     """Whether the evidence is a gradient: it comes by `backward` and must be finite, every weight of a unit must train, and the
     factor of a loss scaler is taken out of it."""
+
+    def needs(self) -> Needs:
+        """What the method needs beside the model."""
+        return Needs(gradients=self.reads_gradients)
+
+    def fit(self, whole: Whole, units: tuple[Unit, ...]) -> Self:
+        """The method as it is for one model, where its budget follows from that: what is asked from then on.
+
+        Raises:
+            PrunusError: the budget is out of reach.
+        """
+        return self
 
     def search_steps(self, total_steps: int) -> int:
         """Steps until the decision is final, T; the rest trains at the final gates."""
@@ -97,7 +133,7 @@ class SearchMethod(Typed):
 
         Args:
             model: after `backward`, before gradients are clipped.
-            gate: ζ of the forward pass, (channels,), on the device where the evidence is wanted.
+            gate: ζ of the forward pass, (channels,); by exact needs, a leaf with its gradient.
 
         Returns:
             None if there is nothing to read, which counts as zeros.
@@ -116,6 +152,17 @@ class SearchMethod(Typed):
         """Adds the evidence of one step to the state, in place."""
         for name, value in found.items():
             state["score"][name] += value
+
+    def trained(self, state: State) -> dict[str, Tensor]:
+        """Tensors of the state that train, by unit: after `observe` has left their gradients in `grad`, they are stepped."""
+        return {}
+
+    def wants_merit(self, t: int, total_steps: int) -> bool:
+        """Whether the decision after step t depends on how good the model is; `hear` is told before."""
+        return False
+
+    def hear(self, state: State, merit: float) -> None:
+        """Takes note of how good the model is, the larger the better."""
 
     @abstractmethod
     def decide(self, state: State, t: int, total_steps: int, units: tuple[Unit, ...]) -> Decision | None:

@@ -20,8 +20,10 @@ def gate_gradient(model: nn.Module, unit: Unit, gate: Tensor) -> Tensor | None:
     Args:
         model: after `backward`, before gradients are clipped.
         gate: ζ of the forward pass that made the gradients, (channels,). The result lies on its device, wherever the
-            unit does.
+            unit does. One that keeps its gradient itself has it also where it is shut or negative.
     """
+    if gate.requires_grad:
+        return gate.grad
     total, came = torch.zeros_like(gate), False
     for site, linear in linears(model, unit)[:-1]:
         if linear.weight.grad is None:
@@ -45,6 +47,15 @@ def _row_products(weight: Tensor, gradient: Tensor) -> Tensor:
     rows = weight.shape[0] if weight.is_cuda else max(1, CHUNK // weight.shape[1])
     pairs = zip(torch.split(weight, rows), torch.split(gradient, rows), strict=True)
     return torch.cat([(part.float() * slope.float()).sum(1) for part, slope in pairs])
+
+
+def column_products(output: Tensor, slope: Tensor) -> Tensor:
+    """⟨Y_c, G_c⟩ for every column c of two matrices (positions, features), (features,), accumulated in fp32."""
+    rows = len(output) if output.is_cuda else max(1, CHUNK // max(1, output.shape[1]))
+    total = torch.zeros(output.shape[1], dtype=torch.float32, device=output.device)
+    for part, along in zip(torch.split(output, rows), torch.split(slope, rows), strict=True):
+        total += (part.float() * along.float()).sum(0)
+    return total
 
 
 def standardise(scores: dict[str, Tensor], units: tuple[Unit, ...]) -> dict[str, Tensor]:

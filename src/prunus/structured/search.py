@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,14 +13,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler, OptState
+from torch.optim import Optimizer
 
-from prunus.anatomy import anatomy
+from prunus.anatomy import Unit, anatomy
+from prunus.cost import channel_macs
 from prunus.errors import PrunusError
 from prunus.plan import Plan
 from prunus.storage import write_bytes
+from prunus.structured.budget import Whole
+from prunus.structured.gate_training import OF_OPTIMIZER, GateOptimizer
 from prunus.structured.gates import Gates
 from prunus.structured.method import Decision, SearchMethod
 from prunus.structured.preflight import check_can_be_read, check_units_are_there, has_adapters, searchable
+from prunus.structured.state import State
 
 
 class Search:
@@ -34,6 +40,10 @@ class Search:
         method: what to search for, such as `UPop(ratio=0.5)`.
         total_steps: optimiser steps of the search.
         mirrors: momentum copies, as in `anatomy`.
+        optimizer: the model's, for methods whose gates train: they are stepped by one like it, within `step()`.
+        example: one call of the model, such as `lambda: model(**batch)`, for budgets in multiply-accumulates.
+        measure: how good the model is, the larger the better, for methods that wait for it (`RateGate`); it is called in evaluation mode,
+            without gradients.
 
     Raises:
         PrunusError: nothing to prune, a pattern without a match, a ratio out of reach; units with frozen weights; a model
@@ -49,8 +59,10 @@ class Search:
     """
 
     def __init__(
-        self, model: nn.Module, method: SearchMethod, total_steps: int, mirrors: Mapping[str, str] | None = None
-    ):
+        self, model: nn.Module, method: SearchMethod, total_steps: int, mirrors: Mapping[str, str] | None = None, *,
+        optimizer: Optimizer | None = None, example: Callable[[], object] | None = None,
+        measure: Callable[[], float] | None = None,
+    ):  # fmt: skip
         if not isinstance(total_steps, int) or total_steps < 1:
             raise PrunusError("total_steps", total_steps, "give the number of optimiser steps, at least one")
         if not isinstance(method, SearchMethod):
@@ -59,24 +71,43 @@ class Search:
         self.anatomy = anatomy(self.model, mirrors)
         check_units_are_there(self.model, self.anatomy)
         self.units = self.anatomy.select(method.include, method.exclude)
-        method.check(self.units)
+        count = None if example is None else partial(channel_macs, self.model, example, self.units)
+        self._fitted = method.fit(Whole(self.anatomy, count), self.units)
+        self._fitted.check(self.units)
+        self._needs, self._measure = method.needs(), measure
+        if self._needs.merit is not None and measure is None:
+            raise PrunusError("measure", None, "the method waits for how good the model is; give what measures it")
+        if self._needs.training is not None and optimizer is None:
+            raise PrunusError(
+                "optimizer", None, "the gates train beside the model; give its optimizer, to make one like it"
+            )
         if not has_adapters(self.model):  # which may still be merged or taken off; the first step asks again
-            check_can_be_read(self.model, self.units, method.reads_gradients)
-        self.gates = Gates(self.model, self.units)
+            self._check_can_be_read()
+        self.gates = Gates(self.model, self.units, self._needs.exact)
         self._device = self.gates.values[self.units[0].name].device
         """Where everything lies that is compared, wherever the units do."""
         opened = {unit.name: torch.ones(unit.channels, dtype=torch.float32, device=self._device) for unit in self.units}
-        self.method_state = method.begin(opened)
+        self.method_state = self._fitted.begin(opened)
         """The state of the method: kind → unit → tensor."""
+        self._optimizer: GateOptimizer | None = None
+        if self._needs.training is not None:
+            assert optimizer is not None
+            try:
+                self.gates.check_can_fold()
+                trained = self._fitted.trained(self.method_state)
+                self._optimizer = GateOptimizer(optimizer, self._needs.training, trained)
+            except PrunusError:
+                self.close()
+                raise
         self.masks = {name: torch.ones_like(gate, dtype=torch.bool) for name, gate in opened.items()}
         self.steps_done = 0
         self.course: list[tuple[int, float, float]] = []
-        """(step, ratio asked for, ratio achieved), one row per decision."""
+        """(step, ratio asked for, ratio achieved), one row per decision on what stays."""
 
     @property
     def ratio(self) -> float:
         """Share of the searched units' cost that is masked now."""
-        costs = self.method.unit_costs(self.units)
+        costs = self._fitted.unit_costs(self.units)
         total = sum(costs[unit.name] * unit.channels for unit in self.units)
         return sum(costs[name] * int((~mask).sum()) for name, mask in self.masks.items()) / total
 
@@ -94,53 +125,76 @@ class Search:
         """
         if not 0 < grad_scale < math.inf:
             raise PrunusError("grad_scale", grad_scale, "give the factor by which the gradients are too large")
-        t, needed = self.steps_done, self.method.search_steps(self.total_steps)
+        t, needed = self.steps_done, self._fitted.search_steps(self.total_steps)
         if t >= self.total_steps:
             raise PrunusError("total_steps", self.total_steps, "the search is over; make a new one to go on")
         if t == 0:
-            check_can_be_read(self.model, self.units, self.method.reads_gradients)
+            self._check_can_be_read()
         if t < needed:
-            if self.method.reads(t, self.total_steps):
+            if self._fitted.reads(t, self.total_steps):
                 found = self._evidence(
                     grad_scale * _scale_left(scaler), skips=scaler is not None and scaler.is_enabled()
                 )
                 if found is not None:
-                    self.method.observe(self.method_state, found, self.units)
+                    self._fitted.observe(self.method_state, found, self.units)
+                    if self._optimizer is not None:
+                        self._optimizer.step()
+            if self._fitted.wants_merit(t, self.total_steps):
+                self._fitted.hear(self.method_state, self._merit())
             self._decide(t, is_last=t + 1 == needed)
         self.steps_done += 1
 
     def _decide(self, t: int, is_last: bool) -> None:
-        decision = self.method.decide(self.method_state, t, self.total_steps, self.units)
+        decision = self._fitted.decide(self.method_state, t, self.total_steps, self.units)
         if decision is not None:
             if not isinstance(decision, Decision):
                 raise PrunusError(
                     "method", self.method.method, f"decide returned {decision!r}; give a Decision, or None"
                 )
-            check_can_be_read(self.model, self.units, self.method.reads_gradients)
             decision.check(self.method.method, self.units)
-            self.masks = dict(decision.kept)
-            self.gates.set(decision.gates)
-            self.course.append((t + 1, decision.asked, self.ratio))
+            if decision.kept is not None and decision.asked is not None:
+                self._check_can_be_read()
+                self.masks = dict(decision.kept)
+                self.gates.set(decision.gates)
+                self.course.append((t + 1, decision.asked, self.ratio))
+            else:
+                self.gates.set(decision.gates)
         if is_last:
             if not self.course:
                 raise PrunusError("method", self.method.method, "it has decided nothing by the last step of the search")
             self.gates.settle(self.masks)
 
+    def _check_can_be_read(self) -> None:
+        check_can_be_read(self.model, self.units, self._needs.gradients and not self._needs.exact)
+
+    def _merit(self) -> float:
+        """How good the model is."""
+        assert self._measure is not None
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            merit = float(self._measure())
+        finally:
+            self.model.train(was_training)
+        if not math.isfinite(merit):
+            raise PrunusError(
+                "measure", merit, "how good the model is must be a number; look at the loss, and at what measures it"
+            )
+        return merit
+
     def _evidence(self, scale: float, skips: bool) -> dict[str, Tensor] | None:
         """What the method reads of every unit; None for a step that will be skipped."""
-        read = {
-            unit.name: self.method.evidence(self.model, unit, self.gates.values[unit.name].to(self._device))
-            for unit in self.units
-        }
+        read = {unit.name: self._fitted.evidence(self.model, unit, self._gate(unit)) for unit in self.units}
+        read = self.gates.averaged(read) if self._needs.exact else read
         for name, value in read.items():
             if value is not None and value.shape != self.masks[name].shape:
                 wanted, given = tuple(self.masks[name].shape), tuple(value.shape)
                 raise PrunusError(
                     "method", self.method.method, f"its evidence of {name} is {given}; it must be {wanted}"
                 )
-        by_gradient = self.method.reads_gradients
+        by_gradient = self._needs.gradients
         if by_gradient and all(gradient is None for gradient in read.values()):
-            check_can_be_read(self.model, self.units, by_gradient)
+            self._check_can_be_read()
             raise PrunusError(
                 "gradient", "none", "no unit has one; call step after backward, before gradients are set to zero"
             )
@@ -161,13 +215,17 @@ class Search:
             )  # fmt: skip
         return found
 
+    def _gate(self, unit: Unit) -> Tensor:
+        gate = self.gates.values[unit.name]
+        return gate if self._needs.exact else gate.to(self._device)
+
     def plan(self) -> Plan:
         """The decision, once the final ratio is reached.
 
         Raises:
             PrunusError: the final update is still to come.
         """
-        needed = self.method.search_steps(self.total_steps)
+        needed = self._fitted.search_steps(self.total_steps)
         if self.steps_done < needed:
             raise PrunusError("search", f"step {self.steps_done} of {needed}", "the ratio is not reached; run on")
         return Plan.from_masks(self.anatomy, self.masks, method=self.method.model_dump(mode="json"), ratio=self.ratio)
@@ -195,8 +253,8 @@ class Search:
     def state(self) -> bytes:
         """The state of the search, in the format of safetensors."""
         tensors = {
-            f"{kind}/{name}": tensor.to("cpu", copy=True).contiguous()
-            for kind, units in self._all_kinds().items()
+            f"{kind}/{name}": tensor.detach().to("cpu", copy=True).contiguous()
+            for kind, units in (self._all_kinds() | self._stepped()).items()
             for name, tensor in units.items()
         }
         course = torch.tensor(self.course, dtype=torch.float64).reshape(-1, 3)
@@ -229,7 +287,8 @@ class Search:
             here = (self.method.model_dump_json(), str(self.total_steps))
             there = (about.get("method"), about.get("total_steps"))
             raise PrunusError("search state", source, f"it was saved by another search: {there}, not {here}")
-        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items() if key != "course"}
+        stepped = {key: tensor for key, tensor in tensors.items() if key.startswith(OF_OPTIMIZER)}
+        shapes = {key: tuple(t.shape) for key, t in tensors.items() if key != "course" and key not in stepped}
         kinds = self._all_kinds()
         ours = {f"{kind}/{name}": tuple(t.shape) for kind, units in kinds.items() for name, t in units.items()}
         if shapes != ours:
@@ -239,9 +298,21 @@ class Search:
                 "exclude that give the same units (early versions took connectors by default: include=('*', 'connector'))",
             )  # fmt: skip
         read = {kind: {name: tensors[f"{kind}/{name}"].to(self._device) for name in kinds[kind]} for kind in kinds}
+        if steps_done >= self._fitted.search_steps(self.total_steps):
+            self.gates.forget_gradients()
         self.gates.set(read.pop("gate"))
         self.masks = read.pop("mask")
+        leaves = self._fitted.trained(self.method_state)
+        for units in read.values():
+            for name, tensor in self._fitted.trained(read).items():
+                if units.get(name) is tensor:  # the optimiser holds the leaf, so that one takes the value
+                    units[name] = leaves[name].copy_(tensor)
+        if self._optimizer is not None:
+            self._optimizer.load(stepped)
         self.method_state, self.course, self.steps_done = read, course, steps_done
+
+    def _stepped(self) -> State:
+        return {} if self._optimizer is None else self._optimizer.state()
 
     def _all_kinds(self) -> dict[str, dict[str, Tensor]]:
         """Every tensor of the state: kind → unit → tensor."""

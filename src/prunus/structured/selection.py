@@ -55,11 +55,11 @@ def select(
         if align == 1:
             means = score[order[: ends.numel()]]
         rank.append((means, sizes * costs[name], torch.full_like(ends, index)))
-    reachable = sum(float(cost.sum()) for _, cost, _ in rank)
+    most = reachable(scores, costs, minimum, align)
     target = ratio * total
-    if reachable < target - max(costs.values()):
+    if most < target - max(costs.values()):
         raise PrunusError(
-            "ratio", ratio, f"with min_channels={minimum} and align={align} at most {reachable / total:.4f} can be "
+            "ratio", ratio, f"with min_channels={minimum} and align={align} at most {most / total:.4f} can be "
             "pruned; ask for less, or lower the floors",
         )  # fmt: skip
     if not rank:
@@ -91,6 +91,12 @@ def select_as_published(scores: Mapping[str, Tensor], costs: Mapping[str, float]
     for name, score in scores.items():
         kept[name][score.argmin()] = True
     return kept
+
+
+def reachable(scores: Mapping[str, Tensor], costs: Mapping[str, float], minimum: int = 1, align: int = 1) -> float:
+    """The cost of all that may go under the floors of `select`."""
+    floor = -(-minimum // align) * align
+    return sum(costs[name] * max(0, score.numel() - floor) for name, score in scores.items())
 
 
 def _chunk_ends(channels: int, minimum: int, align: int, device: torch.device) -> Tensor:

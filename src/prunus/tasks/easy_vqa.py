@@ -21,7 +21,7 @@ from prunus.losses import Prediction, next_tokens
 from prunus.metric import Metric
 from prunus.models import DEC, SEP, SPECIAL_TOKENS, bare_blip, question_states, warm_blip
 from prunus.progress import track
-from prunus.tasks.task import Task
+from prunus.tasks.task import MEASURED, Task
 from prunus.typed import Count
 
 MAX_TOKENS = 12
@@ -42,6 +42,8 @@ class EasyVQA(Task):
     """Questions per evaluation batch."""
 
     metrics: ClassVar = {"accuracy": Metric(), "accuracy_yes_no": Metric(), "accuracy_other": Metric()}
+
+    measured_on_items: ClassVar = ("loss", "accuracy")
 
     def check(self) -> None:
         Questions.package()
@@ -132,6 +134,20 @@ class EasyVQA(Task):
             labels=labels,
         )
         return next_tokens(answer.loss, answer.logits, labels)
+
+    @torch.no_grad()
+    def measure_on(self, model: Any, items: Sequence[Any]) -> dict[str, float]:
+        """Their loss, and the share of questions of which the answer is the likeliest of all words."""
+        parts = [items[start : start + MEASURED] for start in range(0, len(items), MEASURED)]
+        loss, hits, asked = 0.0, 0, 0
+        for part in parts:
+            batch = self.collate(part)
+            found = self.predict(model, dict(batch))
+            loss += float(found.loss) * len(part)
+            answers = batch["labels"][:, 1].to(found.logits.device)
+            hits += int((found.logits[:, 0].argmax(-1) == answers).sum())
+            asked += len(answers)
+        return {"loss": loss / len(items), "accuracy": hits / asked}
 
     @torch.no_grad()
     def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:

@@ -40,6 +40,9 @@ class Task(Typed):
         if lacking and isinstance(cls.model_fields["name"].default, str):  # without a name it is a base of others
             raise PrunusError("task", cls.__name__, f"it has a name, so write what it lacks: {', '.join(lacking)}")
 
+    measured_on_items: ClassVar[tuple[str, ...]] = ("loss",)
+    """What `measure_on` returns: what can be watched on training items that are held out."""
+
     @property
     def headline(self) -> str:
         """The metric that plots show, and that is measured along the way."""
@@ -87,6 +90,13 @@ class Task(Typed):
             return self.predict(model, batch).loss
         return own_loss(model, batch)
 
+    @torch.no_grad()
+    def measure_on(self, model: Any, items: Sequence[Any]) -> dict[str, float]:
+        """How good a model in evaluation mode is on training items: by default their loss, the mean over batches of 32."""
+        parts = [items[start : start + MEASURED] for start in range(0, len(items), MEASURED)]
+        losses = [float(self.loss(model, self.collate(part))) * len(part) for part in parts]
+        return {"loss": sum(losses) / len(items)}
+
     def calibration(self, samples: int, batch_size: int) -> list[Batch]:
         """Training inputs that the model takes as `model(**batch)`, for pruners: items spread evenly, the same at every
         call.
@@ -126,6 +136,10 @@ class Task(Typed):
     def skeleton(self, **sizes: int) -> PreTrainedModel:
         """The model of `warm_start` on the current device, without reading or training anything."""
         return self.warm_start(**sizes)
+
+
+MEASURED = 32
+"""Training items that are measured at a time."""
 
 
 def _says_metrics(metrics: object) -> bool:

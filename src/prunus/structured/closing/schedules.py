@@ -1,4 +1,4 @@
-"""How a search approaches its ratio: schedules, the ratio asked for after step t (0-based) of T as a share of the final one."""
+"""How a search approaches its ratio: schedules, the share of the way that has been gone after step t (0-based) of T."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from pydantic import Field
-
-from prunus.structured.budget import Ratio
 from prunus.typed import Steps, Typed
 
 ScheduleName = Literal["cosine", "linear", "concave", "sigmoid", "exponential"]
@@ -53,32 +50,22 @@ SCHEDULES: dict[ScheduleName, Callable[[int, int], float]] = {
 }
 
 
-class Progress(Typed):
-    """When a search renews its masks, and at which ratio. Mixed into a search method, before `SearchMethod`."""
+class Pace(Typed):
+    """When masks are renewed on the way to a ratio, and how much of the way has been gone by then."""
 
-    ratio: Ratio
-    """The ratio at the end, p."""
     schedule: ScheduleName = "cosine"
     """How p_t grows to p."""
     interval: Steps | None = None
     """Steps between updates. None: the steps that one percent of compression takes."""
-    hold: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the steps, at the end, that train at the final gates."""
 
-    def search_steps(self, total_steps: int) -> int:
-        """Steps until the final ratio is reached, T; the rest is the hold phase."""
-        return max(1, round(total_steps * (1 - self.hold)))
+    def steps_between(self, steps: int, ratio: float) -> int:
+        """Steps between updates, on the way to `ratio`."""
+        return self.interval or max(1, round(steps * 0.01 / ratio))
 
-    def update_interval(self, total_steps: int) -> int:
-        """Steps between updates."""
-        return self.interval or max(1, round(self.search_steps(total_steps) * 0.01 / self.ratio))
+    def is_due(self, t: int, steps: int, ratio: float) -> bool:
+        """Whether the masks are renewed after step t (0-based), on the way to `ratio`."""
+        return t == steps - 1 or (t + 1) % self.steps_between(steps, ratio) == 0
 
-    def is_update(self, t: int, total_steps: int) -> bool:
-        """Whether the masks are renewed after step t (0-based)."""
-        steps = self.search_steps(total_steps)
-        return t == steps - 1 or (t < steps and (t + 1) % self.update_interval(total_steps) == 0)
-
-    def ratio_at(self, t: int, total_steps: int) -> float:
-        """p_t, the ratio asked for after step t (0-based)."""
-        steps = self.search_steps(total_steps)
-        return self.ratio if t >= steps - 1 else self.ratio * min(1.0, SCHEDULES[self.schedule](t, steps))
+    def way(self, t: int, steps: int) -> float:
+        """p_t/p after step t (0-based): the share of the way that has been gone."""
+        return 1.0 if t >= steps - 1 else min(1.0, SCHEDULES[self.schedule](t, steps))

@@ -1,0 +1,160 @@
+"""A search method put together of three choices: what a channel is worth, who competes with whom, and how channels leave."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from prunus.anatomy import Unit
+from prunus.errors import PrunusError
+from prunus.structured.budget import Budget
+from prunus.structured.closing import AnyClosing, Closing
+from prunus.structured.importance import AnyImportance, Importance
+from prunus.structured.method import Decision, Needs, SearchMethod
+from prunus.structured.scope import AnyScope, Everyone, Scope
+from prunus.structured.state import State
+
+
+class Parts(NamedTuple):
+    """The three choices."""
+
+    importance: Importance
+    scope: Scope
+    closing: Closing
+
+
+class Composed(Budget, SearchMethod):
+    """Base of the methods that are three choices. One of your own needs a name and `parts`."""
+
+    hold: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps, at the end, that train at the final gates."""
+
+    @abstractmethod
+    def parts(self) -> Parts:
+        """The three choices, which follow from the settings."""
+
+    def needs(self) -> Needs:
+        importance, _, closing = self.parts()
+        training = importance.training()
+        return Needs(
+            gradients=importance.reads_gradients, training=training, merit=closing.waits_for(), macs=self.max_macs is not None,
+            exact=training is not None or (importance.reads_gradients and closing.straight_through),
+        )  # fmt: skip
+
+    def states_ratio(self) -> bool:
+        return self.parts().scope.states_ratio()
+
+    def given_ratio(self, units: tuple[Unit, ...]) -> float | None:
+        return self.parts().scope.ratio(units, self)
+
+    def check(self, units: tuple[Unit, ...]) -> None:
+        """Refuses a ratio out of reach.
+
+        Raises:
+            PrunusError: see above.
+        """
+        alike = {unit.name: torch.zeros(unit.channels, device="cpu") for unit in units}
+        self.parts().scope.keep(alike, units, self, self.goal)
+
+    def search_steps(self, total_steps: int) -> int:
+        """Steps until the final ratio is reached, T; the rest is the hold phase."""
+        return max(1, round(total_steps * (1 - self.hold)))
+
+    def reads(self, t: int, total_steps: int) -> bool:
+        importance, _, closing = self.parts()
+        return importance.adds_up or closing.share(t, self.search_steps(total_steps), self.goal) is not None
+
+    def wants_merit(self, t: int, total_steps: int) -> bool:
+        return self.parts().closing.wants_merit(t, self.search_steps(total_steps), self.goal)
+
+    def trained(self, state: State) -> dict[str, Tensor]:
+        return state.get("zeta", {})
+
+    def evidence(self, model: nn.Module, unit: Unit, gate: Tensor) -> Tensor | None:
+        return self.parts().importance.evidence(model, unit, gate)
+
+    def begin(self, gates: dict[str, Tensor]) -> State:
+        importance, _, closing = self.parts()
+        state = importance.begin(gates)
+        if importance.training() is not None or not closing.can_return:
+            state["open"] = {name: gate.clone() for name, gate in gates.items()}
+        pace = closing.begin(next(iter(gates.values())).device)
+        return state | ({"pace": pace} if pace else {})
+
+    def observe(self, state: State, found: dict[str, Tensor], units: tuple[Unit, ...]) -> None:
+        """Adds one step's evidence, in place. A gate is its openness times ζ, so the gradient of ζ is that of the gate times its openness."""
+        importance, scope, closing = self.parts()
+        if importance.training() is not None and not closing.straight_through:
+            found = {name: slope * state["open"][name] for name, slope in found.items()}
+        importance.observe(state, scope.at_each_step(found, units), units)
+
+    def hear(self, state: State, merit: float) -> None:
+        state["pace"]["merit"].fill_(merit)
+
+    def decide(self, state: State, t: int, total_steps: int, units: tuple[Unit, ...]) -> Decision | None:
+        """The masks and gates when a decision is due; otherwise the gates, where they train.
+
+        Raises:
+            PrunusError: nothing that would tell channels apart has been read by the last step.
+        """
+        importance, scope, closing = self.parts()
+        steps = self.search_steps(total_steps)
+        share, is_last = closing.share(t, steps, self.goal), t + 1 == steps
+        if share is not None and importance.is_silent(state):
+            if is_last:
+                raise PrunusError("gradient", "zero", "it was zero or not finite at every step; look at the loss")
+            share = None
+        if share is None:
+            if importance.training() is None:
+                return None
+            return Decision(None, self._gates(state, state["open"]), None)
+        asked = self.goal * closing.paced(state.get("pace", {}), share, is_last)
+        scores = scope.comparable(importance.scores(state), units)
+        if not closing.can_return:
+            scores = _those_gone_first(scores, state["open"])
+        kept = scope.keep(scores, units, self, asked)
+        opened = closing.openness(kept, asked / self.goal)
+        if "open" in state:
+            state["open"] = opened
+        return Decision(kept, self._gates(state, opened), asked)
+
+    def _gates(self, state: State, opened: dict[str, Tensor]) -> dict[str, Tensor]:
+        trained = self.trained(state)
+        if not trained or self.parts().closing.straight_through:
+            return opened
+        return {name: opened[name] * zeta.detach() for name, zeta in trained.items()}
+
+
+def _those_gone_first(scores: dict[str, Tensor], opened: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Scores by which the channels that have gone go again before any other."""
+    top = torch.stack([score.max() for score in scores.values()]).max()
+    above = top + top.abs() + 1
+    return {name: torch.where(opened[name] == 0, above, score) for name, score in scores.items()}
+
+
+class Structured(Composed):
+    """Any importance with any scope and any closing."""
+
+    method: Literal["structured"] = "structured"
+    importance: AnyImportance
+    """What a channel is worth, such as `GateGradient()`."""
+    scope: AnyScope
+    """Who competes with whom, such as `Everyone()`."""
+    closing: AnyClosing
+    """How channels leave, such as `Progressive()`."""
+
+    @model_validator(mode="after")
+    def _has_steps_to_compare(self) -> Structured:
+        step_by_step = isinstance(self.scope, Everyone) and self.scope.normalize == "step"
+        if step_by_step and (not self.importance.adds_up or self.importance.training() is not None):
+            raise PrunusError(
+                "scope.normalize", "step", f"{self.importance.importance} does not add up over steps; take sum, or none"
+            )
+        return self
+
+    def parts(self) -> Parts:
+        return Parts(self.importance, self.scope, self.closing)

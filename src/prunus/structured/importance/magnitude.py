@@ -1,0 +1,33 @@
+"""Weight magnitude (Gan et al., 2022, at the granularity of channels): the norm of all rows and columns of a channel."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunus.anatomy import Unit, linears
+from prunus.structured.importance.importance import Importance
+from prunus.structured.state import State
+
+
+class WeightMagnitude(Importance):
+    """√(Σ w²) over a channel's rows and biases in the producers and its columns in the consumer. The smallest goes first."""
+
+    importance: Literal["magnitude"] = "magnitude"
+    reads_gradients: ClassVar[bool] = False
+    adds_up: ClassVar[bool] = False
+
+    def evidence(self, model: nn.Module, unit: Unit, gate: Tensor) -> Tensor:
+        squares = torch.zeros(unit.channels, device=gate.device)
+        for site, linear in linears(model, unit):
+            is_consumer = site is unit.consumer
+            of_features = linear.weight.float().square().sum(0 if is_consumer else 1)
+            if linear.bias is not None and not is_consumer:
+                of_features = of_features + linear.bias.float().square()
+            squares += of_features.view(-1, unit.channels).sum(0).to(gate.device)
+        return squares.sqrt()
+
+    def scores(self, state: State) -> dict[str, Tensor]:
+        return {name: -norm for name, norm in state["score"].items()}

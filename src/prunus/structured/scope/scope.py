@@ -1,0 +1,127 @@
+"""What a scope is: who competes with whom for staying."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from prunus.anatomy import Unit, by_name
+from prunus.errors import PrunusError
+from prunus.structured.budget import Budget
+from prunus.structured.selection import reachable, select
+from prunus.typed import Share, Typed, named
+
+
+class Scope(Typed):
+    """Base of the scopes. One of your own needs a name, `scope: Literal["…"] = "…"`, and `keep`."""
+
+    scope: str
+    """The name by which recipes find it."""
+
+    def at_each_step(self, found: dict[str, Tensor], units: tuple[Unit, ...]) -> dict[str, Tensor]:
+        """What of one step's evidence is added up: as it is, unless the scope compares before that."""
+        return found
+
+    def comparable(self, scores: dict[str, Tensor], units: tuple[Unit, ...]) -> dict[str, Tensor]:
+        """Scores as they are held against each other: as they are, unless kinds are put on one scale first."""
+        return scores
+
+    @abstractmethod
+    def keep(
+        self, scores: dict[str, Tensor], units: tuple[Unit, ...], budget: Budget, asked: float
+    ) -> dict[str, Tensor]:
+        """Which channels stay: unit → bool (channels,).
+
+        Args:
+            scores: unit → (channels,), comparable. The largest go first.
+            budget: costs of channels, and floors.
+            asked: share of the cost that is to go now; up to `budget.goal`.
+        """
+
+    def states_ratio(self) -> bool:
+        """Whether the scope itself says how much is to go."""
+        return False
+
+    def ratio(self, units: tuple[Unit, ...], budget: Budget) -> float | None:
+        """The share of the cost that goes at the end, where the scope itself says that."""
+        return None
+
+
+class Apart(Scope):
+    """Base of the scopes in which groups of units do not compete with each other: each loses a share of its own."""
+
+    ratios: dict[str, Share] = Field(default_factory=dict)
+    """Share of each group that is to go, by selectors, the narrower name winning; those that none names stay whole, and `ratio` is what
+    they come to. Empty: `ratio` of every one."""
+
+    @abstractmethod
+    def group(self, unit: Unit) -> str:
+        """The group that a unit belongs to."""
+
+    @abstractmethod
+    def labels(self, unit: Unit) -> tuple[str, ...]:
+        """What selectors of `ratios` are held against, from the widest to the narrowest."""
+
+    def meets_every_share(self) -> bool:
+        """Whether every share counts, rather than their sum."""
+        return False
+
+    def states_ratio(self) -> bool:
+        return bool(self.ratios)
+
+    def ratio(self, units: tuple[Unit, ...], budget: Budget) -> float | None:
+        if not self.ratios:
+            return None
+        costs, shares = budget.unit_costs(units), self._shares(units, 0.0)
+        total = sum(costs[unit.name] * unit.channels for unit in units)
+        return sum(costs[u.name] * u.channels * shares[self.group(u)] for u in units) / total
+
+    def keep(
+        self, scores: dict[str, Tensor], units: tuple[Unit, ...], budget: Budget, asked: float
+    ) -> dict[str, Tensor]:
+        """Every group by itself, the one with the dearest channels first. What rounding leaves over in one is the next one's, so that the sum
+        is met to within one channel; or every group's own share is, to half a channel (`meets_every_share`).
+
+        Raises:
+            PrunusError: the floors leave less of a group than `asked`; where shares are given, that one loses what it can.
+        """
+        costs, shares = budget.unit_costs(units), self._shares(units, budget.goal)
+        groups: dict[str, list[str]] = {}
+        for unit in sorted(units, key=lambda unit: -costs[unit.name]):
+            groups.setdefault(self.group(unit), []).append(unit.name)
+        kept: dict[str, Tensor] = {}
+        left_over = 0.0
+        for group, names in groups.items():
+            own, prices = {name: scores[name] for name in names}, {name: costs[name] for name in names}
+            total = sum(prices[name] * own[name].numel() for name in names)
+            most = reachable(own, prices, budget.min_channels, budget.align)
+            target = shares[group] * total * asked / budget.goal
+            if not self.ratios and most < target - max(prices.values()):
+                raise PrunusError(
+                    "ratio", budget.goal, f"of {group} at most {most / total:.4f} can go with min_channels={budget.min_channels} and "
+                    f"align={budget.align}; ask for less, or lower the floors",
+                )  # fmt: skip
+            target = min(target, most)
+            due = target + left_over
+            if shares[group] == 0:
+                kept |= {name: torch.ones_like(score, dtype=torch.bool) for name, score in own.items()}
+                continue
+            chosen = select(own, prices, min(max(due, 0.0), most) / total, budget.min_channels, budget.align)
+            if not self.meets_every_share():
+                left_over = due - sum(prices[name] * int((~chosen[name]).sum()) for name in names)
+            kept |= chosen
+        return {unit.name: kept[unit.name] for unit in units}
+
+    def _shares(self, units: tuple[Unit, ...], default: float) -> dict[str, float]:
+        groups = {self.group(unit): self.labels(unit) for unit in units}
+        if not self.ratios:
+            return dict.fromkeys(groups, default)
+        given = self.ratios if self.ratios.keys() <= groups.keys() else by_name(self.ratios, groups, "ratios")
+        return {group: given.get(group, 0.0) for group in groups}
+
+
+AnyScope = named(Scope, "scope")
+"""A scope that a recipe names."""
