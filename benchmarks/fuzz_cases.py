@@ -49,6 +49,11 @@ VIT: dict[str, Any] = {
 NOISE = {"name": "noise", "items": 8, "length": 8}
 TRAIN = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "save_every": 1, "bf16": False}
 SEARCH = {"step": "search", "method": {"ratio": 0.5, "interval": 1}, "train": TRAIN}
+UNIFIED = {**SEARCH, "method": {"method": "unified", "ratio": 0.5, "hold": 0.5}}
+SPELLED = {**SEARCH, "method": {
+    "method": "structured", "max_parameters": 3000, "importance": {"importance": "taylor"}, "scope": {"scope": "component", "ratios": {}},
+    "closing": {"closing": "progressive", "interval": 1, "gate": {"tolerance": 0.1}},
+}}  # fmt: skip
 RETRAIN = {"step": "retrain", "train": TRAIN}
 CALIBRATION = {"samples": 4, "batch_size": 2}
 Case = Callable[[random.Random], "str | None"]
@@ -78,6 +83,8 @@ RUNS: tuple[dict[str, Any], ...] = tuple(
         (VIT, [pruning("wanda", allocate={"method": "iterative_global", "sparsity": 0.5, "rounds": 2})]),
         (VIT, [pruning("sparsegpt", allocate={"method": "manual", "sparsity": {"*": 0.5}})]),
         (VIT, [SEARCH, RETRAIN, pruning("wanda")]),
+        (VIT, [UNIFIED]),
+        (VIT, [SPELLED]),
     )
 )  # fmt: skip
 

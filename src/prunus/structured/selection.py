@@ -49,11 +49,12 @@ def select(
         ends = _chunk_ends(score.numel(), minimum, align, score.device)
         if ends.numel() == 0:
             continue
-        sums = torch.cat([score.new_zeros(1), score[order].cumsum(0)])
         sizes = ends.diff(prepend=ends.new_zeros(1))
-        means = (sums[ends] - sums[ends - sizes]) / sizes
         if align == 1:
             means = score[order[: ends.numel()]]
+        else:
+            sums = torch.cat([score.new_zeros(1), score[order].cumsum(0)])
+            means = (sums[ends] - sums[ends - sizes]) / sizes
         rank.append((means, sizes * costs[name], torch.full_like(ends, index)))
     most = reachable(scores, costs, minimum, align)
     target = ratio * total
