@@ -243,8 +243,8 @@ def rows() -> Iterator[Row]:
             )  # type: ignore[misc]
         yield Row(table, "cosine", "–", deit, lambda _, r=ratio: UPop(ratio=r))  # type: ignore[misc]
         yield Row(table, "cosine, no z-scores", "–", deit, lambda _, r=ratio: UPop(ratio=r, normalize="none"))  # type: ignore[misc]
-        gate = RateGate(metric="accuracy", tolerance=0.02, patience=10)
-        yield Row(table, "cosine, gated rate", "+2 at .9", deit, lambda _, r=ratio: UPop(ratio=r, gate=gate))  # type: ignore[misc]
+        gated = UPop(ratio=ratio, gate=RateGate(metric="accuracy", tolerance=0.02, patience=10))
+        yield Row(table, "cosine, gated rate", "+2 at .9", deit, lambda _, m=gated: m)  # type: ignore[misc]
         yield Row(
             table, "chance", "–", deit,
             lambda _, r=ratio: Structured(ratio=r, importance=Chance(), scope=Everyone(), closing=Progressive()),  # type: ignore[misc]

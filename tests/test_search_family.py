@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,11 +41,17 @@ from prunus import (
     WithinUnit,
     anatomy,
     extract,
+    load_model,
 )
 from prunus.anatomy import linears
 from prunus.cost import channel_macs, multiply_accumulates
+from prunus.evaluation import evaluate_here
+from prunus.recipe import Recipe
+from prunus.run import run
+from prunus.steps import SearchStep
 from prunus.structured.gates import Gates
 from prunus.structured.scores import gate_gradient
+from prunus.tasks import EasyVQA, Noise
 from tests.families import FAMILIES, build
 from tests.test_equivalence import TOLERANCE, deviation, outputs
 from tests.test_search import _trainer, loss_of
@@ -377,6 +386,44 @@ def test_frozen_weights_may_have_gates_that_train() -> None:
     assert within_a_channel(search, 0.4)
 
 
+@pytest.mark.long
+def test_two_processes_step_gates_by_the_mean_of_their_gradients() -> None:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d",
+        "--rdzv-endpoint", "localhost:0", "-m", "tests.search_in_two_processes",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("0.40 gone") == 2
+
+
+def test_gates_that_train_get_their_gradient_once_under_checkpointing() -> None:
+    case = build("llama", 4)
+    found = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            enable = getattr(case.model, "activation_checkpointing_enable", case.model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
+        case.model.train()
+        gates = Gates(case.model, anatomy(case.model).units, exact=True)
+        gates.set({name: torch.linspace(-0.5, 1, len(gate)) for name, gate in gates.values.items()})
+        loss_of(case).backward()
+        found.append({name: gate.grad for name, gate in gates.values.items()})
+        gates.remove()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient)
+
+
+def test_gates_follow_the_fastest_of_the_groups_and_settings_stay_theirs_after_a_restart() -> None:
+    model = zeta_model([1.0, 1.0])
+    hidden = model.get_submodule("mlp")
+    groups = [{"params": hidden.fc1.parameters(), "lr": 0.01}, {"params": hidden.fc2.parameters(), "lr": 0.1}]
+    search = Search(model, Unified(ratio=0.5, l1_mlp=0.0), 9, optimizer=torch.optim.SGD(groups))
+    linear_loss(model).backward()
+    search.step()
+    assert search.gates.values["mlp"].tolist() == pytest.approx([0.9, 0.9])
+
+
 # Importances, scopes, closings by hand
 
 
@@ -688,8 +735,59 @@ def test_every_method_works_under_the_trainer_and_is_resumed(tmp_path, preset: s
         assert any((tensor != 1).any() for tensor in zeta.values()), "gates have trained"
 
 
+def test_a_recipe_waits_for_what_its_task_can_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ViT on noise: a quarter of eight items is held out, and the loss on them is what the rate waits for."""
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("prunus.report.measured.evaluate_elsewhere", evaluate_here)
+    seen: list[int] = []
+    measure_on = Noise.measure_on
+
+    def noted(task: Noise, model: Any, items: Any) -> dict[str, float]:
+        seen.append(len(items))
+        return measure_on(task, model, items)
+
+    monkeypatch.setattr(Noise, "measure_on", noted)
+    train = {"steps": 3, "batch_size": 2, "learning_rate": 1e-3, "save_every": 3, "bf16": False}
+    gate = {"metric": "loss", "tolerance": 0.0, "patience": 1, "share": 0.25}
+    vit = {
+        "model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+    }  # fmt: skip
+    data: dict[str, Any] = {
+        "model": {"random": vit}, "task": {"name": "noise", "items": 8, "length": 8}, "output": tmp_path / "run",
+        "steps": [{"step": "search", "method": {"method": "upop", "max_macs": 18_000, "interval": 1, "gate": gate}, "train": train}],
+        "measure": {"batch_size": 1, "repeats": 1}, "evaluate_limit": 4,
+    }  # fmt: skip
+    report = run(Recipe(**data))
+    assert seen == [2, 2]
+    small = load_model(report.folders["compressed"])
+    batch = Noise(items=8, length=8).for_model(Path(report.folders["compressed"])).calibration(1, 1)[0]
+    parts = anatomy(load_model(report.folders["dense"]))
+    macs = multiply_accumulates(small, lambda: small(**batch))["total"]
+    assert abs(macs - 18_000) <= max(unit.channel_cost for unit in parts) * 5, "five tokens go through every row"
+    gate["metric"] = "accuracy"
+    with pytest.raises(
+        PrunusError, match=r"steps\.0\.method\.gate\.metric = 'accuracy': noise cannot.*take one of loss"
+    ):
+        Recipe(**data)
+
+
+def test_easy_vqa_measures_the_loss_and_the_answers_of_training_items() -> None:
+    pytest.importorskip("easy_vqa", reason="needs the packaged data: pip install 'prunus[demo]'")
+    task = EasyVQA(image_size=28)
+    model = task.skeleton(vision_layers=1, text_layers=1).eval()
+    data: Any = task.train_data()
+    items = [data[place] for place in (0, 7, 40)]
+    found = task.measure_on(model, items)
+    batch = task.collate(items)
+    with torch.no_grad():
+        predicted = task.predict(model, batch)
+    assert found["loss"] == pytest.approx(float(predicted.loss))
+    right = predicted.logits[:, 0].argmax(-1) == batch["labels"][:, 1]
+    assert found["accuracy"] == pytest.approx(float(right.float().mean()))
+
+
 def test_a_method_is_found_by_its_name_with_its_parts_in_a_recipe() -> None:
-    from prunus.steps import SearchStep
 
     train = {"steps": 2, "learning_rate": 0.1}
     step = SearchStep.model_validate({

@@ -120,6 +120,10 @@ CASES: dict[str, tuple[dict[str, Any], Check]] = {
         {"steps": [{"step": "search", "method": {"method": "by_magnitude", "ratio": 0.4}, "train": TRAIN}]},
         is_narrow,
     ),
+    "own_importance": (
+        {"steps": [{"step": "search", "method": {"method": "two_rounds", "ratio": 0.4}, "train": TRAIN}]},
+        is_narrow,
+    ),
     "own_step": ({"steps": [{"step": "round", "bits": 3}]}, is_rounded),
     "own_pruner": ({"steps": [{**PRUNE, "method": {"method": "contribution", "sparsity": 0.5}}]}, is_half_gone),
     "own_allocator": (

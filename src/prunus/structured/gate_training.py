@@ -24,7 +24,7 @@ class GateTraining(Typed):
     l1_attention: Factor | None = None
     """w_a, that of an attention channel. None: w_a Σ|ζ_attention| and w_m Σ|ζ_mlp| are equal at the start, as in the paper."""
     gate_learning_rate: float | None = Field(default=None, gt=0, le=10)
-    """Of the gates, at the height of the schedule. None: that of the optimiser."""
+    """Of the gates, at the height of the schedule. None: the highest of the optimiser's."""
     gate_weight_decay: float = Field(default=0.0, ge=0, le=1000)
     """Of the gates."""
 
@@ -40,7 +40,7 @@ class GateTraining(Typed):
 
 class GateOptimizer:
     """Steps gates as an optimiser steps its weights: of the same class, with its settings, its learning rate rising and falling with
-    that of its first group.
+    that of the fastest of its groups.
 
     Args:
         optimizer: the model's.
@@ -56,9 +56,9 @@ class GateOptimizer:
         if not isinstance(inner, Optimizer):
             raise PrunusError("optimizer", type(inner).__name__, "give the torch optimiser that trains the model")
         optimizer = inner
-        kind, self._followed, self._gates = type(optimizer), optimizer, gates
-        first = optimizer.param_groups[0]
-        self._full_rate = float(first.get("initial_lr", first["lr"]))
+        kind, self._gates = type(optimizer), gates
+        self._group = max(optimizer.param_groups, key=_full_rate)
+        self._full_rate = _full_rate(self._group)
         self._rate = training.gate_learning_rate or self._full_rate
         known = inspect.signature(kind.__init__).parameters
         settings = {name: value for name, value in optimizer.defaults.items() if name in known}
@@ -74,7 +74,7 @@ class GateOptimizer:
 
     def step(self) -> None:
         """One step along the gradients of the gates."""
-        now = float(self._followed.param_groups[0]["lr"])
+        now = float(self._group["lr"])
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * (now / self._full_rate if self._full_rate else 1.0)
         self._optimizer.step()
@@ -103,6 +103,11 @@ class GateOptimizer:
                 )
             gate = self._gates[name]
             self._optimizer.state[gate][kind] = value.to(gate.device) if value.ndim else value
+
+
+def _full_rate(group: Mapping[str, Any]) -> float:
+    """Learning rate of a group, at the height of its schedule."""
+    return float(group.get("initial_lr", group["lr"]))
 
 
 OF_OPTIMIZER = "optimizer."

@@ -53,7 +53,7 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, output: Tensor, feature_gate: Tensor | None, leaf: Tensor) -> Tensor:
         ctx.save_for_backward(output, feature_gate)
         ctx.channels, ctx.device = len(leaf), leaf.device
-        return output.view_as(output) if feature_gate is None else _scaled(output, feature_gate)
+        return output.clone() if feature_gate is None else _scaled(output, feature_gate)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, Tensor]:

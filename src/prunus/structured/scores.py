@@ -45,7 +45,8 @@ CHUNK = 1 << 17
 def _row_products(weight: Tensor, gradient: Tensor) -> Tensor:
     """⟨W_r, G_r⟩ for every row r, (rows,), accumulated in fp32."""
     if weight.dtype == gradient.dtype == torch.float32:
-        return torch.linalg.vecdot(weight, gradient)
+        products: Tensor = torch.linalg.vecdot(weight, gradient)
+        return products
     rows = weight.shape[0] if weight.is_cuda else max(1, CHUNK // weight.shape[1])
     pairs = zip(torch.split(weight, rows), torch.split(gradient, rows), strict=True)
     return torch.cat([(part.float() * slope.float()).sum(1) for part, slope in pairs])
