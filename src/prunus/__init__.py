@@ -62,6 +62,7 @@ from prunus.unstructured import (
 )
 
 if TYPE_CHECKING:
+    from prunus.models import convert
     from prunus.structured import SearchCallback
 
 __version__ = "0.1.0"
@@ -72,18 +73,22 @@ __all__ = [
     "Magnitude", "Manual", "MaskBased", "MaskedFinetune", "MaskedLoRA", "Matrix", "Parts", "Plan", "Progressive", "PrunusError", "RateGate",
     "Rounds", "Scope", "Search", "SearchCallback", "SearchMethod", "SparseGPT", "SparsityPlan", "StraightThrough", "Structured", "Taylor",
     "TrainedGate", "Training", "UPop", "Unified", "Uniform", "WalkOptions", "Wanda", "WeightMagnitude", "WithinComponent", "WithinUnit",
-    "accelerate_2to4", "allocate", "anatomy", "draw_plans", "extract", "finetune", "hold_zeros", "image_batches", "load_model", "matrices",
+    "accelerate_2to4", "allocate", "anatomy", "convert", "draw_plans", "extract", "finetune", "hold_zeros", "image_batches", "load_model", "matrices",
     "mirrored", "pair_batches", "plan_of", "prune", "prune_folder", "prune_matrix", "repair", "sparsity_of", "text_batches",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """What needs the Trainer (which brings peft and quantisers with it, where they are installed), and rooms that importing
-    prunus leaves closed, such as `prunus.recipe`, are imported when they are asked for."""
+    """What needs the Trainer (which brings peft and quantisers with it, where they are installed) or the architectures of the
+    published models, and rooms that importing prunus leaves closed, such as `prunus.recipe`, are imported when asked for."""
     if name == "SearchCallback":
         from prunus.structured import SearchCallback
 
         return SearchCallback
+    if name == "convert":
+        from prunus.models import convert
+
+        return convert
     if find_spec(f"{__name__}.{name}") is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return import_module(f"{__name__}.{name}")

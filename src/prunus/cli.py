@@ -20,6 +20,7 @@ from prunus.errors import PrunusError, shown
 from prunus.evaluation import evaluate_here, harness_scores, read_task
 from prunus.extensions import load_extension
 from prunus.metric import UNDECLARED
+from prunus.models import convert as convert_file
 from prunus.plan import SparsityPlan
 from prunus.recipe import Recipe, demo_recipe, load_recipe
 from prunus.report import Report, terminal_table, write_report
@@ -174,6 +175,24 @@ def evaluate(
     else:
         for name, value in zip(figures["metrics"], texts, strict=True):
             typer.echo(f"{name:<40}{value:>12}")
+
+
+@app.command()
+def convert(
+    file: str,
+    out: str,
+    family: Annotated[
+        str | None, typer.Option("--as", help="Its family, such as blip_vqa; else told from its names.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the images in pixels; positions are interpolated.")
+    ] = None,
+    head_width: Annotated[int | None, typer.Option(min=1, help="Width of an attention head, if not 64.")] = None,
+    extensions: ImportOption = None,
+) -> None:
+    """Makes OUT, a folder that transformers loads, of a published checkpoint FILE. No code in the file is run."""
+    model = convert_file(file, out, family, image_size=image_size, head_width=head_width)
+    typer.echo(f"{type(model).__name__}, {model.num_parameters():,} parameters: {out}")
 
 
 @app.command()

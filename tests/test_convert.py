@@ -1,0 +1,244 @@
+"""Published checkpoints through the converters: recognised, every tensor used, every parameter filled, one error for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as tf
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from prunus.errors import PrunusError
+from prunus.models.convert import assembled, consumed, convert, families, interpolated, read_tensors, recognised
+from tests.shared import golden
+
+FULL = {
+    "blip_vqa": ("blip_vqa_base_480", tf.BlipForQuestionAnswering),
+    "blip_caption": ("blip_caption_base_384", tf.BlipForConditionalGeneration),
+    "deit": ("deit_small_patch16_224", tf.ViTForImageClassification),
+}
+"""Family → the fixture of its published names and shapes, and the class that it fills."""
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_every_published_name_and_shape_is_used(name: str) -> None:
+    fixture, cls = FULL[name]
+    told = json.loads(golden(f"full_keys/{fixture}.json").read_text())
+    shapes = {key: tuple(shape) for key, shape in told["state_dict"].items()}
+    family = recognised(shapes, fixture)
+    assert family.name == name
+    model = consumed(family, shapes)
+    assert type(model) is cls
+    assert sum(parameter.numel() for parameter in model.parameters()) == told["n_unique_parameters"]
+
+
+def fixture(name: str) -> tuple[dict[str, Tensor], int]:
+    """Tensors of a published model at a tiny size, `section/name` → tensor, and its head width."""
+    told = json.loads(golden(f"models/{name}.json").read_text())
+    vision = told["config"].get("vision", told["config"])
+    return load_file(golden(f"models/{name}.safetensors")), vision["embed_dim"] // vision["num_heads"]
+
+
+def section(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_published_file_becomes_a_folder_that_the_stock_class_loads(name: str, tmp_path: Path) -> None:
+    tensors, head_width = fixture(name)
+    torch.save({"model": section(tensors, "sd"), "epoch": 3}, tmp_path / "published.pth")
+    model = convert(tmp_path / "published.pth", tmp_path / "out", head_width=head_width)
+    loaded = FULL[name][1].from_pretrained(tmp_path / "out")
+    expected = model.state_dict()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in loaded.state_dict().items())
+    assert not any(parameter.is_meta for parameter in loaded.parameters())
+
+
+def small_deit(head_width: int = 4) -> dict[str, Tensor]:
+    """A DeiT as timm names it: two layers, width 8, 3 × 3 patches of 2 pixels."""
+    torch.manual_seed(0)
+    shapes = {"cls_token": (1, 1, 8), "pos_embed": (1, 10, 8), "patch_embed.proj.weight": (8, 3, 2, 2)}
+    shapes |= {
+        "patch_embed.proj.bias": (8,),
+        "norm.weight": (8,),
+        "norm.bias": (8,),
+        "head.weight": (5, 8),
+        "head.bias": (5,),
+    }
+    for layer in range(2):
+        block = {"norm1.weight": (8,), "norm1.bias": (8,), "norm2.weight": (8,), "norm2.bias": (8,)}
+        block |= {
+            "attn.qkv.weight": (24, 8),
+            "attn.qkv.bias": (24,),
+            "attn.proj.weight": (8, 8),
+            "attn.proj.bias": (8,),
+        }
+        block |= {"mlp.fc1.weight": (16, 8), "mlp.fc1.bias": (16,), "mlp.fc2.weight": (8, 16), "mlp.fc2.bias": (8,)}
+        shapes |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+def saved(thing: object, folder: Path, **how: object) -> Path:
+    torch.save(thing, folder / "published.pth", **how)
+    return folder / "published.pth"
+
+
+@pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_ema"])
+def test_weights_are_found_in_what_a_trainer_saves(wrapper: str, tmp_path: Path) -> None:
+    tensors = small_deit()
+    named = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    file = saved({"epoch": 1, wrapper: named, "optimizer": {"state": {}}}, tmp_path)
+    assert {name: tuple(tensor.shape) for name, tensor in read_tensors(file).items()} == {
+        name: tuple(tensor.shape) for name, tensor in tensors.items()
+    }
+
+
+def test_files_of_old_and_of_other_kinds_hold_the_same_tensors(tmp_path: Path) -> None:
+    tensors = small_deit()
+    file = saved(tensors, tmp_path, _use_new_zipfile_serialization=False)
+    save_file(tensors, tmp_path / "published.safetensors")
+    for found in (read_tensors(file), read_tensors(tmp_path / "published.safetensors")):
+        assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+class Scripted(nn.Module):
+    """What a TorchScript archive of a model looks like: modules within modules, halves, a number, a shared storage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+        self.scale = nn.Parameter(torch.tensor(2.5))
+        self.register_buffer("rows", torch.arange(6).view(2, 3).t())
+        self.size = 4
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.inner(inputs) * self.scale * self.size
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_torchscript_archive_is_read_without_its_code(tmp_path: Path) -> None:
+    model = Scripted()
+    model.inner.half()
+    torch.jit.save(torch.jit.script(model), tmp_path / "scripted.pt")
+    found = read_tensors(tmp_path / "scripted.pt")
+    assert found.keys() == model.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_positions_are_interpolated_for_another_image_size(tmp_path: Path) -> None:
+    file = saved(small_deit(), tmp_path)
+    model = convert(file, tmp_path / "out", image_size=10, head_width=4)
+    assert model.config.image_size == 10
+    assert model(pixel_values=torch.randn(1, 3, 10, 10)).logits.shape == (1, 5)
+    with pytest.raises(PrunusError, match="multiple of the patch size 2"):
+        convert(file, tmp_path / "other", image_size=7, head_width=4)
+
+
+def test_interpolated_positions_are_the_published_ones() -> None:
+    tensors = section(load_file(golden("models/blip_nlvr.safetensors")), "extra")
+    targets = [name for name in tensors if name.endswith("_out")]
+    assert targets
+    for name in targets:
+        source, side = tensors[f"{name.partition('_to_')[0]}_in"], round((tensors[name].shape[1] - 1) ** 0.5)
+        torch.testing.assert_close(interpolated(source, 1, side), tensors[name], atol=1e-6, rtol=1e-5)
+
+
+class Trap:
+    """What a hostile pickle calls while it is read."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("trapped"),)
+
+
+def refusal(file: Path, out: Path, as_: str | None = None) -> str:
+    with pytest.raises(PrunusError) as caught:
+        convert(file, out, as_, head_width=4)
+    assert not out.exists()
+    return str(caught.value)
+
+
+def test_no_code_of_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for how in ({}, {"_use_new_zipfile_serialization": False}):
+        assert "not run" in refusal(saved({"model": small_deit(), "more": Trap()}, tmp_path, **how), tmp_path / "out")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Trap()))
+    assert "not run" in refusal(tmp_path / "plain.pth", tmp_path / "out")
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
+        archive.writestr("model/data.pkl", pickle.dumps(Trap()))
+        archive.writestr("model/constants.pkl", b"")
+    assert "holds no plain model" in refusal(tmp_path / "script.pt", tmp_path / "out")
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_files_that_are_no_checkpoints_are_refused_in_one_line(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "cannot be read" in refusal(tmp_path / "absent.pth", out)
+    assert "is a folder" in refusal(tmp_path, out)
+    whole = saved(small_deit(), tmp_path).read_bytes()
+    for size in (0, 3, 100, len(whole) // 2, len(whole) - 5):
+        (tmp_path / "cut.pth").write_bytes(whole[:size])
+        assert "download it again" in refusal(tmp_path / "cut.pth", out)
+    with (tmp_path / "zeros.pth").open("wb") as file:
+        file.truncate(3 << 30)
+    assert "no file of torch.save" in refusal(tmp_path / "zeros.pth", out)
+    assert "no weights" in refusal(saved([1, 2], tmp_path), out)
+    assert "no weights" in refusal(saved({"epoch": 2}, tmp_path), out)
+    assert "no tensors: count" in refusal(saved({**small_deit(), "count": 2}, tmp_path), out)
+
+
+def test_what_is_left_over_missing_or_misshapen_is_listed(tmp_path: Path) -> None:
+    tensors, out = small_deit(), tmp_path / "out"
+    tensors["blocks.0.extra"] = tensors.pop("norm.bias")
+    tensors["head.bias"] = torch.zeros(6)
+    said = refusal(saved(tensors, tmp_path), out)
+    assert "left over: blocks.0.extra;" in said
+    assert "missing: vit.layernorm.bias;" in said
+    assert "misshapen: classifier.bias (6,) where (5,) belongs" in said
+
+
+def test_a_family_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "of no family" in refusal(saved({"weight": torch.zeros(2)}, tmp_path), out)
+    assert "no checkpoint of blip_vqa" in refusal(saved(small_deit(), tmp_path), out, "blip_vqa")
+    assert "no such family" in refusal(saved(small_deit(), tmp_path), out, "resnet")
+
+
+def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(PrunusError, match="it is there already"):
+        convert(saved(small_deit(), tmp_path), tmp_path / "out", head_width=4)
+
+
+def test_a_tied_parameter_that_the_file_holds_twice_must_be_one(tmp_path: Path) -> None:
+    tensors, head_width = fixture("blip_caption")
+    published = section(tensors, "sd")
+    published["text_decoder.cls.predictions.decoder.weight"] = (
+        published["text_decoder.cls.predictions.decoder.weight"] + 1
+    )
+    with pytest.raises(PrunusError, match="are one parameter"):
+        assembled(families()["blip_caption"], published, head_width=head_width)
+    del published["text_decoder.cls.predictions.decoder.weight"]
+    assembled(families()["blip_caption"], published, head_width=head_width)
+
+
+def test_a_narrowed_checkpoint_is_read_as_a_narrowed_model(tmp_path: Path) -> None:
+    tensors = small_deit()
+    rows = torch.arange(24).view(3, 2, 4)[..., :3].flatten()
+    tensors["blocks.1.attn.qkv.weight"] = tensors["blocks.1.attn.qkv.weight"][rows]
+    tensors["blocks.1.attn.qkv.bias"] = tensors["blocks.1.attn.qkv.bias"][rows]
+    tensors["blocks.1.attn.proj.weight"] = tensors["blocks.1.attn.proj.weight"][:, :6]
+    tensors["blocks.0.mlp.fc1.weight"] = tensors["blocks.0.mlp.fc1.weight"][:9]
+    tensors["blocks.0.mlp.fc1.bias"] = tensors["blocks.0.mlp.fc1.bias"][:9]
+    tensors["blocks.0.mlp.fc2.weight"] = tensors["blocks.0.mlp.fc2.weight"][:, :9]
+    model = convert(saved(tensors, tmp_path), tmp_path / "out", head_width=4)
+    loaded = tf.ViTForImageClassification.from_pretrained(tmp_path / "out").eval()
+    assert loaded.vit.layers[1].attention.q_proj.weight.shape == (6, 8)
+    assert loaded.vit.layers[0].mlp.fc1.weight.shape == (9, 8)
+    pixels = torch.randn(2, 3, 6, 6)
+    assert torch.equal(model(pixel_values=pixels).logits, loaded(pixel_values=pixels).logits)
