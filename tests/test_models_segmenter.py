@@ -1,16 +1,69 @@
-"""Segmenter: its folders, its loss, images of any size."""
+"""Segmenter against the published code: masks, loss, gates and their gradients, what is extracted; and images of any size."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForSemanticSegmentation, ViTConfig
 
-from prunus import extract, load_model
+from prunus import anatomy, extract, load_model
 from prunus.models import SegmenterConfig, SegmenterForSemanticSegmentation
+from prunus.structured.gates import Gates
 from tests.families import build
+from tests.published import Fixture
 from tests.test_equivalence import random_plan
+
+PUBLISHED = Fixture("segmenter", 12, {r"(.*\.attn)\.alpha": r"\1.proj.weight", r"(.*\.mlp)\.alpha": r"\1.fc2.weight"})
+
+
+def computed(model: Any) -> dict[str, torch.Tensor]:
+    """What the fixture says of a model."""
+    given = PUBLISHED.section("in")
+    outputs = model(given["image"], labels=given["segmentation"])
+    features = model.encoder(given["image"])
+    patches = model.decoder(features[:, 1:]).mT.unflatten(-1, (4, 4))
+    odd = model(given["image_odd"]).logits
+    return {
+        "masks": outputs.logits,
+        "loss": outputs.loss,
+        "masks_odd": odd,
+        "encoder_features": features,
+        "decoder_masks": patches,
+    }
+
+
+def test_it_computes_what_the_published_code_does() -> None:
+    PUBLISHED.check("plain", **computed(PUBLISHED.model()))
+
+
+@pytest.mark.parametrize("masks", ["frac", "bin"])
+def test_gates_do_what_the_published_masks_do(masks: str) -> None:
+    model = PUBLISHED.model()
+    Gates(model, anatomy(model)).set(PUBLISHED.gates(model, f"alpha_{masks}"))
+    PUBLISHED.check(f"search_{masks}", **computed(model))
+
+
+@pytest.mark.parametrize("masks", ["ones", "frac"])
+def test_gradients_of_gates_are_those_of_the_published_masks(masks: str) -> None:
+    model = PUBLISHED.model()
+    gates = Gates(model, anatomy(model))
+    if masks == "frac":
+        gates.set(PUBLISHED.gates(model, "alpha_frac"))
+    given = PUBLISHED.section("in")
+    model(given["image"], labels=given["segmentation"]).loss.backward()
+    PUBLISHED.check_gradients(model, gates, f"grad_{masks}")
+
+
+def test_what_is_extracted_is_the_published_extraction() -> None:
+    model = PUBLISHED.model()
+    PUBLISHED.check("reference_extracted", **computed(extract(model, PUBLISHED.plan(model))))
+
+
+def test_a_published_compressed_checkpoint_computes_what_its_evaluation_did() -> None:
+    PUBLISHED.check("reference_extracted", **computed(PUBLISHED.model(**PUBLISHED.section("extracted_sd"))))
 
 
 def test_a_folder_is_loaded_by_name_and_by_the_auto_class(tmp_path: Path) -> None:
