@@ -10,7 +10,12 @@ from typing import Any
 import torch
 import transformers as tf
 
-from prunus.models.blip_nlvr import BlipForImagesAndTextClassification, BlipNlvrConfig
+from prunus.models import (
+    BlipForImagesAndTextClassification,
+    BlipNlvrConfig,
+    SegmenterConfig,
+    SegmenterForSemanticSegmentation,
+)
 
 VOCABULARY = 50
 IMAGE = 16
@@ -155,6 +160,17 @@ def vit(rng: random.Random) -> Case:
 def deit(rng: random.Random) -> Case:
     config = tf.DeiTConfig(**_vision(rng), num_labels=5)
     return Case(tf.DeiTForImageClassificationWithTeacher(config), {"pixel_values": _pixels()})
+
+
+@family
+def segmenter(rng: random.Random) -> Case:
+    """Images that are no whole number of patches."""
+    decoder = {"num_hidden_layers": 1, "intermediate_size": rng.choice((10, 20))}
+    config = SegmenterConfig(vision_config=_vision(rng), decoder_config=decoder, num_labels=5)
+    labels = torch.randint(0, 5, (2, IMAGE - 2, IMAGE))
+    labels[0, :3] = config.semantic_loss_ignore_index
+    pixels = _pixels()[:, :, :-2]
+    return Case(SegmenterForSemanticSegmentation(config), {"pixel_values": pixels}, losses={"labels": labels})
 
 
 @family
