@@ -10,6 +10,13 @@ from typing import Any
 import torch
 import transformers as tf
 
+from prunus.models import (
+    BlipForImagesAndTextClassification,
+    BlipNlvrConfig,
+    SegmenterConfig,
+    SegmenterForSemanticSegmentation,
+)
+
 VOCABULARY = 50
 IMAGE = 16
 PATCH = 4
@@ -118,6 +125,17 @@ def blip_itm(rng: random.Random) -> Case:
 
 
 @family
+def blip_nlvr(rng: random.Random) -> Case:
+    blip = _blip_config(rng)
+    config = BlipNlvrConfig(
+        text_config=blip.text_config.to_dict(), vision_config=blip.vision_config.to_dict(), enc_token_id=9,
+        merge_from_layer=rng.choice((0, 1)),
+    )  # fmt: skip
+    inputs = {**_text(), "pixel_values": _pixels(4).unflatten(0, (2, 2))}
+    return Case(BlipForImagesAndTextClassification(config), inputs, losses={"labels": torch.tensor([0, 1])})
+
+
+@family
 def clip(rng: random.Random) -> Case:
     text = _sizes(rng) | {"vocab_size": VOCABULARY, "max_position_embeddings": 20, "eos_token_id": 2}
     model = tf.CLIPModel(tf.CLIPConfig(text_config=text, vision_config=_vision(rng), projection_dim=8))
@@ -142,6 +160,17 @@ def vit(rng: random.Random) -> Case:
 def deit(rng: random.Random) -> Case:
     config = tf.DeiTConfig(**_vision(rng), num_labels=5)
     return Case(tf.DeiTForImageClassificationWithTeacher(config), {"pixel_values": _pixels()})
+
+
+@family
+def segmenter(rng: random.Random) -> Case:
+    """Images that are no whole number of patches."""
+    decoder = {"num_hidden_layers": 1, "intermediate_size": rng.choice((10, 20))}
+    config = SegmenterConfig(vision_config=_vision(rng), decoder_config=decoder, num_labels=5)
+    labels = torch.randint(0, 5, (2, IMAGE - 2, IMAGE))
+    labels[0, :3] = config.semantic_loss_ignore_index
+    pixels = _pixels()[:, :, :-2]
+    return Case(SegmenterForSemanticSegmentation(config), {"pixel_values": pixels}, losses={"labels": labels})
 
 
 @family
@@ -385,6 +414,7 @@ def qwen2_5_vl(rng: random.Random) -> Case:
 # Families that the catalog does not name: their MLPs are found by trial, their attentions stay dense.
 
 LEFT_DENSE = {
+    "blip_nlvr": {"BlipNlvrCrossOutput"},  # its merge layers
     "siglip": {"MultiheadAttention"},
     "dinov2": {"Dinov2SwiGLUFFN"},  # one fused layer in transformers 5.17
     "qwen3": {"Qwen3Attention"},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -14,13 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from prunus.errors import PrunusError
+from prunus.models import BlipForImagesAndTextClassification, SegmenterForSemanticSegmentation
 from prunus.models.convert import assembled, consumed, convert, families, interpolated, read_tensors, recognised
 from tests.shared import golden
 
 FULL = {
     "blip_vqa": ("blip_vqa_base_480", tf.BlipForQuestionAnswering),
     "blip_caption": ("blip_caption_base_384", tf.BlipForConditionalGeneration),
+    "blip_nlvr": ("blip_nlvr_base_384", BlipForImagesAndTextClassification),
     "deit": ("deit_small_patch16_224", tf.ViTForImageClassification),
+    "segmenter": ("segmenter_small_ade20k_512", SegmenterForSemanticSegmentation),
 }
 """Family → the fixture of its published names and shapes, and the class that it fills."""
 
@@ -34,14 +39,21 @@ def test_every_published_name_and_shape_is_used(name: str) -> None:
     assert family.name == name
     model = consumed(family, shapes)
     assert type(model) is cls
-    assert sum(parameter.numel() for parameter in model.parameters()) == told["n_unique_parameters"]
+    weights = shapes.keys() - told["buffers"]
+    unused = [math.prod(shapes[key]) for key in weights for pattern in family.left_out if re.fullmatch(pattern, key)]
+    assert sum(parameter.numel() for parameter in model.parameters()) + sum(unused) == told["n_unique_parameters"]
+
+
+WIDTHS, HEADS = ("embed_dim", "d_model"), ("num_heads", "n_heads")
+"""What the fixtures call the width of the image encoder and its number of heads."""
 
 
 def fixture(name: str) -> tuple[dict[str, Tensor], int]:
     """Tensors of a published model at a tiny size, `section/name` → tensor, and its head width."""
     told = json.loads(golden(f"models/{name}.json").read_text())
     vision = told["config"].get("vision", told["config"])
-    return load_file(golden(f"models/{name}.safetensors")), vision["embed_dim"] // vision["num_heads"]
+    width, heads = (next(vision[key] for key in keys if key in vision) for keys in (WIDTHS, HEADS))
+    return load_file(golden(f"models/{name}.safetensors")), width // heads
 
 
 def section(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

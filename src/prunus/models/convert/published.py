@@ -64,6 +64,8 @@ class Published(ABC):
     positions: ClassVar[Mapping[str, int]] = {}
     """Regular expression for the names of learned positions of image patches, (1, tokens, width) or (tokens, width) → how many
     of the tokens stand before the patches."""
+    interpolation: ClassVar[str] = "bicubic"
+    """How those positions are resized."""
     patches: ClassVar[str] = ""
     """Published name of the convolution over patches, (width, 3, patch, patch)."""
     head_width: ClassVar[int] = 64
@@ -115,17 +117,18 @@ class Published(ABC):
         for name, tensor in tensors.items():
             leading = next((n for pattern, n in self.positions.items() if re.fullmatch(pattern, name)), None)
             if leading is not None:
-                changed[name] = interpolated(tensor, leading, image_size // patch)
+                changed[name] = interpolated(tensor, leading, image_size // patch, self.interpolation)
         return changed
 
 
-def interpolated(positions: Tensor, leading: int, side: int) -> Tensor:
-    """Learned positions for another number of patches, bicubic; those of leading tokens stay.
+def interpolated(positions: Tensor, leading: int, side: int, mode: str = "bicubic") -> Tensor:
+    """Learned positions for another number of patches; those of leading tokens stay.
 
     Args:
         positions: (1, tokens, width) or (tokens, width), of a square of patches.
         leading: tokens before the patches.
         side: patches along a side of the new image.
+        mode: of `torch.nn.functional.interpolate`.
     """
     table = positions.reshape(-1, positions.shape[-1])
     first, grid = table[:leading], table[leading:]
@@ -133,7 +136,7 @@ def interpolated(positions: Tensor, leading: int, side: int) -> Tensor:
     if before == side:
         return positions
     grid = grid.T.reshape(1, -1, before, before)
-    grid = F.interpolate(grid.float(), size=(side, side), mode="bicubic", align_corners=False).to(positions.dtype)
+    grid = F.interpolate(grid.float(), size=(side, side), mode=mode, align_corners=False).to(positions.dtype)
     table = torch.cat((first, grid.flatten(2)[0].T))
     return table if positions.ndim == 2 else table[None]
 
