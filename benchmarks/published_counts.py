@@ -61,7 +61,7 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], str, str]] = {
     "BLIP-NLVR, half of every unit": (halved_nlvr, "146.18", "66.88"),
 }  # fmt: skip
 """Model → how it is built, and the paper's columns: millions of parameters with masks, G multiply-accumulates. Those of the last are
-mask-based pruning's to a half, which ranks within a component, so that the layers of one may differ."""
+mask-based pruning's to a half, of which the kept channels were not published."""
 
 
 def counted(name: str) -> PublishedCount:
