@@ -2,6 +2,7 @@
 
 from prunus.models.as_published import PublishedCount, as_published
 from prunus.models.blip_nlvr import BlipForImagesAndTextClassification, BlipNlvrConfig
+from prunus.models.blip_vqa import BlipForVqa, BlipVqaConfig
 from prunus.models.convert import Published, Rule, consumed, convert, families
 from prunus.models.packaged import DEC, SEP, SPECIAL_TOKENS, bare_blip, small_blip, whiten
 from prunus.models.segmenter import SegmenterConfig, SegmenterForSemanticSegmentation
@@ -9,7 +10,7 @@ from prunus.models.smollm2 import smollm2
 from prunus.models.warm_blip import question_states, warm_blip
 
 __all__ = [
-    "DEC", "SEP", "SPECIAL_TOKENS", "BlipForImagesAndTextClassification", "BlipNlvrConfig", "Published", "PublishedCount",
+    "DEC", "SEP", "SPECIAL_TOKENS", "BlipForImagesAndTextClassification", "BlipForVqa", "BlipNlvrConfig", "BlipVqaConfig", "Published", "PublishedCount",
     "Rule", "SegmenterConfig", "SegmenterForSemanticSegmentation", "as_published", "bare_blip", "consumed", "convert",
     "families", "question_states", "small_blip", "smollm2", "warm_blip", "whiten",
 ]  # fmt: skip
