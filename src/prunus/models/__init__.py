@@ -1,6 +1,7 @@
 """Models that transformers lacks or that no hub is needed for."""
 
 from prunus.models.blip_nlvr import BlipForImagesAndTextClassification, BlipNlvrConfig
+from prunus.models.blip_retrieval import BlipForRetrievalTraining, BlipRetrievalConfig
 from prunus.models.convert import Published, Rule, consumed, convert, families
 from prunus.models.packaged import DEC, SEP, SPECIAL_TOKENS, bare_blip, small_blip, whiten
 from prunus.models.segmenter import SegmenterConfig, SegmenterForSemanticSegmentation
@@ -8,7 +9,7 @@ from prunus.models.smollm2 import smollm2
 from prunus.models.warm_blip import question_states, warm_blip
 
 __all__ = [
-    "DEC", "SEP", "SPECIAL_TOKENS", "BlipForImagesAndTextClassification", "BlipNlvrConfig", "Published", "Rule", "SegmenterConfig",
-    "SegmenterForSemanticSegmentation", "bare_blip", "consumed",
-    "convert", "families", "question_states", "small_blip", "smollm2", "warm_blip", "whiten",
+    "DEC", "SEP", "SPECIAL_TOKENS", "BlipForImagesAndTextClassification", "BlipForRetrievalTraining", "BlipNlvrConfig", "BlipRetrievalConfig",
+    "Published", "Rule", "SegmenterConfig", "SegmenterForSemanticSegmentation", "bare_blip", "consumed", "convert", "families",
+    "question_states", "small_blip", "smollm2", "warm_blip", "whiten",
 ]  # fmt: skip
