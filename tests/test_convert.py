@@ -95,6 +95,20 @@ def small_deit(head_width: int = 4) -> dict[str, Tensor]:
     return {name: torch.randn(shape) for name, shape in shapes.items()}
 
 
+def test_a_distilled_deit_has_both_of_its_tokens_and_heads(tmp_path: Path) -> None:
+    tensors = small_deit() | {"dist_token": torch.randn(1, 1, 8), "pos_embed": torch.randn(1, 11, 8)}
+    tensors |= {"head_dist.weight": torch.randn(5, 8), "head_dist.bias": torch.randn(5)}
+    model = convert(saved(tensors, tmp_path), tmp_path / "out", head_width=4)
+    assert type(model) is tf.DeiTForImageClassificationWithTeacher
+    embeddings = model.deit.embeddings
+    assert torch.equal(embeddings.distillation_token, tensors["dist_token"])
+    assert torch.equal(embeddings.position_embeddings, tensors["pos_embed"])
+    assert torch.equal(model.distillation_classifier.weight, tensors["head_dist.weight"])
+    resized = convert(tmp_path / "published.pth", tmp_path / "large", image_size=8, head_width=4)
+    assert torch.equal(resized.deit.embeddings.position_embeddings[:, :2], tensors["pos_embed"][:, :2])
+    assert resized(pixel_values=torch.randn(1, 3, 8, 8)).logits.shape == (1, 5)
+
+
 def saved(thing: object, folder: Path, **how: object) -> Path:
     torch.save(thing, folder / "published.pth", **how)
     return folder / "published.pth"
