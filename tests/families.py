@@ -19,7 +19,6 @@ from prunus.models import (
     SegmenterForSemanticSegmentation,
 )
 
-
 VOCABULARY = 50
 IMAGE = 16
 PATCH = 4
