@@ -1,5 +1,6 @@
 """Models that transformers lacks or that no hub is needed for."""
 
+from prunus.models.as_published import PublishedCount, as_published
 from prunus.models.blip_nlvr import BlipForImagesAndTextClassification, BlipNlvrConfig
 from prunus.models.blip_retrieval import BlipForRetrievalTraining, BlipRetrievalConfig
 from prunus.models.convert import Published, Rule, consumed, convert, families
@@ -10,6 +11,6 @@ from prunus.models.warm_blip import question_states, warm_blip
 
 __all__ = [
     "DEC", "SEP", "SPECIAL_TOKENS", "BlipForImagesAndTextClassification", "BlipForRetrievalTraining", "BlipNlvrConfig", "BlipRetrievalConfig",
-    "Published", "Rule", "SegmenterConfig", "SegmenterForSemanticSegmentation", "bare_blip", "consumed", "convert", "families",
-    "question_states", "small_blip", "smollm2", "warm_blip", "whiten",
+    "Published", "PublishedCount", "Rule", "SegmenterConfig", "SegmenterForSemanticSegmentation", "as_published", "bare_blip",
+    "consumed", "convert", "families", "question_states", "small_blip", "smollm2", "warm_blip", "whiten",
 ]  # fmt: skip
