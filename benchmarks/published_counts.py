@@ -11,7 +11,6 @@ import torch
 from transformers import (
     BlipConfig,
     BlipForConditionalGeneration,
-    BlipForQuestionAnswering,
     PreTrainedModel,
     ViTConfig,
     ViTForImageClassification,
@@ -20,7 +19,11 @@ from transformers import (
 from prunus.anatomy import anatomy
 from prunus.models import (
     BlipForImagesAndTextClassification,
+    BlipForRetrievalTraining,
+    BlipForVqa,
     BlipNlvrConfig,
+    BlipRetrievalConfig,
+    BlipVqaConfig,
     PublishedCount,
     SegmenterConfig,
     SegmenterForSemanticSegmentation,
@@ -53,7 +56,8 @@ def halved_nlvr() -> PreTrainedModel:
 MODELS: dict[str, tuple[Callable[[], PreTrainedModel], str, str]] = {
     "BLIP-NLVR": (nlvr, "259.45", "132.54"),
     "BLIP-Caption": (lambda: BlipForConditionalGeneration(BlipConfig(**_blip(384))), "224.0", "65.7"),
-    "BLIP-VQA": (lambda: BlipForQuestionAnswering(BlipConfig(**_blip(480))), "361.6", "186.1"),
+    "BLIP-VQA": (lambda: BlipForVqa(BlipVqaConfig(**_blip(480))), "361.6", "186.1"),
+    "BLIP-Retrieval": (lambda: BlipForRetrievalTraining(BlipRetrievalConfig(**_blip(384))), "447.6", "153.2"),
     "DeiT-S": (lambda: ViTForImageClassification(ViTConfig(num_labels=1000, **VIT_S)), "22.0", "4.6"),
     "Segmenter-S": (
         lambda: SegmenterForSemanticSegmentation(SegmenterConfig(vision_config=VIT_S, num_labels=150)), "26.4", "38.6",

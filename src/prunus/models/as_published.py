@@ -20,6 +20,7 @@ from prunus.anatomy import anatomy
 from prunus.cost import published_flops
 from prunus.errors import PrunusError
 from prunus.models.blip_nlvr import BlipForImagesAndTextClassification
+from prunus.models.blip_retrieval import BlipForRetrievalTraining
 from prunus.models.segmenter import SegmenterForSemanticSegmentation
 
 UNUSED_CLASSES = 1000
@@ -93,6 +94,23 @@ def _reason(model: Any) -> None:
     model(input_ids=_tokens(model, 1, 36), pixel_values=_image(model, _side(model), 1, 2))
 
 
+def _retrieve(model: Any) -> None:
+    """One pair of an image and 35 tokens, which both the model and its copies read and compare with the queue, and three sequences that
+    look at images."""
+    image, ids = _image(model, _side(model)), _tokens(model, 1, 35)
+    states = model.vision_model(image).last_hidden_state
+    features = (
+        model.vision_proj(states[:, 0]),
+        model.vision_proj_m(model.vision_model_m(image).last_hidden_state[:, 0]),
+        model.text_proj(model.text_encoder(ids).last_hidden_state[:, 0]),
+        model.text_proj_m(model.text_encoder_m(ids).last_hidden_state[:, 0]),
+    )
+    for feature in features:
+        feature @ torch.cat([feature.T, model.image_queue], 1)
+    read = model.text_encoder(ids.expand(3, -1), encoder_hidden_states=states.expand(3, -1, -1))
+    model.itm_head(read.last_hidden_state[:, 0])
+
+
 RUNS: dict[type[PreTrainedModel], Callable[[Any], None]] = {
     ViTForImageClassification: _classify,
     DeiTForImageClassificationWithTeacher: _classify,
@@ -100,5 +118,6 @@ RUNS: dict[type[PreTrainedModel], Callable[[Any], None]] = {
     BlipForConditionalGeneration: _caption,
     BlipForQuestionAnswering: _answer,
     BlipForImagesAndTextClassification: _reason,
+    BlipForRetrievalTraining: _retrieve,
 }
 """Class → one call on the paper's input, at the image size of the model."""

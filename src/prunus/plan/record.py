@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from prunus.anatomy import anatomy, has_module, module_of
+from prunus.anatomy.mirrors import declared_mirrors, is_inside
 from prunus.plan.channels import Plan, UnitPlan
 from prunus.plan.file import PlanFile
 from prunus.plan.history import Entry, Recorded
@@ -78,9 +79,11 @@ def mark(module: nn.Module, suffix: str, plan: UnitPlan, copy: bool = False) -> 
 
 
 def marks(model: nn.Module) -> dict[Spot, Mark]:
-    """All that was done to the modules of a model."""
+    """All that was done to the modules of a model. What is in a momentum copy follows its original, also where it was built as a part
+    of its own."""
+    copies = declared_mirrors(model)
     return {
-        Spot(path, suffix): done
+        Spot(path, suffix): done._replace(copy=done.copy or is_inside(path, copies))
         for path, module in model.named_modules()
         for suffix, done in getattr(module, _MARKS, {}).items()
     }
