@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from prunus.errors import PrunusError
-from prunus.models import SegmenterForSemanticSegmentation
+from prunus.models import CLIPForRetrieval, SegmenterForSemanticSegmentation
 from prunus.models.convert import assembled, consumed, convert, families, interpolated, read_tensors, recognised
 from tests.shared import golden
 
 FULL = {
     "blip_vqa": ("blip_vqa_base_480", tf.BlipForQuestionAnswering),
     "blip_caption": ("blip_caption_base_384", tf.BlipForConditionalGeneration),
+    "clip_retrieval": ("clip_vit_l14_336", CLIPForRetrieval),
     "deit": ("deit_small_patch16_224", tf.ViTForImageClassification),
     "segmenter": ("segmenter_small_ade20k_512", SegmenterForSemanticSegmentation),
 }
