@@ -10,7 +10,14 @@ from typing import Any
 import torch
 import transformers as tf
 
-from prunus.models import CLIPForRetrieval, CLIPRetrievalConfig, SegmenterConfig, SegmenterForSemanticSegmentation
+from prunus.models import (
+    BlipForImagesAndTextClassification,
+    BlipNlvrConfig,
+    CLIPForRetrieval,
+    CLIPRetrievalConfig,
+    SegmenterConfig,
+    SegmenterForSemanticSegmentation,
+)
 
 VOCABULARY = 50
 IMAGE = 16
@@ -117,6 +124,17 @@ def blip_caption(rng: random.Random) -> Case:
 @family
 def blip_itm(rng: random.Random) -> Case:
     return Case(tf.BlipForImageTextRetrieval(_blip_config(rng)), {**_text(), "pixel_values": _pixels()})
+
+
+@family
+def blip_nlvr(rng: random.Random) -> Case:
+    blip = _blip_config(rng)
+    config = BlipNlvrConfig(
+        text_config=blip.text_config.to_dict(), vision_config=blip.vision_config.to_dict(), enc_token_id=9,
+        merge_from_layer=rng.choice((0, 1)),
+    )  # fmt: skip
+    inputs = {**_text(), "pixel_values": _pixels(4).unflatten(0, (2, 2))}
+    return Case(BlipForImagesAndTextClassification(config), inputs, losses={"labels": torch.tensor([0, 1])})
 
 
 @family
@@ -407,6 +425,7 @@ def qwen2_5_vl(rng: random.Random) -> Case:
 # Families that the catalog does not name: their MLPs are found by trial, their attentions stay dense.
 
 LEFT_DENSE = {
+    "blip_nlvr": {"BlipNlvrCrossOutput"},  # its merge layers
     "siglip": {"MultiheadAttention"},
     "dinov2": {"Dinov2SwiGLUFFN"},  # one fused layer in transformers 5.17
     "qwen3": {"Qwen3Attention"},

@@ -48,7 +48,8 @@ class Fixture:
 
     def model(self, **changed: Tensor) -> Any:
         """Ours, with some published tensors replaced."""
-        return assembled(self.family, self.section("sd") | changed, head_width=self.head_width)
+        published = {name: tensor.clone() for name, tensor in (self.section("sd") | changed).items()}
+        return assembled(self.family, published, head_width=self.head_width)
 
     def gates(self, model: nn.Module, section: str) -> dict[str, Tensor]:
         """Unit → the values of its mask, or of what the section has of it."""

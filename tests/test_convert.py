@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from prunus.errors import PrunusError
-from prunus.models import CLIPForRetrieval, SegmenterForSemanticSegmentation
+from prunus.models import BlipForImagesAndTextClassification, CLIPForRetrieval, SegmenterForSemanticSegmentation
 from prunus.models.convert import assembled, consumed, convert, families, interpolated, read_tensors, recognised
 from tests.shared import golden
 
 FULL = {
     "blip_vqa": ("blip_vqa_base_480", tf.BlipForQuestionAnswering),
     "blip_caption": ("blip_caption_base_384", tf.BlipForConditionalGeneration),
+    "blip_nlvr": ("blip_nlvr_base_384", BlipForImagesAndTextClassification),
     "clip_retrieval": ("clip_vit_l14_336", CLIPForRetrieval),
     "deit": ("deit_small_patch16_224", tf.ViTForImageClassification),
     "segmenter": ("segmenter_small_ade20k_512", SegmenterForSemanticSegmentation),
@@ -44,16 +45,13 @@ def test_every_published_name_and_shape_is_used(name: str) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) + sum(unused) == told["n_unique_parameters"]
 
 
-WIDTHS, HEADS = ("embed_dim", "d_model"), ("num_heads", "n_heads")
-"""What the fixtures call the width of the image encoder and its number of heads."""
+HEAD_WIDTH = 12
+"""In all fixtures."""
 
 
-def fixture(name: str) -> tuple[dict[str, Tensor], int]:
-    """Tensors of a published model at a tiny size, `section/name` → tensor, and its head width."""
-    told = json.loads(golden(f"models/{name}.json").read_text())
-    vision = told["config"].get("vision", told["config"])
-    width, heads = (next(vision[key] for key in keys if key in vision) for keys in (WIDTHS, HEADS))
-    return load_file(golden(f"models/{name}.safetensors")), width // heads
+def fixture(name: str) -> dict[str, Tensor]:
+    """Tensors of a published model at a tiny size, `section/name` → tensor."""
+    return load_file(golden(f"models/{name}.safetensors"))
 
 
 def section(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -62,9 +60,9 @@ def section(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", FULL)
 def test_a_published_file_becomes_a_folder_that_the_stock_class_loads(name: str, tmp_path: Path) -> None:
-    tensors, head_width = fixture(name)
+    tensors = fixture("clip" if name == "clip_retrieval" else name)
     torch.save({"model": section(tensors, "sd"), "epoch": 3}, tmp_path / "published.pth")
-    model = convert(tmp_path / "published.pth", tmp_path / "out", head_width=head_width)
+    model = convert(tmp_path / "published.pth", tmp_path / "out", head_width=HEAD_WIDTH)
     loaded = FULL[name][1].from_pretrained(tmp_path / "out")
     expected = model.state_dict()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in loaded.state_dict().items())
@@ -93,6 +91,20 @@ def small_deit(head_width: int = 4) -> dict[str, Tensor]:
         block |= {"mlp.fc1.weight": (16, 8), "mlp.fc1.bias": (16,), "mlp.fc2.weight": (8, 16), "mlp.fc2.bias": (8,)}
         shapes |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
     return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+def test_a_distilled_deit_has_both_of_its_tokens_and_heads(tmp_path: Path) -> None:
+    tensors = small_deit() | {"dist_token": torch.randn(1, 1, 8), "pos_embed": torch.randn(1, 11, 8)}
+    tensors |= {"head_dist.weight": torch.randn(5, 8), "head_dist.bias": torch.randn(5)}
+    model = convert(saved(tensors, tmp_path), tmp_path / "out", head_width=4)
+    assert type(model) is tf.DeiTForImageClassificationWithTeacher
+    embeddings = model.deit.embeddings
+    assert torch.equal(embeddings.distillation_token, tensors["dist_token"])
+    assert torch.equal(embeddings.position_embeddings, tensors["pos_embed"])
+    assert torch.equal(model.distillation_classifier.weight, tensors["head_dist.weight"])
+    resized = convert(tmp_path / "published.pth", tmp_path / "large", image_size=8, head_width=4)
+    assert torch.equal(resized.deit.embeddings.position_embeddings[:, :2], tensors["pos_embed"][:, :2])
+    assert resized(pixel_values=torch.randn(1, 3, 8, 8)).logits.shape == (1, 5)
 
 
 def saved(thing: object, folder: Path, **how: object) -> Path:
@@ -228,15 +240,15 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_tied_parameter_that_the_file_holds_twice_must_be_one(tmp_path: Path) -> None:
-    tensors, head_width = fixture("blip_caption")
+    tensors = fixture("blip_caption")
     published = section(tensors, "sd")
     published["text_decoder.cls.predictions.decoder.weight"] = (
         published["text_decoder.cls.predictions.decoder.weight"] + 1
     )
     with pytest.raises(PrunusError, match="are one parameter"):
-        assembled(families()["blip_caption"], published, head_width=head_width)
+        assembled(families()["blip_caption"], published, head_width=HEAD_WIDTH)
     del published["text_decoder.cls.predictions.decoder.weight"]
-    assembled(families()["blip_caption"], published, head_width=head_width)
+    assembled(families()["blip_caption"], published, head_width=HEAD_WIDTH)
 
 
 def test_a_narrowed_checkpoint_is_read_as_a_narrowed_model(tmp_path: Path) -> None:

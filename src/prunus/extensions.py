@@ -15,6 +15,8 @@ from prunus.errors import PrunusError
 
 GROUP = "prunus.extensions"
 """The entry point by which an installed package names a module that defines some."""
+OWN = "prunus.models"
+"""Where models of ours register themselves that transformers lacks."""
 PREFIX = "prunus_extension_"
 """How modules are called that were imported by path, lest they hide another one."""
 
@@ -73,7 +75,8 @@ def _load_file(path: Path) -> ModuleType:
 
 @functools.cache
 def load_installed() -> None:
-    """Imports what installed packages offer under the entry point `prunus.extensions`, once."""
+    """Imports our own models, and what installed packages offer under the entry point `prunus.extensions`, once."""
+    importlib.import_module(OWN)
     for point in entry_points(group=GROUP):
         load_extension(point.value)
 

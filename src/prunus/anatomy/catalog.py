@@ -91,9 +91,23 @@ _TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
     },
 }  # fmt: skip
 
+_OURS: dict[str, dict[str, tuple[Layout, ...]]] = {
+    "blip_nlvr": {
+        "BlipNlvrCrossAttention": tuple(
+            Attention(
+                f"self{image}.query", f"self{image}.key", f"self{image}.value", f"output.dense{image}", core=f"self{image}",
+                width="attention_head_size", totals=("all_head_size",), scale_follows_width=True,
+                name=f"self{image}", kind=f"cross{image}",
+            )
+            for image in (0, 1)
+        ),
+    },
+}  # fmt: skip
+
 CATALOG: dict[str, tuple[Layout, ...]] = {
-    f"transformers.models.{module}:{name}": layouts
-    for module, types in _TRANSFORMERS.items()
+    f"{package}.{module}:{name}": layouts
+    for package, modules in {"transformers.models": _TRANSFORMERS, "prunus.models": _OURS}.items()
+    for module, types in modules.items()
     for name, layouts in types.items()
 }
 """Qualified name of a module type, `package.module:Class` → its layouts."""

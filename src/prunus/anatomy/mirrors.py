@@ -55,6 +55,14 @@ def mirrors_of(model: nn.Module, given: Mapping[str, str] | None = None) -> dict
     return there
 
 
+def is_declared_copy(model: nn.Module, path: str) -> bool:
+    """Whether a model, its class or its config says that the module at a path is a copy, or lies in one. Nothing is checked: the
+    model may be in the making."""
+    own = getattr(model, MIRRORS, None)
+    said = getattr(getattr(model, "config", None), MIRRORS, None) if own is None else own
+    return isinstance(said, Mapping) and is_inside(path, said)
+
+
 def check_mirrors(model: nn.Module, mirrors: Mapping[str, str]) -> None:
     """Refuses mirrors that are none.
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel, CLIPTextModel, CLIPVisionModel
 from transformers.models.clip.modeling_clip import CLIPOutput
 
-from prunus.models.momentum import FeatureQueue, contrast, follow
+from prunus.models.momentum import FeatureQueue, WithCopies, contrast
 
 LARGEST_SCALE = 4.6052
 """Of the logarithm of the scale: a factor of 100."""
@@ -34,7 +34,7 @@ class CLIPRetrievalConfig(CLIPConfig):  # type: ignore[misc]
     """The share of what the copies say in the targets."""
 
 
-class CLIPForRetrieval(CLIPModel):  # type: ignore[misc]
+class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
     """A CLIP with momentum copies of both towers and a queue of features.
 
     In training mode every forward pass with a loss moves the copies and fills the queue. As in the published code, the queue holds
@@ -61,9 +61,8 @@ class CLIPForRetrieval(CLIPModel):  # type: ignore[misc]
         self.visual_projection_m = nn.Linear(self.vision_embed_dim, self.projection_dim, bias=False)
         self.text_projection_m = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
         self.queue = FeatureQueue(self.projection_dim, config.queue_size)
-        for copy in self.prunus_mirrors:
-            self.get_submodule(copy).requires_grad_(False)
         self.post_init()
+        self.train()
         self.restart_momentum()
 
     @classmethod
@@ -73,14 +72,12 @@ class CLIPForRetrieval(CLIPModel):  # type: ignore[misc]
         Args:
             settings: of the config.
         """
-        model = cls(CLIPRetrievalConfig(**clip.config.to_dict() | {"model_type": cls.config_class.model_type} | settings))
+        model = cls(
+            CLIPRetrievalConfig(**clip.config.to_dict() | {"model_type": cls.config_class.model_type} | settings)
+        )
         model.load_state_dict(clip.state_dict(), strict=False)
         model.restart_momentum()
         return model
-
-    def restart_momentum(self) -> None:
-        """Makes the copies equal to their originals."""
-        follow(self, self.prunus_mirrors, 0.0)
 
     def forward(
         self,
@@ -107,7 +104,7 @@ class CLIPForRetrieval(CLIPModel):  # type: ignore[misc]
         if return_loss and self.training:
             with torch.no_grad():
                 self.logit_scale.clamp_(0, LARGEST_SCALE)
-            follow(self, self.prunus_mirrors, self.config.momentum)
+            self.follow(self.config.momentum)
         outputs: CLIPOutput = super().forward(input_ids, pixel_values, attention_mask, **kwargs)
         if return_loss:
             own = (outputs.image_embeds, outputs.text_embeds)

@@ -5,7 +5,8 @@ Li et al., "Align before Fuse", 2021. Used by BLIP and by the published retrieva
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -18,18 +19,30 @@ NOBODY = -100
 """The id of an image that is none's: it equals no other, nor itself."""
 
 
-@torch.no_grad()
-def follow(model: nn.Module, copies: Mapping[str, str], momentum: float) -> None:
-    """Moves momentum copies towards their originals: m ← momentum · m + (1 − momentum) · original. At 0 they are the same.
+class WithCopies:
+    """A model with momentum copies of some of its modules, mixed into a class of transformers. Copies take no gradient."""
 
-    Args:
-        copies: path of a copy → that of its original.
-        momentum: 0 to 1.
-    """
-    for copy, original in copies.items():
-        pairs = zip(model.get_submodule(copy).parameters(), model.get_submodule(original).parameters(), strict=True)
-        for behind, ahead in pairs:
-            behind.lerp_(ahead.to(behind.dtype), 1 - momentum)
+    prunus_mirrors: ClassVar[dict[str, str]]
+    """Path of a copy → that of its original. The anatomy reads it, too."""
+    get_submodule: Callable[[str], nn.Module]
+
+    @torch.no_grad()
+    def follow(self, momentum: float) -> None:
+        """Moves the copies towards their originals: m ← momentum · m + (1 − momentum) · original."""
+        for copy, original in self.prunus_mirrors.items():
+            pairs = zip(self.get_submodule(copy).parameters(), self.get_submodule(original).parameters(), strict=True)
+            for behind, ahead in pairs:
+                behind.lerp_(ahead.to(behind.dtype), 1 - momentum)
+
+    def restart_momentum(self) -> None:
+        """Makes the copies equal to their originals."""
+        self.follow(0.0)
+
+    def train(self, mode: bool = True) -> Any:
+        """Also takes from the copies the gradients that transformers gives to what it has loaded."""
+        for copy in self.prunus_mirrors:
+            self.get_submodule(copy).requires_grad_(False)
+        return super().train(mode)  # type: ignore[misc]
 
 
 class FeatureQueue(nn.Module):
@@ -111,7 +124,10 @@ def contrast(
         ids: of the images, (B,): pairs with one image are all positive. None: only its own text is.
     """
     matches = queue.matches(ids, len(features[0]))
-    everyone = [torch.cat([of.T, kept.to(of.dtype)], 1) for of, kept in zip(momentum_features, (queue.images, queue.texts), strict=True)]
+    everyone = [
+        torch.cat([of.T, kept.to(of.dtype)], 1)
+        for of, kept in zip(momentum_features, (queue.images, queue.texts), strict=True)
+    ]
     losses = []
     for own, behind, others in zip(features, momentum_features, reversed(everyone), strict=True):
         with torch.no_grad():

@@ -42,13 +42,16 @@ class PublishedBlip(Published):
     patches = "visual_encoder.patch_embed.proj.weight"
 
 
-def blip_config(shapes: Shapes, head_width: int, text: str, **more: Any) -> BlipConfig:
+def blip_config(
+    shapes: Shapes, head_width: int, text: str, kind: type[BlipConfig] = BlipConfig, **more: Any
+) -> BlipConfig:
     """Sizes of a BLIP.
 
     Args:
         shapes: published names and shapes.
         head_width: of all attentions.
         text: published path of the BERT that tells the texts' sizes, such as `text_encoder`.
+        kind: class of the config.
         more: entries of the config beside those of the towers.
     """
     width, _, patch, _ = shapes[PublishedBlip.patches]
@@ -70,4 +73,4 @@ def blip_config(shapes: Shapes, head_width: int, text: str, **more: Any) -> Blip
         "bos_token_id": vocabulary - 2, "sep_token_id": SEP, "eos_token_id": SEP, "pad_token_id": 0,
         "label_smoothing": LABEL_SMOOTHING,
     }  # fmt: skip
-    return BlipConfig(text_config=language, vision_config=vision, **more)
+    return kind(text_config=language, vision_config=vision, **more)

@@ -13,8 +13,14 @@ from prunus.models.convert.published import Published, Rule, Shapes, layers, mlp
 def clip_rules(copy: str) -> tuple[Rule, ...]:
     """Those of both towers, or of their momentum copies, whose names end in `copy`."""
     rules = []
-    for published, ours in ((f"visual{copy}.transformer", f"vision_model{copy}"), (f"transformer{copy}", f"text_model{copy}")):
-        block, layer = rf"{published}\.resblocks\.(\d+)\.".replace("visual.", r"visual\."), rf"{ours}.encoder.layers.\1."
+    for published, ours in (
+        (f"visual{copy}.transformer", f"vision_model{copy}"),
+        (f"transformer{copy}", f"text_model{copy}"),
+    ):
+        block, layer = (
+            rf"{published}\.resblocks\.(\d+)\.".replace("visual.", r"visual\."),
+            rf"{ours}.encoder.layers.\1.",
+        )
         rules += [
             Rule(rf"{block}attn\.in_proj_(\w+)", tuple(rf"{layer}self_attn.{part}_proj.\2" for part in "qkv"), thirds),
             Rule(rf"{block}attn\.out_proj\.(\w+)", (rf"{layer}self_attn.out_proj.\2",)),

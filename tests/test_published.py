@@ -1,0 +1,182 @@
+"""The published models that are transformers' own, through the converters, against numbers of the published code: outputs, masks,
+their gradients, extraction, compressed checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunus import anatomy, extract
+from prunus.structured.gates import Gates
+from tests.published import Fixture, difference
+
+MASKED = {
+    r"(.*attn\.)alpha": r"\1proj.weight", r"(.*mlp\.)alpha": r"\1fc2.weight",
+    r"(.*)self\.alpha": r"\1output.dense.weight", r"(.*)intermediate\.alpha": r"\1output.dense.weight",
+}  # fmt: skip
+HEAD_WIDTH = 12
+SEP = 3
+"""In the fixtures' vocabulary."""
+PROMPT = 4
+"""Tokens of the prompt that captions begin with."""
+
+
+def deit(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    features = model.vit(pixel_values=inputs["image"]).last_hidden_state[:, 0]
+    logits = model(pixel_values=inputs["image"]).logits
+    smoothed = F.cross_entropy(logits, inputs["labels"], label_smoothing=0.1)
+    loss = F.cross_entropy(logits, inputs["soft_targets"])
+    return {"logits": logits, "features": features, "loss": loss, "loss_label_smoothing_0.1": smoothed}
+
+
+def blip_caption(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    names = ("input_ids", "attention_mask", "labels")
+    result = model(pixel_values=inputs["image"], **{name: inputs[name] for name in names})
+    return {"logits": result.logits, "loss": result.loss, "image_embeds": result.image_embeds}
+
+
+def blip_vqa(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each answer has its question's states; answers are ranked by the loss that training has, too."""
+    image = model.vision_model(pixel_values=inputs["image"]).last_hidden_state
+    mask = inputs["question_mask"]
+    states = model.text_encoder(
+        input_ids=inputs["question_ids"], attention_mask=mask, encoder_hidden_states=image,
+        encoder_attention_mask=torch.ones(image.shape[:2], dtype=torch.long),
+    ).last_hidden_state  # fmt: skip
+
+    def logits_of(ids: Tensor, answer_mask: Tensor, question: Tensor) -> Tensor:
+        """One by one, without the questions' padding: cross-attentions of transformers' BLIP look at it whatever they are told."""
+        rows = [
+            model.text_decoder(
+                input_ids=ids[row : row + 1],
+                attention_mask=answer_mask[row : row + 1],
+                encoder_hidden_states=states[index, mask[index].bool()][None],
+            ).logits
+            for row, index in enumerate(question.tolist())
+        ]
+        return torch.cat(rows)
+
+    def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+        wanted = labels[:, 1:]
+        summed = F.cross_entropy(logits[:, :-1].transpose(1, 2), wanted, reduction="none", label_smoothing=0.1)
+        return summed.sum(1)
+
+    questions = torch.arange(len(states))
+    logits = logits_of(inputs["answer_ids"], inputs["answer_mask"], questions.repeat_interleave(inputs["n"]))
+    losses = loss_of(logits, inputs["answer_labels"])
+    start = inputs["answer_ids"][:1, :1].expand(len(states), 1)
+    first = logits_of(start, torch.ones_like(start), questions)[:, 0]
+    candidates, candidate_mask = inputs["candidate_ids"], inputs["candidate_mask"]
+    probabilities, best = first.softmax(-1)[:, candidates[:, 1]].topk(4)
+    chosen, chosen_mask = candidates[best.flatten()], candidate_mask[best.flatten()]
+    ranked = logits_of(chosen, chosen_mask, questions.repeat_interleave(4))
+    totals = -loss_of(ranked, chosen.masked_fill(chosen_mask == 0, -100)).view(-1, 4)
+    return {
+        "image_embeds": image, "question_states": states, "answer_logits": logits, "answer_loss": losses,
+        "loss": (inputs["weights"] * losses).sum() / len(image), "rank_start_logits": first,
+        "rank_topk_probs": probabilities, "rank_topk_ids": best, "rank_log_probs_sum": totals,
+        "rank_max_ids": best.gather(1, totals.argmax(1, keepdim=True)).flatten(),
+    }  # fmt: skip
+
+
+RUNS: dict[str, Callable[[Any, dict[str, Tensor]], dict[str, Tensor]]] = {
+    "deit": deit, "blip_caption": blip_caption, "blip_vqa": blip_vqa,
+}  # fmt: skip
+"""Family → the outputs that the published code has, by its names, for a model and the fixture's inputs."""
+
+
+@pytest.fixture(params=RUNS)
+def fixture(request: pytest.FixtureRequest) -> Fixture:
+    return Fixture(request.param, HEAD_WIDTH, MASKED)
+
+
+def outputs(fixture: Fixture, model: nn.Module) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return RUNS[fixture.name](model, fixture.section("in"))
+
+
+def check(fixture: Fixture, section: str, model: nn.Module) -> None:
+    """Holds all that a section has of the outputs against what the model returns."""
+    expected, found = fixture.section(section), outputs(fixture, model)
+    assert {name for name in expected if not name.startswith(("sparsity", "generate"))} <= found.keys()
+    fixture.check(section, **{name: tensor for name, tensor in found.items() if name in expected})
+
+
+def gated(model: nn.Module, values: dict[str, Tensor]) -> Gates:
+    gates = Gates(model, anatomy(model).units)
+    gates.set(values)
+    return gates
+
+
+def test_the_converted_model_returns_what_the_published_one_does(fixture: Fixture) -> None:
+    check(fixture, "plain", fixture.model())
+
+
+@pytest.mark.parametrize("section", ["frac", "bin"])
+def test_masked_it_returns_what_the_published_search_model_does(fixture: Fixture, section: str) -> None:
+    model = fixture.model()
+    gated(model, fixture.gates(model, f"alpha_{section}"))
+    check(fixture, f"search_{section}", model)
+
+
+@pytest.mark.parametrize("section", ["ones", "frac"])
+def test_gradients_of_the_masks_are_the_published_ones(fixture: Fixture, section: str) -> None:
+    model = fixture.model()
+    gates = gated(model, fixture.gates(model, "alpha_frac") if section == "frac" else {})
+    RUNS[fixture.name](model, fixture.section("in"))["loss"].backward()
+    fixture.check_gradients(model, gates, f"grad_{section}")
+
+
+def test_extracted_and_loaded_it_returns_what_the_masked_model_does(fixture: Fixture, tmp_path: Path) -> None:
+    model = fixture.model()
+    small = extract(model, fixture.plan(model))
+    check(fixture, "search_bin", small)
+    small.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in small.state_dict().items())
+    before, after = outputs(fixture, small), outputs(fixture, loaded)
+    assert all(difference(after[name], before[name]) <= 1e-6 for name in before)
+
+
+@pytest.mark.parametrize("lost_bias", [True, False])
+def test_compressed_checkpoints_compute_what_the_published_code_does_with_them(
+    fixture: Fixture, lost_bias: bool
+) -> None:
+    """The published extraction lets the biases of fused qkv start anew; else they are the rows that stay."""
+    changed = fixture.section("extracted_sd")
+    for name in [] if lost_bias else [name for name in changed if name.endswith("attn.qkv.bias")]:
+        mask = fixture.tensors[f"alpha_bin/{name.replace('qkv.bias', 'alpha')}"].flatten() > 0
+        changed[name] = fixture.tensors[f"sd/{name}"].view(-1, len(mask))[:, mask].flatten()
+    check(fixture, "reference_extracted" if lost_bias else "reference_extracted_biasfix", fixture.model(**changed))
+
+
+def test_captions_are_the_published_ones() -> None:
+    """Those that no [SEP] ends: since transformers 4.15 beams that end are ranked by their score per new token, without the prompt."""
+    fixture = Fixture("blip_caption", HEAD_WIDTH, MASKED)
+    model = fixture.model()
+    model.config.text_config.sep_token_id = SEP
+    expected = fixture.tensors["plain/generate_ids"]
+    prompt = fixture.tensors["in/input_ids"][:1, :PROMPT].expand(len(expected), -1)
+    prompt = torch.cat((prompt, torch.full((len(expected), 1), SEP)), 1)
+    found = model.generate(
+        pixel_values=fixture.tensors["in/image"], input_ids=prompt, num_beams=3, max_length=14, min_length=5
+    )
+    endless = (expected != SEP).all(1)
+    assert endless.sum() == 2
+    assert torch.equal(found[endless], expected[endless])
+
+
+def test_answers_are_the_published_ones() -> None:
+    fixture = Fixture("blip_vqa", HEAD_WIDTH, MASKED)
+    model = fixture.model()
+    model.config.text_config.sep_token_id = SEP
+    inputs = {"input_ids": "question_ids", "attention_mask": "question_mask", "pixel_values": "image"}
+    given = {ours: fixture.tensors[f"in/{theirs}"] for ours, theirs in inputs.items()}
+    found = model.generate(**given, num_beams=3, max_length=10, min_length=1)
+    assert torch.equal(found, fixture.tensors["plain/generate_ids"])
