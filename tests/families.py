@@ -12,7 +12,9 @@ import transformers as tf
 
 from prunus.models import (
     BlipForImagesAndTextClassification,
+    BlipForRetrievalTraining,
     BlipNlvrConfig,
+    BlipRetrievalConfig,
     CLIPForRetrieval,
     CLIPRetrievalConfig,
     SegmenterConfig,
@@ -135,6 +137,17 @@ def blip_nlvr(rng: random.Random) -> Case:
     )  # fmt: skip
     inputs = {**_text(), "pixel_values": _pixels(4).unflatten(0, (2, 2))}
     return Case(BlipForImagesAndTextClassification(config), inputs, losses={"labels": torch.tensor([0, 1])})
+
+
+@family
+def blip_retrieval(rng: random.Random) -> Case:
+    """With momentum copies, which the outputs do not depend on."""
+    blip = _blip_config(rng)
+    config = BlipRetrievalConfig(
+        text_config=blip.text_config.to_dict(), vision_config=blip.vision_config.to_dict(), enc_token_id=9, queue_size=6,
+        image_text_hidden_size=8,
+    )  # fmt: skip
+    return Case(BlipForRetrievalTraining(config), {**_text(), "pixel_values": _pixels()})
 
 
 @family

@@ -27,6 +27,7 @@ def main() -> None:
     gates = Gates(model, anatomy(model).units, exact=True)
     for process in range(2):
         (loss_of(model, process) / 2).backward()
+    gates.take_gradients()
     mean = {name: gate.grad.clone() for name, gate in gates.values.items() if gate.grad is not None}
     gates.remove()
     model.zero_grad()

@@ -16,7 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from prunus.errors import PrunusError
-from prunus.models import BlipForImagesAndTextClassification, CLIPForRetrieval, SegmenterForSemanticSegmentation
+from prunus.models import (
+    BlipForImagesAndTextClassification,
+    BlipForRetrievalTraining,
+    CLIPForRetrieval,
+    SegmenterForSemanticSegmentation,
+)
 from prunus.models.convert import assembled, consumed, convert, families, interpolated, read_tensors, recognised
 from tests.shared import golden
 
@@ -24,6 +29,7 @@ FULL = {
     "blip_vqa": ("blip_vqa_base_480", tf.BlipForQuestionAnswering),
     "blip_caption": ("blip_caption_base_384", tf.BlipForConditionalGeneration),
     "blip_nlvr": ("blip_nlvr_base_384", BlipForImagesAndTextClassification),
+    "blip_retrieval": ("blip_retrieval_base_384", BlipForRetrievalTraining),
     "clip_retrieval": ("clip_vit_l14_336", CLIPForRetrieval),
     "deit": ("deit_small_patch16_224", tf.ViTForImageClassification),
     "segmenter": ("segmenter_small_ade20k_512", SegmenterForSemanticSegmentation),

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.optimization import Adafactor
 
 from prunus import (
     AtEnd,
@@ -188,6 +189,7 @@ def test_the_gradient_of_a_gate_is_autograds_whatever_the_gate_is(name: str) -> 
     gates = Gates(case.model, units, exact=True)
     gates.set(values)
     loss_of(case).backward()
+    gates.take_gradients()
     found = {unit.name: gate_gradient(case.model, unit, gates.values[unit.name]) for unit in units}
     gates.remove()
 
@@ -357,8 +359,19 @@ def test_gates_that_train_need_an_optimizer_that_another_can_be_made_like() -> N
         def __init__(self, parameters: Any, other: Any, lr: float) -> None:
             super().__init__(parameters, lr=lr)
 
-    with pytest.raises(PrunusError, match=r"optimizer = 'Odd'.*take AdamW"):
-        Search(model, Unified(ratio=0.5), 2, optimizer=Odd(model.parameters(), 1, 0.1))
+    refused = {
+        "cannot be made": Odd(model.parameters(), 1, 0.1),
+        "needs a closure": torch.optim.LBFGS(model.parameters()),
+        "maximises": torch.optim.SGD(model.parameters(), lr=0.1, maximize=True),
+        "is None": Adafactor(model.parameters()),
+    }
+    for reason, optimizer in refused.items():
+        with pytest.raises(PrunusError, match=rf"optimizer = '\w+'.*{reason}.*take AdamW"):
+            Search(model, Unified(ratio=0.5), 2, optimizer=optimizer)
+    with pytest.raises(PrunusError, match="learning rate is 0"):
+        Search(
+            model, Unified(ratio=0.5, gate_learning_rate=0.1), 2, optimizer=torch.optim.SGD(model.parameters(), lr=0.0)
+        )
     assert not any(module._forward_hooks for module in model.modules()), "what is refused leaves nothing behind"
 
 
@@ -408,6 +421,7 @@ def test_gates_that_train_get_their_gradient_once_under_checkpointing() -> None:
         gates = Gates(case.model, anatomy(case.model).units, exact=True)
         gates.set({name: torch.linspace(-0.5, 1, len(gate)) for name, gate in gates.values.items()})
         loss_of(case).backward()
+        gates.take_gradients()
         found.append({name: gate.grad for name, gate in gates.values.items()})
         gates.remove()
     for name, gradient in found[0].items():
@@ -422,6 +436,139 @@ def test_gates_follow_the_fastest_of_the_groups_and_settings_stay_theirs_after_a
     linear_loss(model).backward()
     search.step()
     assert search.gates.values["mlp"].tolist() == pytest.approx([0.9, 0.9])
+
+
+def test_a_batch_that_is_thrown_away_moves_no_gate() -> None:
+    found = []
+    for throws in (False, True):
+        case = build("vit", 1)
+        optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1)
+        search = Search(case.model, Unified(ratio=0.4), 4, optimizer=optimizer)
+        if throws:
+            (loss_of(case) * 100).backward()
+            optimizer.zero_grad()
+        for _ in range(2):  # which add up
+            loss_of(case).backward()
+        search.step()
+        found.append(search.method_state["zeta"])
+    assert all(torch.equal(zeta, found[1][name]) for name, zeta in found[0].items())
+    assert any((zeta != 1).any() for zeta in found[0].values())
+
+
+def test_a_step_that_the_scaler_skips_for_any_weight_moves_no_gate() -> None:
+    case = build("vit", 1)
+    optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1)
+    search = Search(case.model, Unified(ratio=0.4), 4, optimizer=optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    patch = next(p for name, p in case.model.named_parameters() if "patch" in name)
+    for unscales, breaks in ((True, True), (False, True), (True, False)):
+        optimizer.zero_grad()
+        scaler.scale(loss_of(case)).backward()  # type: ignore[no-untyped-call]
+        if breaks and patch.grad is not None:
+            patch.grad[0] = float("inf")
+        if unscales:
+            scaler.unscale_(optimizer)
+        search.step(scaler=scaler)
+        scaler.step(optimizer)
+        scaler.update()
+        assert any((zeta != 1).any() for zeta in search.method_state["zeta"].values()) is not breaks
+
+
+@pytest.mark.parametrize(
+    "make", [torch.optim.SGD, torch.optim.AdamW, torch.optim.NAdam, torch.optim.Adafactor, Adafactor]
+)
+def test_a_search_is_resumed_with_what_the_gates_optimiser_remembers(make: Any) -> None:
+    def optimizer_of(model: nn.Module) -> Any:
+        more = {"momentum": 0.9} if make is torch.optim.SGD else {}
+        more |= {"relative_step": False, "scale_parameter": False} if make is Adafactor else {}
+        return make(model.parameters(), lr=0.01, **more)
+
+    method = Unified(ratio=0.5, l1_mlp=0.01)
+    model = zeta_model([1.0, 2.0, 3.0])
+    search = Search(model, method, 6, optimizer=optimizer_of(model))
+    state = b""
+    for step in range(4):
+        if step == 2:
+            state = search.state()
+        model.zero_grad()
+        linear_loss(model).backward()
+        search.step()
+    other = zeta_model([1.0, 2.0, 3.0])
+    again = Search(other, method, 6, optimizer=optimizer_of(other))
+    again.load_state(state, "memory")
+    for _ in range(2):
+        other.zero_grad()
+        linear_loss(other).backward()
+        again.step()
+    assert torch.equal(search.method_state["zeta"]["mlp"], again.method_state["zeta"]["mlp"])
+    foreign = Search(zeta_model([1.0, 2.0, 3.0]), method, 6, optimizer=torch.optim.RMSprop(other.parameters(), lr=0.01))
+    with pytest.raises(PrunusError, match=f"search state = 'memory'.*gates {make.__name__} trained"):
+        foreign.load_state(state, "memory")
+    assert foreign.steps_done == 0
+
+
+def test_gates_follow_a_rate_wherever_it_comes_from() -> None:
+    """After load_state_dict, which makes the groups anew; under one-cycle schedules, whose height is not where they begin; raised by
+    hand from zero."""
+
+    def moved(optimizer: Any, model: nn.Module, before: Any = None, **more: Any) -> float:
+        search = Search(model, Unified(ratio=0.5, l1_mlp=0.0, **more), 9, optimizer=optimizer)
+        if before is not None:
+            before()
+        linear_loss(model).backward()
+        search.step()
+        search.close()
+        return 1 - float(search.method_state["zeta"]["mlp"][0])
+
+    model = zeta_model([1.0, 1.0])
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def reload() -> None:
+        state = sgd.state_dict()
+        state["param_groups"][0]["lr"] = 0.05
+        sgd.load_state_dict(state)
+
+    assert moved(sgd, model, reload) == pytest.approx(0.05)
+    model = zeta_model([1.0, 1.0])
+    cycle = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.OneCycleLR(cycle, max_lr=1.0, total_steps=10, div_factor=10, cycle_momentum=False)
+    assert moved(cycle, model, gate_learning_rate=0.5) == pytest.approx(0.05)
+    model = zeta_model([1.0, 1.0])
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    assert moved(still, model, lambda: still.param_groups[0].update(lr=0.2)) == pytest.approx(0.2)
+
+
+def test_settings_of_the_group_are_the_gates_too() -> None:
+    model = zeta_model([1.0, 1.0])
+
+    class Mine(torch.optim.AdamW):
+        def __init__(self, parameters: Any, **settings: Any) -> None:
+            super().__init__(parameters, **settings)
+
+    for optimizer in (
+        torch.optim.AdamW([{"params": model.parameters(), "betas": (0.5, 0.6), "eps": 1e-3}]),
+        Mine(model.parameters(), betas=(0.5, 0.6), eps=1e-3, weight_decay=0.3),
+    ):
+        search = Search(model, Unified(ratio=0.5), 2, optimizer=optimizer)
+        assert search._optimizer is not None
+        group = search._optimizer._optimizer.param_groups[0]
+        assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.5, 0.6), 1e-3, 0.0)
+        search.close()
+
+
+def test_the_last_step_along_gradients_that_a_gate_turned_round_goes_their_way() -> None:
+    """ζ = −1 and ½ at the end: weights 20 and 5 become −20 and 2.5, and SGD on ∂L/∂W = ζ takes what it would have taken, times ζ."""
+    model = zeta_model([20.0, 5.0, 6.0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    search = Search(model, MaskBased(ratio=0.34, l1_mlp=0.0), 1, optimizer=optimizer)
+    before = search.gates.values["mlp"].detach().clone()
+    linear_loss(model).backward()
+    search.step()
+    optimizer.step()
+    fc1 = model.get_submodule("mlp").fc1
+    assert kept(search) == {"mlp": [0, 1]}
+    assert before.tolist() == [1.0, 1.0, 1.0]
+    assert fc1.weight.flatten().tolist()[:2] == pytest.approx([-20.0 + 0.1, 2.5 - 0.05])
 
 
 # Importances, scopes, closings by hand
@@ -557,6 +704,35 @@ def test_rounds_are_spread_over_the_steps_and_the_last_is_at_the_last() -> None:
     assert shares(1, 3) == {2: 1.0}
 
 
+@pytest.mark.parametrize("scope", [Everyone(), WithinComponent(), WithinUnit()])
+def test_nothing_comes_back_though_rounds_are_smaller_than_a_channel(scope: Any) -> None:
+    case = build("blip_caption", 1)
+    case.model.requires_grad_(False)
+    method = Structured(ratio=0.5, importance=WeightMagnitude(), scope=scope, closing=Rounds(rounds=40))
+    search = Search(case.model, method, 40)
+    before = search.masks
+    for _ in range(40):
+        search.step()
+        assert not any((~before[name] & mask).any() for name, mask in search.masks.items())
+        before = search.masks
+    assert within_a_channel(search, 0.5)
+
+
+def test_shares_that_floors_do_not_leave_are_refused_before_the_first_step() -> None:
+    case = build("t5", 9)
+    optimizer = torch.optim.AdamW(case.model.parameters())
+    with pytest.raises(PrunusError, match="at most"):
+        Search(case.model, MaskBased(ratio=0.9), 1, optimizer=optimizer)
+    with pytest.raises(PrunusError, match=r"of \w+\.\w+ at most"):
+        Search(case.model, ComponentRatios(ratios={"*": 0.9, "*.mlp": 0.1}, min_channels=4), 1, optimizer=optimizer)
+    for more in ({"max_parameters": 5000}, {"max_macs": 5000}):
+        with pytest.raises(PrunusError, match="shares of parts say how much"):
+            ComponentRatios(ratios={"*": 0.2}, **more)
+        with pytest.raises(PrunusError, match="shares of parts say how much"):
+            UPop(unit_ratios={"*": 0.2}, **more)
+    assert not any(module._forward_hooks for module in case.model.modules())
+
+
 # A rate that a metric gates
 
 
@@ -601,14 +777,18 @@ def test_what_a_rate_waits_for_is_measured_in_evaluation_mode_and_must_be_a_numb
         return 1.0 if len(modes) < 2 else math.nan
 
     model = model_of({"mlp": 4}).train()
+    model.get_submodule("mlp").fc2.eval()
     method = UPop(ratio=0.5, interval=1, gate=RateGate(tolerance=0.1))
     with pytest.raises(PrunusError, match="measure = None"):
         Search(model, method, 4)
     search = Search(model, method, 4, measure=measure)
     feed(search, {"mlp": [1.0, 2.0, 3.0, 4.0]})
     assert model.training
+    assert not model.get_submodule("mlp").fc2.training, "a part that stands still goes on standing still"
+    before = search.method_state["score"]["mlp"].clone()
     with pytest.raises(PrunusError, match="measure = nan"):
         feed(search, {"mlp": [1.0, 2.0, 3.0, 4.0]})
+    assert torch.equal(search.method_state["score"]["mlp"], before)
     assert modes == [(False, False)] * 2
     assert model.training
 

@@ -20,6 +20,7 @@ from prunus.errors import PrunusError, shown
 from prunus.evaluation import evaluate_here, harness_scores, read_task
 from prunus.extensions import load_extension
 from prunus.metric import UNDECLARED
+from prunus.models import as_published
 from prunus.models import convert as convert_file
 from prunus.plan import SparsityPlan
 from prunus.recipe import Recipe, demo_recipe, load_recipe
@@ -81,6 +82,9 @@ def inspect(
     model: str,
     units: Annotated[bool, typer.Option("--units", help="List every unit by its name.")] = False,
     verified: Annotated[bool, typer.Option("--verify", help="Compare the weights with their checksums.")] = False,
+    published: Annotated[
+        bool, typer.Option("--as-published", help="Also count as UPop's paper does, for the models that it has.")
+    ] = False,
     extensions: ImportOption = None,
 ) -> None:
     """What MODEL (hub id, folder or config file) is made of: towers, blocks, units, costs. Of a pruned folder the zeros are
@@ -99,6 +103,12 @@ def inspect(
         typer.echo(f"\n{'unit':<66}{'tower':<16}{'channels':>9}{'parameters/channel':>20}")
         for unit in parts:
             typer.echo(f"{unit.name:<66}{unit.tower:<16}{unit.channels:>9,}{unit.channel_cost:>20,}")
+    if published:
+        count = as_published(built)
+        typer.echo(
+            f"\nas published: {count.parameters:,} parameters, {count.parameters + count.masks:,} with masks, "
+            f"{count.flops / 1e9:.4f} G multiply-accumulates"
+        )
     if sparsity is not None:
         counted = sparsity_in(Path(model)) if Path(model).is_dir() else None
         told = "as recorded" if counted is None else "in place"

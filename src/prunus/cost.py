@@ -7,7 +7,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,9 +70,29 @@ def multiply_accumulates(model: nn.Module, run: Callable[[], object], parts: Ana
     return {**{tower: flops // 2 for tower, flops in towers.items()}, "total": total}
 
 
-def _counter() -> FlopCounterMode:
+def _counter(more: Mapping[Any, Callable[..., int]] | None = None) -> FlopCounterMode:
+    """A counter of 2 per multiply-accumulate, and of `more`: operation → its count, of the shapes of what it is given."""
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={fused: _fused_attention_flops})
+    return FlopCounterMode(display=False, custom_mapping={fused: _fused_attention_flops, **(more or {})})
+
+
+@torch.no_grad()
+def published_flops(model: nn.Module, run: Callable[[], object]) -> int:
+    """What one call of `run`, which must use `model`, costs as the papers' counter (fvcore) counts: 1 per multiply-accumulate, 5 per
+    element that a layer norm is given, 4 per element that bilinear resizing gives."""
+    aten = torch.ops.aten
+    more: dict[Any, Callable[..., int]] = {
+        aten.native_layer_norm: _layer_norm_flops, aten.upsample_bilinear2d: _bilinear_flops,
+    }  # fmt: skip
+    return _count(model, run, _counter(more), [])
+
+
+def _layer_norm_flops(shape: Sequence[int], *_: object, **__: object) -> int:
+    return 2 * 5 * math.prod(shape)
+
+
+def _bilinear_flops(*_: object, out_shape: Sequence[int], **__: object) -> int:
+    return 2 * 4 * math.prod(out_shape)
 
 
 def _count(

@@ -42,25 +42,25 @@ def mirrors_of(model: nn.Module, given: Mapping[str, str] | None = None) -> dict
     Raises:
         PrunusError: as `mirrored`. What only the config declares need not be there: parts share it with their whole.
     """
-    own = getattr(model, MIRRORS, None) if given is None else given
+    found = declared_mirrors(model) if given is None else dict(given)
+    check_mirrors(model, found)
+    return found
+
+
+def declared_mirrors(model: nn.Module) -> dict[str, str]:
+    """What a model, its class or its config declares, of whatever shapes.
+
+    Raises:
+        PrunusError: the config's entry is no such thing.
+    """
+    own = getattr(model, MIRRORS, None)
     if own is not None:
-        check_mirrors(model, own)
         return dict(own)
     written = getattr(getattr(model, "config", None), MIRRORS, None) or {}
     if not isinstance(written, Mapping) or not all(isinstance(path, str) for path in written.values()):
         raise PrunusError(f"config.{MIRRORS}", written, "it must be paths of copies, each with that of its original")
     paths = {path for path, _ in model.named_modules()} if written else set()
-    there = {copy: original for copy, original in written.items() if copy in paths and original in paths}
-    check_mirrors(model, there)
-    return there
-
-
-def is_declared_copy(model: nn.Module, path: str) -> bool:
-    """Whether a model, its class or its config says that the module at a path is a copy, or lies in one. Nothing is checked: the
-    model may be in the making."""
-    own = getattr(model, MIRRORS, None)
-    said = getattr(getattr(model, "config", None), MIRRORS, None) if own is None else own
-    return isinstance(said, Mapping) and is_inside(path, said)
+    return {copy: original for copy, original in written.items() if copy in paths and original in paths}
 
 
 def check_mirrors(model: nn.Module, mirrors: Mapping[str, str]) -> None:

@@ -142,6 +142,7 @@ def _narrow_part(part: PreTrainedModel, record: Narrowing) -> None:
     }
     if not planned:
         return
+    copies = record.copies.keys() - record.units.keys()  # what is both is said by the whole, which knows its momentum copies
     parts = anatomy(part, {})  # copies are recorded by themselves
     known = {unit.name: unit for unit in parts}
     followers = {twin + unit.name.removeprefix(unit.path) for unit in parts for twin in unit.twins}
@@ -158,13 +159,13 @@ def _narrow_part(part: PreTrainedModel, record: Narrowing) -> None:
         if known[name].channels == unit.channels:
             wide[name] = unit
         elif known[name].channels == len(unit.kept):
-            mark(part.get_submodule(known[name].path), name.removeprefix(known[name].path), unit, name in record.copies)
+            mark(part.get_submodule(known[name].path), name.removeprefix(known[name].path), unit, name in copies)
         else:
             raise PrunusError(
                 where, unit.channels, f"the config builds a {parts.model} in which the unit has {known[name].channels} channels; "
                 f"leave the sizes as they were saved, or delete the entry {RECORD} to build a dense model",
             )  # fmt: skip
-    narrow(part, parts, Plan(model=parts.model, ratio=0, units=wide), record.copies)
+    narrow(part, parts, Plan(model=parts.model, ratio=0, units=wide), copies)
 
 
 def _narrow_as_0_1_did(part: PreTrainedModel, plan: Plan) -> None:

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prunus.anatomy import anatomy, has_module, is_declared_copy, module_of
+from prunus.anatomy import anatomy, declared_mirrors, has_module, is_inside, module_of
 from prunus.plan.channels import Plan, UnitPlan
 from prunus.plan.file import PlanFile
 from prunus.plan.history import Entry, Recorded
@@ -78,10 +78,11 @@ def mark(module: nn.Module, suffix: str, plan: UnitPlan, copy: bool = False) -> 
 
 
 def marks(model: nn.Module) -> dict[Spot, Mark]:
-    """All that was done to the modules of a model. A momentum copy that narrowed itself, by the config it shares with its original,
-    is one as a part of the model only."""
+    """All that was done to the modules of a model. What is in a momentum copy follows its original, also where it was built as a part
+    of its own."""
+    copies = declared_mirrors(model)
     return {
-        Spot(path, suffix): done._replace(copy=done.copy or is_declared_copy(model, path))
+        Spot(path, suffix): done._replace(copy=done.copy or is_inside(path, copies))
         for path, module in model.named_modules()
         for suffix, done in getattr(module, _MARKS, {}).items()
     }
@@ -238,9 +239,6 @@ def _write(root: PreTrainedModel, whole: Whole | None) -> None:
                 named = before.get(kind, {}).items()
                 kept[kind] = {n: unit for n, unit in named if all(module_of(part, n) is None for part in users)}
         units, copies = {**kept["units"], **entry.units}, {**kept["copies"], **entry.copies}
-        copies = {
-            name: unit for name, unit in copies.items() if name not in units
-        }  # those that share a config with originals
         record = Narrowing(units=units, copies=copies, whole=whole).model_dump(mode="json") if units or copies else None
         _set(entry.config, record)
 

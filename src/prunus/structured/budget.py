@@ -68,6 +68,9 @@ class Budget(Typed):
             raise PrunusError(
                 list(said)[1], list(said.values())[1], f"{next(iter(said))} says how much is to go; give one of them"
             )
+        if self.states_ratio() and said.keys() - {"ratio"}:
+            name = next(name for name in said if name != "ratio")
+            raise PrunusError(name, said[name], "shares of parts say how much is to go; leave it out")
         if not said and not self.states_ratio():
             raise PrunusError("ratio", None, f"say how much is to go: {', '.join(AMOUNTS[:-1])} or {AMOUNTS[-1]}")
         if self.ratio is None and said and self.cost != "parameters":

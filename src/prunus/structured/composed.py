@@ -114,9 +114,8 @@ class Composed(Budget, SearchMethod):
             return Decision(None, self._gates(state, state["open"]), None)
         asked = self.goal * closing.paced(state.get("pace", {}), share, is_last)
         scores = scope.comparable(importance.scores(state), units)
-        if not closing.can_return:
-            scores = _those_gone_first(scores, state["open"])
-        kept = scope.keep(scores, units, self, asked)
+        gone = {} if closing.can_return else {name: opened == 0 for name, opened in state["open"].items()}
+        kept = scope.keep_on(_those_first(scores, gone), units, self, asked, gone)
         opened = closing.openness(kept, asked / self.goal)
         if "open" in state:
             state["open"] = opened
@@ -129,11 +128,11 @@ class Composed(Budget, SearchMethod):
         return {name: opened[name] * zeta.detach() for name, zeta in trained.items()}
 
 
-def _those_gone_first(scores: dict[str, Tensor], opened: dict[str, Tensor]) -> dict[str, Tensor]:
+def _those_first(scores: dict[str, Tensor], gone: dict[str, Tensor]) -> dict[str, Tensor]:
     """Scores by which the channels that have gone go again before any other."""
     top = torch.stack([score.max() for score in scores.values()]).max()
     above = top + top.abs() + 1
-    return {name: torch.where(opened[name] == 0, above, score) for name, score in scores.items()}
+    return {name: torch.where(gone[name], above, score) if name in gone else score for name, score in scores.items()}
 
 
 class Structured(Composed):

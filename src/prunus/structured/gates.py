@@ -25,7 +25,7 @@ class GateHook:
 
     Attributes:
         feature_gate: (features,), None while every gate is one.
-        leaf: the gate (channels,) that `backward` leaves ∂L/∂ζ in, whatever ζ is; None where nobody asks for it.
+        leaf: zeros (channels,) in whose `grad` `backward` leaves this layer's part of ∂L/∂ζ, whatever ζ is; None where nobody asks for it.
         is_saved: whether whoever saves the model saves the gates, too.
         followers: the same layer of momentum copies, which carry no gate of their own.
     """
@@ -38,33 +38,38 @@ class GateHook:
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         if self.feature_gate is None:
-            return output if self.leaf is None else _gated(output, None, self.leaf)
+            return output if self.leaf is None else _gated(output, None, self.leaf, module)
         if self.feature_gate.device != output.device:  # a twin on another device, or a model that was moved
             self.feature_gate = self.feature_gate.to(output.device)
         if self.leaf is None or not torch.is_grad_enabled():
             return output.mul_(self.feature_gate)
-        return _gated(output, self.feature_gate, self.leaf)
+        return _gated(output, self.feature_gate, self.leaf, module)
 
 
 class _Gated(torch.autograd.Function):
-    """y ↦ ζ ⊙ y, with a gradient for ζ, which is read off y and not off the weights: it is right for every ζ."""
+    """y ↦ ζ ⊙ y, with a gradient for ζ, which is read off y and not off the weights: it is right for every ζ.
+
+    It adds up as those of the weights do: where that of the layer's weight has been thrown away (`zero_grad`), so is this one.
+    """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, feature_gate: Tensor | None, leaf: Tensor) -> Tensor:
+    def forward(ctx: Any, output: Tensor, feature_gate: Tensor | None, leaf: Tensor, layer: nn.Module) -> Tensor:
         ctx.save_for_backward(output, feature_gate)
-        ctx.channels, ctx.device = len(leaf), leaf.device
+        ctx.leaf, ctx.weight = leaf, layer.weight
         return output.clone() if feature_gate is None else _scaled(output, feature_gate)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, Tensor]:
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, Tensor, None]:
         output, feature_gate = ctx.saved_tensors
+        if ctx.weight.requires_grad and ctx.weight.grad is None:
+            ctx.leaf.grad = None
         of_features = column_products(output.reshape(-1, output.shape[-1]), slope.reshape(-1, slope.shape[-1]))
-        of_channels = of_features.view(-1, ctx.channels).sum(0).to(ctx.device)
-        return slope if feature_gate is None else _scaled(slope, feature_gate), None, of_channels
+        of_channels = of_features.view(-1, len(ctx.leaf)).sum(0).to(ctx.leaf.device)
+        return slope if feature_gate is None else _scaled(slope, feature_gate), None, of_channels, None
 
 
-def _gated(output: Tensor, feature_gate: Tensor | None, leaf: Tensor) -> Tensor:
-    return cast(Tensor, _Gated.apply(output, feature_gate, leaf))  # type: ignore[no-untyped-call]
+def _gated(output: Tensor, feature_gate: Tensor | None, leaf: Tensor, layer: nn.Module) -> Tensor:
+    return cast(Tensor, _Gated.apply(output, feature_gate, leaf, layer))  # type: ignore[no-untyped-call]
 
 
 def _scaled(values: Tensor, feature_gate: Tensor) -> Tensor:
@@ -95,7 +100,7 @@ class Gates:
             device = linears(model, unit)[0][1].weight.device
             self.values[unit.name] = torch.ones(unit.channels, dtype=torch.float32, device=device, requires_grad=exact)
             for _, hook in hooks:
-                hook.leaf = self.values[unit.name] if exact else None
+                hook.leaf = torch.zeros(unit.channels, device=device, requires_grad=True) if exact else None
 
     @torch.no_grad()
     def set(self, values: Mapping[str, Tensor]) -> None:
@@ -111,19 +116,20 @@ class Gates:
                 repeated = gate.repeat(unit.span * site.repeats)
                 hook.feature_gate = None if is_open else repeated
 
-    def averaged(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
-        """The gradients that gates keep, which are forgotten, over all processes that train one model."""
-        for gate in self.values.values():
-            gate.grad = None
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return dict(gradients)
-        mean: dict[str, Tensor | None] = {}
+    def take_gradients(self) -> None:
+        """Puts into the `grad` of every exact gate what `backward` has left since the last time, averaged over all processes that train the
+        model; None where there was no backward."""
         for name, gate in self.values.items():
-            gradient = gradients[name]
-            summed = torch.zeros_like(gate, requires_grad=False) if gradient is None else gradient.detach().clone()
-            dist.all_reduce(summed)
-            mean[name] = summed / dist.get_world_size()
-        return mean
+            leaves = [hook.leaf for _, hook in self._hooks[name] if hook.leaf is not None]
+            parts = [leaf.grad.to(gate.device) for leaf in leaves if leaf.grad is not None]
+            gate.grad = torch.stack(parts).sum(0) if parts else None
+            for leaf in leaves:
+                leaf.grad = None
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            for gate in self.values.values():
+                gate.grad = torch.zeros_like(gate, requires_grad=False) if gate.grad is None else gate.grad
+                dist.all_reduce(gate.grad)
+                gate.grad /= dist.get_world_size()
 
     def forget_gradients(self) -> None:
         """Lets no gate keep its gradient from now on."""
@@ -211,6 +217,8 @@ def fold_gates(model: nn.Module, apart: bool = True) -> None:
             elif id(parameter) not in done:
                 done.add(id(parameter))
                 parameter.mul_(factor)
+                if parameter.grad is not None:  # so that a step along it does what it would have done before
+                    parameter.grad.mul_(factor)
     for _, hook in gates_of(model):
         hook.feature_gate = None
 

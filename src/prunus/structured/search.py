@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from prunus.anatomy import Unit, anatomy
 from prunus.cost import channel_macs
 from prunus.errors import PrunusError
+from prunus.modules import quiet
 from prunus.plan import Plan
 from prunus.storage import write_bytes
 from prunus.structured.budget import Whole
@@ -87,18 +88,17 @@ class Search:
         self._device = self.gates.values[self.units[0].name].device
         """Where everything lies that is compared, wherever the units do."""
         opened = {unit.name: torch.ones(unit.channels, dtype=torch.float32, device=self._device) for unit in self.units}
-        self.method_state = self._fitted.begin(opened)
-        """The state of the method: kind → unit → tensor."""
         self._optimizer: GateOptimizer | None = None
-        if self._needs.training is not None:
-            assert optimizer is not None
-            try:
+        try:
+            self.method_state = self._fitted.begin(opened)
+            """The state of the method: kind → unit → tensor."""
+            if self._needs.training is not None and optimizer is not None:
                 self.gates.check_can_fold()
                 trained = self._fitted.trained(self.method_state)
                 self._optimizer = GateOptimizer(optimizer, self._needs.training, trained)
-            except PrunusError:
-                self.close()
-                raise
+        except BaseException:
+            self.close()
+            raise
         self.masks = {name: torch.ones_like(gate, dtype=torch.bool) for name, gate in opened.items()}
         self.steps_done = 0
         self.course: list[tuple[int, float, float]] = []
@@ -131,16 +131,16 @@ class Search:
         if t == 0:
             self._check_can_be_read()
         if t < needed:
+            if self._fitted.wants_merit(t, self.total_steps):
+                self._fitted.hear(self.method_state, self._merit())
             if self._fitted.reads(t, self.total_steps):
-                found = self._evidence(
-                    grad_scale * _scale_left(scaler), skips=scaler is not None and scaler.is_enabled()
-                )
+                found = self._evidence(grad_scale * _scale_left(scaler), scaler)
                 if found is not None:
                     self._fitted.observe(self.method_state, found, self.units)
                     if self._optimizer is not None:
                         self._optimizer.step()
-            if self._fitted.wants_merit(t, self.total_steps):
-                self._fitted.hear(self.method_state, self._merit())
+            elif self._needs.exact:
+                self.gates.take_gradients()  # of a step that is not read
             self._decide(t, is_last=t + 1 == needed)
         self.steps_done += 1
 
@@ -170,22 +170,19 @@ class Search:
     def _merit(self) -> float:
         """How good the model is."""
         assert self._measure is not None
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with quiet(self.model):
             merit = float(self._measure())
-        finally:
-            self.model.train(was_training)
         if not math.isfinite(merit):
             raise PrunusError(
                 "measure", merit, "how good the model is must be a number; look at the loss, and at what measures it"
             )
         return merit
 
-    def _evidence(self, scale: float, skips: bool) -> dict[str, Tensor] | None:
+    def _evidence(self, scale: float, scaler: GradScaler | None) -> dict[str, Tensor] | None:
         """What the method reads of every unit; None for a step that will be skipped."""
+        if self._needs.exact:
+            self.gates.take_gradients()
         read = {unit.name: self._fitted.evidence(self.model, unit, self._gate(unit)) for unit in self.units}
-        read = self.gates.averaged(read) if self._needs.exact else read
         for name, value in read.items():
             if value is not None and value.shape != self.masks[name].shape:
                 wanted, given = tuple(self.masks[name].shape), tuple(value.shape)
@@ -205,8 +202,10 @@ class Search:
         if not by_gradient:
             return found
         found = {name: gradient / scale for name, gradient in found.items()}
+        if scaler is not None and scaler.is_enabled() and _will_skip(self.model, scaler):
+            return None
         if not torch.stack([gradient.sum() for gradient in found.values()]).isfinite().all():
-            if skips:
+            if scaler is not None and scaler.is_enabled():
                 return None
             name = next(name for name, gradient in found.items() if not gradient.isfinite().all())
             raise PrunusError(
@@ -262,6 +261,7 @@ class Search:
             "method": self.method.model_dump_json(),
             "steps_done": str(self.steps_done),
             "total_steps": str(self.total_steps),
+            "optimizer": json.dumps(None if self._optimizer is None else self._optimizer.about),
         }
         data: bytes = save({**tensors, "course": course}, metadata=about)
         return data
@@ -280,7 +280,7 @@ class Search:
             tensors = load(data)
             about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
             course = [(int(step), asked, achieved) for step, asked, achieved in tensors["course"].tolist()]
-            steps_done = int(about["steps_done"])
+            steps_done, about_optimizer = int(about["steps_done"]), json.loads(about.get("optimizer", "null"))
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise PrunusError("search state", source, f"it is damaged ({error})") from None
         if not self._is_ours(about.get("method")) or about.get("total_steps") != str(self.total_steps):
@@ -297,6 +297,8 @@ class Search:
                 "search state", source, f"it was saved for another model, or other units, such as {unit}; search the same model, with include and "
                 "exclude that give the same units (early versions took connectors by default: include=('*', 'connector'))",
             )  # fmt: skip
+        if self._optimizer is not None:
+            self._optimizer.check(about_optimizer, stepped, source)
         read = {kind: {name: tensors[f"{kind}/{name}"].to(self._device) for name in kinds[kind]} for kind in kinds}
         if steps_done >= self._fitted.search_steps(self.total_steps):
             self.gates.forget_gradients()
@@ -308,7 +310,7 @@ class Search:
                 if units.get(name) is tensor:  # the optimiser holds the leaf, so that one takes the value
                     units[name] = leaves[name].copy_(tensor)
         if self._optimizer is not None:
-            self._optimizer.load(stepped)
+            self._optimizer.load(about_optimizer, stepped)
         self.method_state, self.course, self.steps_done = read, course, steps_done
 
     def _stepped(self) -> State:
@@ -326,6 +328,16 @@ class Search:
             return type(self.method).model_validate_json(str(written)).model_copy(update=words) == self.method
         except ValueError:
             return False
+
+
+def _will_skip(model: nn.Module, scaler: GradScaler) -> bool:
+    """Whether a loss scaler will skip this step, because some gradient is not finite."""
+    states = scaler._per_optimizer_states.values()
+    found = [number for state in states for number in state.get("found_inf_per_device", {}).values()]
+    if found:  # it has been unscaled, and looked at
+        return any(float(number) > 0 for number in found)
+    sums = [parameter.grad.float().sum() for parameter in model.parameters() if parameter.grad is not None]
+    return any(not bool(total.isfinite()) for total in sums)
 
 
 def _scale_left(scaler: GradScaler | None) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import torch
 from pydantic import Field
@@ -40,6 +41,15 @@ class Scope(Typed):
             budget: costs of channels, and floors.
             asked: share of the cost that is to go now; up to `budget.goal`.
         """
+
+    def keep_on(
+        self, scores: dict[str, Tensor], units: tuple[Unit, ...], budget: Budget, asked: float, gone: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """As `keep`, where some channels have gone for good: unit → bool (channels,)."""
+        return {
+            name: mask & ~gone[name] if name in gone else mask
+            for name, mask in self.keep(scores, units, budget, asked).items()
+        }
 
     def states_ratio(self) -> bool:
         """Whether the scope itself says how much is to go."""
@@ -82,11 +92,16 @@ class Apart(Scope):
     def keep(
         self, scores: dict[str, Tensor], units: tuple[Unit, ...], budget: Budget, asked: float
     ) -> dict[str, Tensor]:
+        return self.keep_on(scores, units, budget, asked, {})
+
+    def keep_on(
+        self, scores: dict[str, Tensor], units: tuple[Unit, ...], budget: Budget, asked: float, gone: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:  # fmt: skip
         """Every group by itself, the one with the dearest channels first. What rounding leaves over in one is the next one's, so that the sum
-        is met to within one channel; or every group's own share is, to half a channel (`meets_every_share`).
+        is met to within one channel; or every group's own share is, to half a channel, as far as the floors let it (`meets_every_share`).
 
         Raises:
-            PrunusError: the floors leave less of a group than `asked`; where shares are given, that one loses what it can.
+            PrunusError: the floors leave less than `asked`.
         """
         costs, shares = budget.unit_costs(units), self._shares(units, budget.goal)
         groups: dict[str, list[str]] = {}
@@ -96,23 +111,24 @@ class Apart(Scope):
         left_over = 0.0
         for group, names in groups.items():
             own, prices = {name: scores[name] for name in names}, {name: costs[name] for name in names}
-            total = sum(prices[name] * own[name].numel() for name in names)
-            most = reachable(own, prices, budget.min_channels, budget.align)
-            target = shares[group] * total * asked / budget.goal
-            if not self.ratios and most < target - max(prices.values()):
-                raise PrunusError(
-                    "ratio", budget.goal, f"of {group} at most {most / total:.4f} can go with min_channels={budget.min_channels} and "
-                    f"align={budget.align}; ask for less, or lower the floors",
-                )  # fmt: skip
-            target = min(target, most)
-            due = target + left_over
             if shares[group] == 0:
                 kept |= {name: torch.ones_like(score, dtype=torch.bool) for name, score in own.items()}
                 continue
+            total = sum(prices[name] * own[name].numel() for name in names)
+            most = reachable(own, prices, budget.min_channels, budget.align)
+            target = shares[group] * total * asked / budget.goal
+            if not self.meets_every_share() and most < target - max(prices.values()):
+                raise _out_of_reach(group, shares[group], most / total, budget)
+            due = target + left_over
             chosen = select(own, prices, min(max(due, 0.0), most) / total, budget.min_channels, budget.align)
+            chosen = {name: mask & ~gone[name] if name in gone else mask for name, mask in chosen.items()}
             if not self.meets_every_share():
                 left_over = due - sum(prices[name] * int((~chosen[name]).sum()) for name in names)
             kept |= chosen
+        if left_over > max(costs.values()) * budget.align:
+            raise _out_of_reach(
+                "all", budget.goal, budget.goal - left_over / sum(costs[u.name] * u.channels for u in units), budget
+            )
         return {unit.name: kept[unit.name] for unit in units}
 
     def _shares(self, units: tuple[Unit, ...], default: float) -> dict[str, float]:
@@ -121,6 +137,13 @@ class Apart(Scope):
             return dict.fromkeys(groups, default)
         given = self.ratios if self.ratios.keys() <= groups.keys() else by_name(self.ratios, groups, "ratios")
         return {group: given.get(group, 0.0) for group in groups}
+
+
+def _out_of_reach(what: str, asked: float, most: float, budget: Budget) -> PrunusError:
+    return PrunusError(
+        "ratio", asked, f"of {what} at most {most:.4f} can go with min_channels={budget.min_channels} and align={budget.align}; ask for less, or "
+        "lower the floors",
+    )  # fmt: skip
 
 
 AnyScope = named(Scope, "scope")

@@ -1,0 +1,104 @@
+"""Parameters and multiply-accumulates of UPop's models as its paper counts them, on its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    BlipForConditionalGeneration,
+    BlipForQuestionAnswering,
+    DeiTForImageClassificationWithTeacher,
+    PreTrainedModel,
+    ViTForImageClassification,
+)
+
+from prunus.anatomy import anatomy
+from prunus.cost import published_flops
+from prunus.errors import PrunusError
+from prunus.models.blip_nlvr import BlipForImagesAndTextClassification
+from prunus.models.segmenter import SegmenterForSemanticSegmentation
+
+UNUSED_CLASSES = 1000
+"""Of the classifier in the encoder of a published Segmenter."""
+
+
+@dataclass(frozen=True)
+class PublishedCount:
+    """What the paper's tables say of a model."""
+
+    parameters: int
+    """Of Segmenter with the classifier of its encoder, which is published with it and never used."""
+    masks: int
+    """Values of the masks of its units, which the paper counts as parameters of uncompressed models."""
+    flops: int
+    """fvcore's: multiply-accumulates, and some for norms and resizing."""
+
+
+def as_published(model: PreTrainedModel) -> PublishedCount:
+    """Counts a model, which may be narrowed and may lie on the meta device, where it costs nothing.
+
+    Raises:
+        PrunusError: it is none of the paper's models.
+    """
+    run = next((run for kind, run in RUNS.items() if isinstance(model, kind)), None)
+    if run is None:
+        known = ", ".join(kind.__name__ for kind in RUNS)
+        raise PrunusError("model", type(model).__name__, f"the paper has no such model; it counts {known}")
+    parts = anatomy(model)
+    flops = published_flops(model, lambda: run(model))
+    unused = (
+        UNUSED_CLASSES * (model.config.vision_config.hidden_size + 1)
+        if isinstance(model, SegmenterForSemanticSegmentation)
+        else 0
+    )
+    return PublishedCount(parts.parameters + unused, sum(unit.channels for unit in parts), flops)
+
+
+def _image(model: PreTrainedModel, side: int, *batch: int) -> Tensor:
+    return torch.zeros((*(batch or (1,)), 3, side, side), device=model.device)
+
+
+def _tokens(model: PreTrainedModel, *shape: int) -> Tensor:
+    return torch.ones(shape, dtype=torch.long, device=model.device)
+
+
+def _side(model: PreTrainedModel) -> int:
+    """Of the images that its positions are for."""
+    return int(getattr(model.config, "vision_config", model.config).image_size)
+
+
+def _classify(model: Any) -> None:
+    """One image."""
+    model(pixel_values=_image(model, _side(model)))
+
+
+def _caption(model: Any) -> None:
+    """One image, 15 tokens."""
+    model(pixel_values=_image(model, _side(model)), input_ids=_tokens(model, 1, 15))
+
+
+def _answer(model: Any) -> None:
+    """32 questions of 14 tokens about one image, which is encoded once; 47 answers of 5 tokens, all to the first question."""
+    image = model.vision_model(pixel_values=_image(model, _side(model))).last_hidden_state
+    states = model.text_encoder(input_ids=_tokens(model, 32, 14), encoder_hidden_states=image).last_hidden_state
+    model.text_decoder(input_ids=_tokens(model, 47, 5), encoder_hidden_states=states[:1])
+
+
+def _reason(model: Any) -> None:
+    """Two images, 36 tokens."""
+    model(input_ids=_tokens(model, 1, 36), pixel_values=_image(model, _side(model), 1, 2))
+
+
+RUNS: dict[type[PreTrainedModel], Callable[[Any], None]] = {
+    ViTForImageClassification: _classify,
+    DeiTForImageClassificationWithTeacher: _classify,
+    SegmenterForSemanticSegmentation: _classify,
+    BlipForConditionalGeneration: _caption,
+    BlipForQuestionAnswering: _answer,
+    BlipForImagesAndTextClassification: _reason,
+}
+"""Class → one call on the paper's input, at the image size of the model."""
