@@ -19,7 +19,7 @@ from prunus.anatomy.matrices import (
     survey,
     weight_of,
 )
-from prunus.anatomy.mirrors import mirrored
+from prunus.anatomy.mirrors import declared_mirrors, is_inside, mirrored
 from prunus.anatomy.towers import (
     CONNECTOR,
     LANGUAGE,
@@ -37,7 +37,7 @@ from prunus.anatomy.units import Anatomy, Unit, Unmapped, has_module, linears, m
 __all__ = [
     "ADAPTER", "CATALOG", "CONNECTOR", "CONNECTORS", "LANGUAGE", "MEANT_DENSE", "TOWERS", "Anatomy", "Attention",
     "Labelled", "Layout", "LeftDense", "Location", "Matrix", "MisfitError", "Mlp", "Place", "Site", "Sites", "Survey",
-    "Unit", "Unmapped", "anatomy", "by_block", "by_name", "by_parameter", "choose", "describe", "has_module", "linear_at", "linears",
-    "locate", "matrices", "mirrored", "module_of", "per_tower", "place_of", "select", "sharing", "survey", "towers_meant",
+    "Unit", "Unmapped", "anatomy", "by_block", "by_name", "by_parameter", "choose", "declared_mirrors", "describe", "has_module",
+    "is_inside", "linear_at", "linears", "locate", "matrices", "mirrored", "module_of", "per_tower", "place_of", "select", "sharing", "survey", "towers_meant",
     "weight_of",
 ]  # fmt: skip

@@ -19,8 +19,7 @@ from pydantic import ConfigDict, Field
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prunus.anatomy import anatomy, has_module, module_of
-from prunus.anatomy.mirrors import declared_mirrors, is_inside
+from prunus.anatomy import anatomy, declared_mirrors, has_module, is_inside, module_of
 from prunus.plan.channels import Plan, UnitPlan
 from prunus.plan.file import PlanFile
 from prunus.plan.history import Entry, Recorded
