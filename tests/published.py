@@ -25,13 +25,14 @@ class Fixture:
     """A published model at a tiny size.
 
     Args:
-        name: of the family.
+        name: of its files.
         head_width: of its attentions.
         masked: regular expression for the published name of a mask → that of the weight that reads what it masks.
+        family: that converts it; default: the one called as its files are.
     """
 
-    def __init__(self, name: str, head_width: int, masked: Mapping[str, str]):
-        self.name, self.head_width, self.masked = name, head_width, masked
+    def __init__(self, name: str, head_width: int, masked: Mapping[str, str], family: str | None = None):
+        self.name, self.head_width, self.masked, self.family = name, head_width, masked, families()[family or name]
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -47,7 +48,8 @@ class Fixture:
 
     def model(self, **changed: Tensor) -> Any:
         """Ours, with some published tensors replaced."""
-        return assembled(families()[self.name], self.section("sd") | changed, head_width=self.head_width)
+        published = {name: tensor.clone() for name, tensor in (self.section("sd") | changed).items()}
+        return assembled(self.family, published, head_width=self.head_width)
 
     def gates(self, model: nn.Module, section: str) -> dict[str, Tensor]:
         """Unit → the values of its mask, or of what the section has of it."""
@@ -57,7 +59,7 @@ class Fixture:
             weight = next(
                 match.expand(reader) for mask, reader in self.masked.items() if (match := re.fullmatch(mask, name))
             )
-            (ours,) = families()[self.name].renamed({weight: torch.zeros(1, 1)})[0]
+            (ours,) = self.family.renamed({weight: torch.zeros(1, 1)})[0]
             gates[readers[ours]] = values.flatten()
         assert gates.keys() == set(readers.values())
         return gates

@@ -174,6 +174,7 @@ def _narrow(family: Published, model: PreTrainedModel, ours: dict[str, Tensor]) 
         if isinstance(layout, Attention) and re.fullmatch(family.scale_follows_width, unit.name):
             share = int(masks[unit.name].sum()) / unit.channels
             if not layout.scale_follows_width and share < 1:
-                for kind in ("weight", "bias"):
-                    name = f"{unit.path}.{layout.query}.{kind}"
-                    ours[name] = ours[name] / math.sqrt(share)
+                for path in (unit.path, *unit.mirrors):
+                    for kind in ("weight", "bias"):
+                        name = f"{path}.{layout.query}.{kind}"
+                        ours[name] = ours[name] / math.sqrt(share)

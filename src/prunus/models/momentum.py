@@ -1,0 +1,145 @@
+"""Contrastive learning against momentum copies: copies that follow a model, a queue of features, soft targets.
+
+Li et al., "Align before Fuse", 2021. Used by BLIP and by the published retrieval code of CLIP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# B: pairs of a batch, Q: length of the queue, D: width of the features
+
+NOBODY = -100
+"""The id of an image that is none's: it equals no other, nor itself."""
+
+
+class WithCopies:
+    """A model with momentum copies of some of its modules, mixed into a class of transformers. Copies take no gradient."""
+
+    prunus_mirrors: ClassVar[dict[str, str]]
+    """Path of a copy → that of its original. The anatomy reads it, too."""
+    get_submodule: Callable[[str], nn.Module]
+
+    @torch.no_grad()
+    def follow(self, momentum: float) -> None:
+        """Moves the copies towards their originals: m ← momentum · m + (1 − momentum) · original."""
+        for copy, original in self.prunus_mirrors.items():
+            pairs = zip(self.get_submodule(copy).parameters(), self.get_submodule(original).parameters(), strict=True)
+            for behind, ahead in pairs:
+                behind.lerp_(ahead.to(behind.dtype), 1 - momentum)
+
+    def restart_momentum(self) -> None:
+        """Makes the copies equal to their originals."""
+        self.follow(0.0)
+
+    def train(self, mode: bool = True) -> Any:
+        """Also takes from the copies the gradients that transformers gives to what it has loaded."""
+        for copy in self.prunus_mirrors:
+            self.get_submodule(copy).requires_grad_(False)
+        return super().train(mode)  # type: ignore[misc]
+
+
+class FeatureQueue(nn.Module):
+    """The features of pairs that were seen last, and which image each belongs to.
+
+    Args:
+        width: of a feature, D.
+        length: how many pairs are kept, Q.
+    """
+
+    images: Tensor
+    """(D, Q), columns of length one."""
+    texts: Tensor
+    """(D, Q)."""
+    ids: Tensor
+    """Of the image of every pair, (1, Q), int64."""
+    place: Tensor
+    """Where the next pair goes, (1,), int64."""
+
+    def __init__(self, width: int, length: int) -> None:
+        super().__init__()
+        self.register_buffer("images", torch.empty(width, length))
+        self.register_buffer("texts", torch.empty(width, length))
+        self.register_buffer("ids", torch.empty(1, length, dtype=torch.long))
+        self.register_buffer("place", torch.empty(1, dtype=torch.long))
+        self.clear()
+
+    @torch.no_grad()
+    def clear(self) -> None:
+        """Fills the queue with random features of nobody."""
+        for features in (self.images, self.texts):
+            features.copy_(F.normalize(torch.randn_like(features), dim=0))
+        self.ids.fill_(NOBODY)
+        self.place.zero_()
+
+    @torch.no_grad()
+    def push(self, images: Tensor, texts: Tensor, ids: Tensor | None) -> None:
+        """Puts a batch in the place of the oldest pairs, those of all processes.
+
+        Args:
+            images, texts: normalised, (B, D).
+            ids: of the images, (B,); None where nobody knows them.
+        """
+        if ids is None:
+            ids = torch.full((len(images),), NOBODY, device=images.device)
+        length = self.images.shape[1]
+        images, texts, ids = (everywhere(part)[-length:] for part in (images, texts, ids))
+        places = (self.place + torch.arange(len(images), device=self.place.device)) % length
+        self.images[:, places] = images.T.to(self.images.dtype)
+        self.texts[:, places] = texts.T.to(self.texts.dtype)
+        self.ids[0, places] = ids
+        self.place.copy_((self.place + len(images)) % length)
+
+    def matches(self, ids: Tensor | None, pairs: int) -> Tensor:
+        """Which of the batch and the queue belong to the image of each pair of the batch, rows that sum to one, (B, B + Q)."""
+        own = torch.eye(pairs, pairs + self.ids.shape[1], device=self.ids.device)
+        if ids is None:
+            return own
+        same = (ids[:, None] == torch.cat([ids[None], self.ids], 1)) & (ids[:, None] != NOBODY)
+        same = own.bool() | same
+        return same / same.sum(1, keepdim=True)
+
+
+def contrast(
+    features: tuple[Tensor, Tensor],
+    momentum_features: tuple[Tensor, Tensor],
+    queue: FeatureQueue,
+    scale: Tensor,
+    alpha: float | Tensor,
+    ids: Tensor | None,
+) -> Tensor:
+    """The contrastive loss of images and texts against momentum features of the batch and the queue, a scalar. What the momentum
+    copies think of the pairs is part of the targets.
+
+    Args:
+        features, momentum_features: of images and texts, normalised, (B, D) each.
+        scale: of cosines, so that they become logits.
+        alpha: the share of the momentum copies in the targets.
+        ids: of the images, (B,): pairs with one image are all positive. None: only its own text is.
+    """
+    matches = queue.matches(ids, len(features[0]))
+    everyone = [
+        torch.cat([of.T, kept.to(of.dtype)], 1)
+        for of, kept in zip(momentum_features, (queue.images, queue.texts), strict=True)
+    ]
+    losses = []
+    for own, behind, others in zip(features, momentum_features, reversed(everyone), strict=True):
+        with torch.no_grad():
+            targets = alpha * (scale * behind @ others).softmax(1) + (1 - alpha) * matches.to(own.dtype)
+        losses.append(F.cross_entropy(scale * own @ others, targets))
+    return (losses[0] + losses[1]) / 2
+
+
+def everywhere(part: Tensor) -> Tensor:
+    """The parts of all processes that train one model, in their order."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return part
+    parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, part.contiguous())
+    return torch.cat(parts)

@@ -1,0 +1,200 @@
+"""CLIP for retrieval against the published code: features, loss, gates and their gradients, queue and copies after a step."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import CLIPModel
+
+from prunus import Search, UPop, anatomy, extract, load_model
+from prunus.models import CLIPForRetrieval
+from prunus.models.convert import assembled, recognised
+from prunus.models.momentum import NOBODY, FeatureQueue, contrast
+from prunus.structured.gates import Gates
+from tests.families import build
+from tests.published import Fixture
+
+MASKED = {r"(.*\.attn)\.alpha": r"\1.out_proj.weight", r"(.*resblocks\.\d+)\.alpha": r"\1.mlp.c_proj.weight"}
+PUBLISHED = Fixture("clip", 12, MASKED, "clip_retrieval")
+
+
+def contrasted(model: Any) -> Any:
+    given = PUBLISHED.section("in")
+    return model.train()(
+        given["text"], given["image"], image_ids=given["idx"], alpha=given["alpha"], return_loss=True
+    )  # fmt: skip
+
+
+def check(section: str, model: Any) -> None:
+    """One training step of a model against a section of the fixture, and what it leaves behind."""
+    outputs = contrasted(model)
+    PUBLISHED.check(
+        section,
+        image_embed=outputs.image_embeds,
+        text_embed=outputs.text_embeds,
+        image_features=outputs.vision_model_output.pooler_output,
+        text_features=outputs.text_model_output.pooler_output,
+        logits_per_image=outputs.logits_per_image,
+        loss=outputs.loss,
+        post_image_queue=model.queue.images,
+        post_text_queue=model.queue.texts,
+        post_text_projection_m=model.text_projection_m.weight.T,
+    )
+    expected = PUBLISHED.section(section)
+    assert torch.equal(model.queue.ids, expected["post_idx_queue"])
+    assert torch.equal(model.queue.place, expected["post_ptr_queue"])
+
+
+def test_it_computes_what_the_published_code_does() -> None:
+    check("plain", PUBLISHED.model())
+
+
+@pytest.mark.parametrize("masks", ["frac", "bin"])
+def test_gates_do_what_the_published_masks_do(masks: str) -> None:
+    model = PUBLISHED.model()
+    Gates(model, anatomy(model)).set(PUBLISHED.gates(model, f"alpha_{masks}"))
+    check(f"search_{masks}", model)
+
+
+@pytest.mark.parametrize("masks", ["ones", "frac"])
+def test_gradients_of_gates_are_those_of_the_published_masks(masks: str) -> None:
+    model = PUBLISHED.model()
+    gates = Gates(model, anatomy(model))
+    if masks == "frac":
+        gates.set(PUBLISHED.gates(model, "alpha_frac"))
+    contrasted(model).loss.backward()
+    PUBLISHED.check_gradients(model, gates, f"grad_{masks}")
+
+
+def test_a_published_compressed_checkpoint_computes_what_its_evaluation_did() -> None:
+    check("reference_extracted", PUBLISHED.model(**compressed()))
+
+
+def compressed() -> dict[str, torch.Tensor]:
+    """The published names of a compressed model, its momentum copies equal to it."""
+    tensors = PUBLISHED.section("sd") | PUBLISHED.section("extracted_sd")
+    originals = {name: name.replace("_m.", ".", 1).removesuffix("_m") for name in tensors}
+    return tensors | {name: tensors[original] for name, original in originals.items() if original != name}
+
+
+def test_a_published_clip_is_a_stock_one() -> None:
+    copies = re.compile(r".*(_m\b|_queue).*")
+    tensors = {name: tensor for name, tensor in PUBLISHED.section("sd").items() if not copies.fullmatch(name)}
+    sizes = {name: torch.tensor(7) for name in ("input_resolution", "context_length", "vocab_size")}
+    family = recognised({name: tuple(tensor.shape) for name, tensor in tensors.items()}, "file")
+    assert family.name == "clip"
+    model = assembled(family, tensors | sizes, head_width=12)
+    assert type(model) is CLIPModel
+    given = PUBLISHED.section("in")
+    PUBLISHED.check("plain", logits_per_image=model(given["text"], given["image"]).logits_per_image)
+
+
+def test_what_is_extracted_is_the_masked_model() -> None:
+    """The published extraction starts the copies anew from the narrow model."""
+    model = PUBLISHED.model()
+    small = extract(model, PUBLISHED.plan(model))
+    given = PUBLISHED.section("in")
+    PUBLISHED.check("search_bin", logits_per_image=small(given["text"], given["image"]).logits_per_image)
+    before = [part.shape for part in small.vision_model.parameters()]
+    assert before == [part.shape for part in small.vision_model_m.parameters()]
+    small.restart_momentum()
+    for copy, original in small.prunus_mirrors.items():
+        pairs = zip(small.get_submodule(copy).parameters(), small.get_submodule(original).parameters(), strict=True)
+        assert all(torch.equal(*pair) for pair in pairs)
+
+
+def test_only_training_moves_the_copies_and_fills_the_queue() -> None:
+    case = build("clip_retrieval", 2)
+    before = {name: tensor.clone() for name, tensor in case.model.state_dict().items()}
+    first, second = (case.model(**case.inputs, **case.losses).loss for _ in range(2))
+    assert torch.equal(first, second)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in case.model.state_dict().items())
+    case.model.train()(**case.inputs, **case.losses)
+    changed = {name for name, tensor in case.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    copied = {name for name, _ in case.model.named_parameters() if "_m." in name}
+    assert copied == {name for name in changed if not name.startswith("queue.")}
+    assert {name for name in changed if name.startswith("queue.")} == {
+        f"queue.{name}" for name in ("images", "texts", "ids", "place")
+    }
+    assert case.model.queue.ids.tolist() == [[4, 5, NOBODY, NOBODY, NOBODY, NOBODY]]
+
+
+def test_copies_take_no_gradient_and_start_as_their_originals(tmp_path: Path) -> None:
+    clip = build("clip", 4).model
+    model = CLIPForRetrieval.around(clip, queue_size=4)
+    assert {name for name, part in model.named_parameters() if not part.requires_grad} == {
+        name for name, _ in model.named_parameters() if "_m." in name
+    }
+    inputs = build("clip", 4).inputs
+    assert torch.equal(model.eval()(**inputs).logits_per_image, clip(**inputs).logits_per_image)
+    torch.testing.assert_close(
+        torch.stack(model._momentum_features(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])),
+        torch.stack([model(**inputs).image_embeds, model(**inputs).text_embeds]),
+    )
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert type(loaded) is CLIPForRetrieval
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    assert not any(part.requires_grad for name, part in loaded.named_parameters() if "_m." in name)
+
+
+def test_a_search_needs_not_be_told_of_the_copies() -> None:
+    case = build("clip_retrieval", 5)
+    case.model.train()
+    assert not any("_m." in unit.path for unit in anatomy(case.model))
+    search = Search(case.model, UPop(ratio=0.5, interval=1), total_steps=3)
+    optimizer = torch.optim.SGD([part for part in case.model.parameters() if part.requires_grad], 1e-3)
+    for _ in range(3):
+        case.model(**case.inputs, **case.losses).loss.backward()
+        search.step()
+        optimizer.step()
+        optimizer.zero_grad()
+    case.model.eval()
+    masked = case.model(**case.inputs).logits_per_image
+    small = extract(case.model, search.plan())
+    torch.testing.assert_close(small(**case.inputs).logits_per_image, masked, rtol=1e-5, atol=1e-5)
+    assert [part.shape for part in small.vision_model_m.parameters()] == [
+        part.shape for part in small.vision_model.parameters()
+    ]
+
+
+def test_a_queue_keeps_the_last_pairs_and_goes_round() -> None:
+    queue = FeatureQueue(2, 5)
+    torch.testing.assert_close(queue.images.norm(dim=0), torch.ones(5))
+    for start in (0, 3):
+        rows = torch.arange(start, start + 3)[:, None].expand(-1, 2).float()
+        queue.push(rows, -rows, torch.arange(start, start + 3))
+    assert queue.ids.tolist() == [[5, 1, 2, 3, 4]]
+    assert queue.images.tolist() == [[5.0, 1.0, 2.0, 3.0, 4.0]] * 2
+    assert queue.texts.tolist() == [[-5.0, -1.0, -2.0, -3.0, -4.0]] * 2
+    assert queue.place.tolist() == [1]
+    queue.push(torch.zeros(7, 2), torch.zeros(7, 2), None)
+    assert queue.ids.tolist() == [[NOBODY] * 5]
+
+
+def test_pairs_of_one_image_share_what_is_wanted_of_them() -> None:
+    queue = FeatureQueue(2, 3)
+    queue.ids[0, 1] = 4
+    assert queue.matches(torch.tensor([4, 9, 4]), 3).tolist() == [
+        pytest.approx(row)
+        for row in ([1 / 3, 0, 1 / 3, 0, 1 / 3, 0], [0, 1, 0, 0, 0, 0], [1 / 3, 0, 1 / 3, 0, 1 / 3, 0])
+    ]
+    assert torch.equal(queue.matches(None, 3), torch.eye(3, 6))
+    assert torch.equal(queue.matches(torch.full((3,), NOBODY), 3), torch.eye(3, 6))
+
+
+def test_without_soft_targets_the_loss_is_that_of_the_right_texts() -> None:
+    torch.manual_seed(0)
+    queue, scale = FeatureQueue(4, 3), torch.tensor(3.0)
+    image, text, image_m, text_m = (F.normalize(torch.randn(2, 4), dim=1) for _ in range(4))
+    found = contrast((image, text), (image_m, text_m), queue, scale, 0.0, None)
+    expected = 0.0
+    for own, others, kept in ((image, text_m, queue.texts), (text, image_m, queue.images)):
+        logits = 3 * own @ torch.cat([others, kept.T]).T
+        expected += F.cross_entropy(logits, torch.arange(2)) / 2
+    torch.testing.assert_close(found, expected)
