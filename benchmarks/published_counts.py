@@ -20,7 +20,9 @@ from transformers import (
 from prunus.anatomy import anatomy
 from prunus.models import (
     BlipForImagesAndTextClassification,
+    BlipForRetrievalTraining,
     BlipNlvrConfig,
+    BlipRetrievalConfig,
     PublishedCount,
     SegmenterConfig,
     SegmenterForSemanticSegmentation,
@@ -54,6 +56,7 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], str, str]] = {
     "BLIP-NLVR": (nlvr, "259.45", "132.54"),
     "BLIP-Caption": (lambda: BlipForConditionalGeneration(BlipConfig(**_blip(384))), "224.0", "65.7"),
     "BLIP-VQA": (lambda: BlipForQuestionAnswering(BlipConfig(**_blip(480))), "361.6", "186.1"),
+    "BLIP-Retrieval": (lambda: BlipForRetrievalTraining(BlipRetrievalConfig(**_blip(384))), "447.6", "153.2"),
     "DeiT-S": (lambda: ViTForImageClassification(ViTConfig(num_labels=1000, **VIT_S)), "22.0", "4.6"),
     "Segmenter-S": (
         lambda: SegmenterForSemanticSegmentation(SegmenterConfig(vision_config=VIT_S, num_labels=150)), "26.4", "38.6",
