@@ -176,8 +176,9 @@ def clip_retrieval(rng: random.Random) -> Case:
     """With momentum copies."""
     text = _sizes(rng) | {"vocab_size": VOCABULARY, "max_position_embeddings": 20, "eos_token_id": 2}
     config = CLIPRetrievalConfig(text_config=text, vision_config=_vision(rng), projection_dim=8, queue_size=6)
-    losses = {"return_loss": torch.tensor(True), "image_ids": torch.tensor([4, 5])}
-    return Case(CLIPForRetrieval(config), {**_text(), "pixel_values": _pixels()}, losses=losses)
+    return Case(
+        CLIPForRetrieval(config), {**_text(), "pixel_values": _pixels()}, losses={"labels": torch.tensor([4, 5])}
+    )
 
 
 @family

@@ -37,8 +37,7 @@ from prunus.anatomy.units import Anatomy, Unit, Unmapped, has_module, linears, m
 __all__ = [
     "ADAPTER", "CATALOG", "CONNECTOR", "CONNECTORS", "LANGUAGE", "MEANT_DENSE", "TOWERS", "Anatomy", "Attention",
     "Labelled", "Layout", "LeftDense", "Location", "Matrix", "MisfitError", "Mlp", "Place", "Site", "Sites", "Survey",
-    "Unit", "Unmapped", "anatomy", "by_block", "by_name", "by_parameter", "choose", "declared_mirrors", "describe",
-    "has_module", "is_inside", "linear_at", "linears",
-    "locate", "matrices", "mirrored", "module_of", "per_tower", "place_of", "select", "sharing", "survey", "towers_meant",
+    "Unit", "Unmapped", "anatomy", "by_block", "by_name", "by_parameter", "choose", "declared_mirrors", "describe", "has_module", "is_inside",
+    "linear_at", "linears", "locate", "matrices", "mirrored", "module_of", "per_tower", "place_of", "select", "sharing", "survey", "towers_meant",
     "weight_of",
 ]  # fmt: skip

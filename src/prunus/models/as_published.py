@@ -97,21 +97,23 @@ def _reason(model: Any) -> None:
     model(input_ids=_tokens(model, 1, 36), pixel_values=_image(model, _side(model), 1, 2))
 
 
-def _retrieve(model: Any) -> None:
-    """One pair of an image and 35 tokens, which both the model and its copies read and compare with the queue, and three sequences that
-    look at images."""
+def _match(model: Any) -> None:
+    """One image and 35 tokens through the encoders and their momentum copies, contrasted both ways with the queue, and matched as three
+    pairs: itself, and two negatives."""
     image, ids = _image(model, _side(model)), _tokens(model, 1, 35)
-    states = model.vision_model(image).last_hidden_state
-    features = (
-        model.vision_proj(states[:, 0]),
-        model.vision_proj_m(model.vision_model_m(image).last_hidden_state[:, 0]),
-        model.text_proj(model.text_encoder(ids).last_hidden_state[:, 0]),
-        model.text_proj_m(model.text_encoder_m(ids).last_hidden_state[:, 0]),
-    )
-    for feature in features:
-        feature @ torch.cat([feature.T, model.image_queue], 1)
-    read = model.text_encoder(ids.expand(3, -1), encoder_hidden_states=states.expand(3, -1, -1))
-    model.itm_head(read.last_hidden_state[:, 0])
+    states = model.vision_model(pixel_values=image).last_hidden_state
+    read = model.text_encoder(input_ids=ids).last_hidden_state
+    states_m = model.vision_model_m(pixel_values=image).last_hidden_state
+    read_m = model.text_encoder_m(input_ids=ids).last_hidden_state
+    image_m, text_m = model.vision_proj_m(states_m[:, 0]), model.text_proj_m(read_m[:, 0])
+    all_images, all_texts = torch.cat([image_m.T, model.image_queue], 1), torch.cat([text_m.T, model.text_queue], 1)
+    for features, others in (
+        (model.vision_proj(states[:, 0]), all_texts), (model.text_proj(read[:, 0]), all_images),
+        (image_m, all_texts), (text_m, all_images),
+    ):  # fmt: skip
+        features @ others
+    pairs = model.text_encoder(input_ids=ids.expand(3, -1), encoder_hidden_states=states.expand(3, -1, -1))
+    model.itm_head(pairs.last_hidden_state[:, 0])
 
 
 def _contrast(model: Any) -> None:
@@ -133,7 +135,7 @@ RUNS: dict[type[PreTrainedModel], Callable[[Any], None]] = {
     BlipForConditionalGeneration: _caption,
     BlipForQuestionAnswering: _answer,
     BlipForImagesAndTextClassification: _reason,
-    BlipForRetrievalTraining: _retrieve,
+    BlipForRetrievalTraining: _match,
     CLIPForRetrieval: _contrast,
 }
 """Class → one call on the paper's input, at the image size of the model."""

@@ -7,7 +7,7 @@ The loss is that of contrast between images and texts (ITC), whose targets are p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -94,9 +94,7 @@ class BlipForRetrievalTraining(BlipForImageTextRetrieval):  # type: ignore[misc]
         self.idx_queue = nn.Buffer(torch.full((1, config.queue_size), NOBODY))
         self.ptr_queue = nn.Buffer(torch.zeros(1, dtype=torch.long))
         self.post_init()
-        for copy in COPIES.values():
-            self.get_submodule(copy).requires_grad_(False)
-        self.copy_momentum()
+        self.train().copy_momentum()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -112,6 +110,12 @@ class BlipForRetrievalTraining(BlipForImageTextRetrieval):  # type: ignore[misc]
     def copy_momentum(self) -> None:
         """Makes the momentum copies equal to their originals."""
         self._move_copies(0.0)
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module. Momentum copies have no gradients, which a loaded model does not know before."""
+        for copy in COPIES.values():
+            self.get_submodule(copy).requires_grad_(False)
+        return super().train(mode)  # type: ignore[no-any-return]
 
     def forward(
         self,

@@ -111,7 +111,7 @@ def contrast(
     momentum_features: tuple[Tensor, Tensor],
     queue: FeatureQueue,
     scale: Tensor,
-    alpha: float | Tensor,
+    soft: float | Tensor,
     ids: Tensor | None,
 ) -> Tensor:
     """The contrastive loss of images and texts against momentum features of the batch and the queue, a scalar. What the momentum
@@ -120,7 +120,7 @@ def contrast(
     Args:
         features, momentum_features: of images and texts, normalised, (B, D) each.
         scale: of cosines, so that they become logits.
-        alpha: the share of the momentum copies in the targets.
+        soft: weight of the momentum copies' similarities among the targets.
         ids: of the images, (B,): pairs with one image are all positive. None: only its own text is.
     """
     matches = queue.matches(ids, len(features[0]))
@@ -131,7 +131,7 @@ def contrast(
     losses = []
     for own, behind, others in zip(features, momentum_features, reversed(everyone), strict=True):
         with torch.no_grad():
-            targets = alpha * (scale * behind @ others).softmax(1) + (1 - alpha) * matches.to(own.dtype)
+            targets = soft * (scale * behind @ others).softmax(1) + (1 - soft) * matches.to(own.dtype)
         losses.append(F.cross_entropy(scale * own @ others, targets))
     return (losses[0] + losses[1]) / 2
 

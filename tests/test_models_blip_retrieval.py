@@ -1,0 +1,149 @@
+"""BLIP retrieval as it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, BlipForImageTextRetrieval, Trainer, TrainingArguments
+
+from prunus import PrunusError, SearchCallback, UPop, anatomy, extract, load_model
+from prunus.evaluation.fresh import in_fresh_process
+from prunus.models import BlipForRetrievalTraining
+from tests.families import IMAGE, VOCABULARY, build
+
+PAIRS = [("vision_model", "vision_model_m"), ("text_encoder", "text_encoder_m"), ("vision_proj", "vision_proj_m"), ("text_proj", "text_proj_m")]  # fmt: skip
+
+
+def scores_in_a_new_process(folder: str, inputs: str) -> list[list[float]]:
+    model = load_model(folder)
+    with torch.no_grad():
+        return model(**torch.load(inputs)).itm_score.tolist()  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def model() -> BlipForRetrievalTraining:
+    built = build("blip_retrieval", 3).model
+    assert isinstance(built, BlipForRetrievalTraining)
+    return built
+
+
+def batch(labels: list[int]) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    ids = torch.randint(10, VOCABULARY, (len(labels), 6))
+    return {"input_ids": ids, "pixel_values": torch.randn(len(labels), 3, IMAGE, IMAGE), "labels": torch.tensor(labels)}
+
+
+def test_a_training_step_moves_copies_and_queues(model: BlipForRetrievalTraining) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train()
+    model(**batch([4, 5, 4, 6])).loss.backward()
+    share = model.config.momentum
+    for original, copy in PAIRS:
+        for name, weight in model.get_submodule(original).named_parameters():
+            expected = share * before[f"{copy}.{name}"] + (1 - share) * weight
+            torch.testing.assert_close(model.get_parameter(f"{copy}.{name}"), expected)
+            assert model.get_parameter(f"{copy}.{name}").grad is None
+    assert model.idx_queue.tolist() == [[4, 5, 4, 6, -100, -100]]
+    model(**batch([7, 8, 9, 7]))
+    assert model.idx_queue.tolist() == [[9, 7, 4, 6, 7, 8]]  # the oldest went
+    assert model.ptr_queue.tolist() == [2]
+    for queue in (model.image_queue, model.text_queue):
+        torch.testing.assert_close(queue.norm(dim=0), torch.ones(6))
+    assert model.temp.grad is not None
+
+
+def test_evaluation_changes_nothing_and_says_the_same_twice(model: BlipForRetrievalTraining) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    first, second = (model(**batch([0, 1, 2])) for _ in range(2))
+    assert torch.equal(first.loss, second.loss)
+    assert torch.equal(first.loss, first.itc_loss + first.itm_loss)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_texts_of_one_image_are_no_negatives_of_each_other(model: BlipForRetrievalTraining, training: bool) -> None:
+    chosen: list[torch.Tensor] = []
+    draw = model.draw
+    model.draw = lambda weights: chosen.append(draw(weights)) or chosen[-1]
+    labels = torch.tensor([1, 2, 1, 1])
+    model.train(training)(**batch(labels.tolist()))
+    assert len(chosen) == 2
+    assert all(bool((labels[places] != labels).all()) for places in chosen)
+
+
+def test_a_batch_of_one_image_is_refused(model: BlipForRetrievalTraining) -> None:
+    before = model.idx_queue.clone()
+    with pytest.raises(PrunusError, match="at least two"):
+        model.train()(**batch([3, 3]))
+    assert torch.equal(model.idx_queue, before)
+
+
+def test_without_labels_it_is_the_stock_model(model: BlipForRetrievalTraining, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    assert type(AutoModel.from_pretrained(tmp_path)) is BlipForRetrievalTraining
+    stock = BlipForImageTextRetrieval(model.config).eval()
+    stock.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name in stock.state_dict()})
+    given = batch([0, 1])
+    del given["labels"]
+    with torch.no_grad():
+        similar = model(**given, use_itm_head=False).itm_score
+        assert torch.equal(similar, stock(**given, use_itm_head=False).itm_score)
+        matched = model(**given).itm_score
+        given["input_ids"][:, 0] = model.config.enc_token_id
+        assert torch.equal(matched, stock(**given).itm_score)
+
+
+def test_the_trainer_searches_it_and_the_copies_follow(model: BlipForRetrievalTraining, tmp_path: Path) -> None:
+    given = batch(list(range(8)))
+    items = [{name: tensor[row] for name, tensor in given.items()} for row in range(8)]
+    callback = SearchCallback(UPop(ratio=0.5, interval=1))
+    settings = TrainingArguments(
+        output_dir=str(tmp_path / "run"), max_steps=3, per_device_train_batch_size=4, report_to="none", disable_tqdm=True,
+        save_strategy="no", logging_strategy="no", use_cpu=True,
+    )  # fmt: skip
+    Trainer(model, settings, None, items, callbacks=[callback]).train()
+    plan = callback.plan()
+    assert set(plan.units) == {unit.name for unit in anatomy(model)}
+    assert not any("_m." in name for name in plan.units)
+    small = extract(model.eval(), plan)
+    for original, copy in PAIRS:
+        shapes = [{n: p.shape for n, p in small.get_submodule(path).named_parameters()} for path in (original, copy)]
+        assert shapes[0] == shapes[1]
+    small.copy_momentum()
+    assert all(
+        torch.equal(first, second)
+        for original, copy in PAIRS
+        for first, second in zip(
+            small.get_submodule(original).parameters(), small.get_submodule(copy).parameters(), strict=True
+        )
+    )
+    del given["labels"]
+    with torch.no_grad():
+        masked, narrow = model(**given).itm_score, small(**given).itm_score
+    torch.testing.assert_close(narrow, masked, rtol=1e-5, atol=1e-5)
+    small.save_pretrained(tmp_path / "small")
+    torch.save(given, tmp_path / "inputs.pt")
+    there = in_fresh_process(scores_in_a_new_process, str(tmp_path / "small"), str(tmp_path / "inputs.pt"))
+    assert there == narrow.tolist()
+    again = load_model(tmp_path / "small")
+    assert not any(p.requires_grad for _, copy in PAIRS for p in again.get_submodule(copy).parameters())
+    again.train()(**batch([0, 1, 2, 3])).loss.backward()
+
+
+@pytest.mark.filterwarnings("ignore:You are using a model of type")
+def test_training_begins_with_a_checkpoint_that_has_no_copies(model: BlipForRetrievalTraining, tmp_path: Path) -> None:
+    stock = BlipForImageTextRetrieval(model.config)
+    stock.save_pretrained(tmp_path)
+    loaded = BlipForRetrievalTraining.from_pretrained(tmp_path)
+    loaded.copy_momentum()
+    for original, copy in PAIRS:
+        for name, weight in loaded.get_submodule(original).named_parameters():
+            assert torch.equal(weight, stock.get_parameter(f"{original}.{name}"))
+            assert torch.equal(weight, loaded.get_parameter(f"{copy}.{name}"))
+            assert not loaded.get_parameter(f"{copy}.{name}").requires_grad
+    assert loaded.temp.item() == pytest.approx(model.config.temperature)
+    torch.testing.assert_close(loaded.image_queue.norm(dim=0), torch.ones(6))
+    assert loaded.idx_queue.eq(-100).all()
+    assert loaded.ptr_queue.tolist() == [0]
