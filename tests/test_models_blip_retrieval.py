@@ -45,11 +45,11 @@ def test_a_training_step_moves_copies_and_queues(model: BlipForRetrievalTraining
             expected = share * before[f"{copy}.{name}"] + (1 - share) * weight
             torch.testing.assert_close(model.get_parameter(f"{copy}.{name}"), expected)
             assert model.get_parameter(f"{copy}.{name}").grad is None
-    assert model.idx_queue.tolist() == [[4, 5, 4, 6, -100, -100]]
+    assert model.queue.ids.tolist() == [[4, 5, 4, 6, -100, -100]]
     model(**batch([7, 8, 9, 7]))
-    assert model.idx_queue.tolist() == [[9, 7, 4, 6, 7, 8]]  # the oldest went
-    assert model.ptr_queue.tolist() == [2]
-    for queue in (model.image_queue, model.text_queue):
+    assert model.queue.ids.tolist() == [[9, 7, 4, 6, 7, 8]]  # the oldest went
+    assert model.queue.place.tolist() == [2]
+    for queue in (model.queue.images, model.queue.texts):
         torch.testing.assert_close(queue.norm(dim=0), torch.ones(6))
     assert model.temp.grad is not None
 
@@ -74,10 +74,10 @@ def test_texts_of_one_image_are_no_negatives_of_each_other(model: BlipForRetriev
 
 
 def test_a_batch_of_one_image_is_refused(model: BlipForRetrievalTraining) -> None:
-    before = model.idx_queue.clone()
+    before = model.queue.ids.clone()
     with pytest.raises(PrunusError, match="at least two"):
         model.train()(**batch([3, 3]))
-    assert torch.equal(model.idx_queue, before)
+    assert torch.equal(model.queue.ids, before)
 
 
 def test_without_labels_it_is_the_stock_model(model: BlipForRetrievalTraining, tmp_path: Path) -> None:
@@ -144,6 +144,6 @@ def test_training_begins_with_a_checkpoint_that_has_no_copies(model: BlipForRetr
             assert torch.equal(weight, loaded.get_parameter(f"{copy}.{name}"))
             assert not loaded.get_parameter(f"{copy}.{name}").requires_grad
     assert loaded.temp.item() == pytest.approx(model.config.temperature)
-    torch.testing.assert_close(loaded.image_queue.norm(dim=0), torch.ones(6))
-    assert loaded.idx_queue.eq(-100).all()
-    assert loaded.ptr_queue.tolist() == [0]
+    torch.testing.assert_close(loaded.queue.images.norm(dim=0), torch.ones(6))
+    assert loaded.queue.ids.eq(-100).all()
+    assert loaded.queue.place.tolist() == [0]

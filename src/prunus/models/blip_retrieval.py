@@ -7,24 +7,19 @@ The loss is that of contrast between images and texts (ITC), whose targets are p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, BlipConfig, BlipForImageTextRetrieval, BlipTextModel, BlipVisionModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from prunus.errors import PrunusError
+from prunus.models.momentum import FeatureQueue, WithCopies, contrast
 
 # B: batch, T: tokens of the text, P: tokens of an image, E: width of the features
-
-COPIES = {"vision_model": "vision_model_m", "text_encoder": "text_encoder_m", "vision_proj": "vision_proj_m", "text_proj": "text_proj_m"}  # fmt: skip
-"""Module → its momentum copy."""
-NOBODY = -100
-"""Number of no image: a place of the queue that was never filled."""
 
 
 class BlipRetrievalConfig(BlipConfig):  # type: ignore[misc]
@@ -58,7 +53,7 @@ class BlipRetrievalOutput(ModelOutput):  # type: ignore[misc]
     """Features of the texts, of length one, (B, E)."""
 
 
-class BlipForRetrievalTraining(BlipForImageTextRetrieval):  # type: ignore[misc]
+class BlipForRetrievalTraining(WithCopies, BlipForImageTextRetrieval):  # type: ignore[misc]
     """transformers' `BlipForImageTextRetrieval`, which also trains.
 
     With `labels` it returns a loss. In training mode each call moves the momentum copies and the queues one step on, and negatives are
@@ -71,7 +66,10 @@ class BlipForRetrievalTraining(BlipForImageTextRetrieval):  # type: ignore[misc]
     """
 
     config_class = BlipRetrievalConfig
-    prunus_mirrors: ClassVar[dict[str, str]] = {copy: original for original, copy in COPIES.items()}
+    prunus_mirrors: ClassVar[dict[str, str]] = {
+        "vision_model_m": "vision_model", "text_encoder_m": "text_encoder", "vision_proj_m": "vision_proj", "text_proj_m": "text_proj",
+    }  # fmt: skip
+    """Path of a momentum copy → that of its original."""
 
     def __init__(self, config: BlipRetrievalConfig):
         super(BlipForImageTextRetrieval, self).__init__(
@@ -89,10 +87,7 @@ class BlipForRetrievalTraining(BlipForImageTextRetrieval):  # type: ignore[misc]
             setattr(self, f"text_proj{suffix}", nn.Linear(read, width))
         self.itm_head = nn.Linear(read, 2)
         self.temp = nn.Parameter(torch.tensor(config.temperature))
-        self.image_queue = nn.Buffer(F.normalize(torch.randn(width, config.queue_size), dim=0))
-        self.text_queue = nn.Buffer(F.normalize(torch.randn(width, config.queue_size), dim=0))
-        self.idx_queue = nn.Buffer(torch.full((1, config.queue_size), NOBODY))
-        self.ptr_queue = nn.Buffer(torch.zeros(1, dtype=torch.long))
+        self.queue = FeatureQueue(width, config.queue_size)
         self.post_init()
         self.train().copy_momentum()
 
@@ -101,21 +96,8 @@ class BlipForRetrievalTraining(BlipForImageTextRetrieval):  # type: ignore[misc]
         super()._init_weights(module)
         if module is self:
             init.constant_(self.temp, self.config.temperature)
-            for queue in (self.image_queue, self.text_queue):
-                init.copy_(queue, F.normalize(torch.randn_like(queue), dim=0))
-            init.constant_(self.idx_queue, NOBODY)
-            init.zeros_(self.ptr_queue)
-
-    @torch.no_grad()
-    def copy_momentum(self) -> None:
-        """Makes the momentum copies equal to their originals."""
-        self._move_copies(0.0)
-
-    def train(self, mode: bool = True) -> Self:
-        """As of any module. Momentum copies have no gradients, which a loaded model does not know before."""
-        for copy in COPIES.values():
-            self.get_submodule(copy).requires_grad_(False)
-        return super().train(mode)  # type: ignore[no-any-return]
+        elif isinstance(module, FeatureQueue):
+            module.begin()
 
     def forward(
         self,
@@ -152,7 +134,7 @@ class BlipForRetrievalTraining(BlipForImageTextRetrieval):  # type: ignore[misc]
             raise PrunusError("labels", labels.tolist(), "they are of one image; a batch needs pairs of at least two")
         weight = self.config.soft_target_weight if soft_target_weight is None else soft_target_weight
         if self.training:
-            self._move_copies(self.config.momentum)
+            self.follow(self.config.momentum)
             self.temp.data.clamp_(0.001, 0.5)
         pixels = {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding}
         words = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -163,26 +145,11 @@ class BlipForRetrievalTraining(BlipForImageTextRetrieval):  # type: ignore[misc]
             states_m, read_m = self.vision_model_m(**pixels), self.text_encoder_m(**words)
             image_m = F.normalize(self.vision_proj_m(states_m.last_hidden_state[:, 0]), dim=-1)
             text_m = F.normalize(self.text_proj_m(read_m.last_hidden_state[:, 0]), dim=-1)
-        itc_loss = self._contrast(image, text, image_m, text_m, labels, weight)
+        itc_loss = contrast((image, text), (image_m, text_m), self.queue, 1 / self.temp, weight, labels)
         itm_loss = self._match(states, matched, attention_mask, *self._negatives(image, text, same))
         if self.training:
-            self._remember(image_m, text_m, labels)
+            self.queue.push(image_m, text_m, labels)
         return BlipRetrievalOutput(itc_loss + itm_loss, itc_loss, itm_loss, image, text)
-
-    def _contrast(
-        self, image: Tensor, text: Tensor, image_m: Tensor, text_m: Tensor, labels: Tensor, weight: float
-    ) -> Tensor:
-        """ITC: images to all texts, and texts to all images, of the momentum copies' features of this batch and the queued ones."""
-        all_images = torch.cat([image_m.T, self.image_queue.clone()], 1)
-        all_texts = torch.cat([text_m.T, self.text_queue.clone()], 1)
-        related = (labels[:, None] == torch.cat([labels, self.idx_queue[0]])).float()
-        hard = related / related.sum(1, keepdim=True)
-        losses = []
-        for online, copied, others in ((image, image_m, all_texts), (text, text_m, all_images)):
-            with torch.no_grad():
-                targets = weight * (copied @ others / self.temp).softmax(1) + (1 - weight) * hard
-            losses.append(F.cross_entropy(online @ others / self.temp, targets))
-        return (losses[0] + losses[1]) / 2
 
     @torch.no_grad()
     def _negatives(self, image: Tensor, text: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,33 +175,6 @@ class BlipForRetrievalTraining(BlipForImageTextRetrieval):  # type: ignore[misc]
         ).last_hidden_state
         targets = (torch.arange(len(texts), device=ids.device) < len(ids)).long()
         return F.cross_entropy(self.itm_head(read[:, 0]), targets)
-
-    @torch.no_grad()
-    def _move_copies(self, momentum: float) -> None:
-        for original, copy in COPIES.items():
-            pairs = zip(self.get_submodule(original).parameters(), self.get_submodule(copy).parameters(), strict=True)
-            for online, averaged in pairs:
-                averaged.data.mul_(momentum).add_(online.data, alpha=1 - momentum)
-
-    @torch.no_grad()
-    def _remember(self, image_m: Tensor, text_m: Tensor, labels: Tensor) -> None:
-        """Puts a batch, of all processes, in the place of the oldest features."""
-        image_m, text_m, labels = (
-            _of_all_processes(tensor)[-self.config.queue_size :] for tensor in (image_m, text_m, labels)
-        )
-        places = (self.ptr_queue + torch.arange(len(labels), device=labels.device)) % self.config.queue_size
-        self.image_queue[:, places] = image_m.T.to(self.image_queue.dtype)
-        self.text_queue[:, places] = text_m.T.to(self.text_queue.dtype)
-        self.idx_queue[0, places] = labels
-        self.ptr_queue.add_(len(labels)).remainder_(self.config.queue_size)
-
-
-def _of_all_processes(tensor: Tensor) -> Tensor:
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return tensor
-    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, tensor.contiguous())
-    return torch.cat(gathered)
 
 
 AutoConfig.register(BlipRetrievalConfig.model_type, BlipRetrievalConfig)
