@@ -13,8 +13,10 @@ import transformers as tf
 from prunus.models import (
     BlipForImagesAndTextClassification,
     BlipForRetrievalTraining,
+    BlipForVqa,
     BlipNlvrConfig,
     BlipRetrievalConfig,
+    BlipVqaConfig,
     CLIPForRetrieval,
     CLIPRetrievalConfig,
     SegmenterConfig,
@@ -110,6 +112,18 @@ def blip_vqa(rng: random.Random) -> Case:
         {**text, "pixel_values": _pixels(), "decoder_input_ids": labels, "labels": labels},
         {**text, "pixel_values": _pixels(), "max_new_tokens": 4},
     )
+
+
+@family
+def blip_answers(rng: random.Random) -> Case:
+    blip, text = _blip_config(rng, one_width=True), _text()
+    config = BlipVqaConfig(
+        text_config=blip.text_config.to_dict(), vision_config=blip.vision_config.to_dict(), enc_token_id=9
+    )
+    answers = torch.randint(10, VOCABULARY, (3, 4))
+    inputs = {**text, "pixel_values": _pixels(), "decoder_input_ids": answers, "answers": torch.tensor([2, 1])}
+    generate = {**text, "pixel_values": _pixels(), "max_new_tokens": 4}
+    return Case(BlipForVqa(config), inputs, generate, losses={"labels": answers})
 
 
 @family
