@@ -17,7 +17,10 @@ class BlipRetrieval(PublishedBlip):
         *PublishedBlip.rules,
         *vision_rules("visual_encoder_m", "vision_model_m"),
         Rule(r"((?:text_encoder_m\.|vision_proj|text_proj|itm_head).+)", (r"\1",)),
-        Rule(r"(temp|(?:image|text|idx|ptr)_queue)", (r"\1",)),
+        Rule("temp", ("temp",)),
+        Rule(r"(image|text)_queue", (r"queue.\1s",)),
+        Rule("idx_queue", ("queue.ids",)),
+        Rule("ptr_queue", ("queue.place",)),
     )
 
     def fits(self, shapes: Shapes) -> bool:
