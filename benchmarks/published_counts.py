@@ -6,12 +6,12 @@ Each is built on the meta device from the sizes that were published. The last li
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import (
     BlipConfig,
     BlipForConditionalGeneration,
-    BlipForQuestionAnswering,
     PreTrainedModel,
     ViTConfig,
     ViTForImageClassification,
@@ -21,8 +21,12 @@ from prunus.anatomy import anatomy
 from prunus.models import (
     BlipForImagesAndTextClassification,
     BlipForRetrievalTraining,
+    BlipForVqa,
     BlipNlvrConfig,
     BlipRetrievalConfig,
+    BlipVqaConfig,
+    CLIPForRetrieval,
+    CLIPRetrievalConfig,
     PublishedCount,
     SegmenterConfig,
     SegmenterForSemanticSegmentation,
@@ -32,6 +36,13 @@ from prunus.plan import Plan
 from prunus.structured import narrow
 
 VIT_S = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "num_hidden_layers": 12}
+CLIP_L: dict[str, Any] = {
+    "vision_config": {
+        "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096, "num_hidden_layers": 24, "image_size": 336,
+        "patch_size": 14,
+    },
+    "text_config": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}, "projection_dim": 768,
+}  # fmt: skip
 
 
 def _blip(image_size: int) -> dict[str, dict[str, int]]:
@@ -55,8 +66,9 @@ def halved_nlvr() -> PreTrainedModel:
 MODELS: dict[str, tuple[Callable[[], PreTrainedModel], str, str]] = {
     "BLIP-NLVR": (nlvr, "259.45", "132.54"),
     "BLIP-Caption": (lambda: BlipForConditionalGeneration(BlipConfig(**_blip(384))), "224.0", "65.7"),
-    "BLIP-VQA": (lambda: BlipForQuestionAnswering(BlipConfig(**_blip(480))), "361.6", "186.1"),
+    "BLIP-VQA": (lambda: BlipForVqa(BlipVqaConfig(**_blip(480))), "361.6", "186.1"),
     "BLIP-Retrieval": (lambda: BlipForRetrievalTraining(BlipRetrievalConfig(**_blip(384))), "447.6", "153.2"),
+    "CLIP ViT-L/14": (lambda: CLIPForRetrieval(CLIPRetrievalConfig(**CLIP_L)), "856.0", "395.7"),
     "DeiT-S": (lambda: ViTForImageClassification(ViTConfig(num_labels=1000, **VIT_S)), "22.0", "4.6"),
     "Segmenter-S": (
         lambda: SegmenterForSemanticSegmentation(SegmenterConfig(vision_config=VIT_S, num_labels=150)), "26.4", "38.6",
@@ -64,7 +76,7 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], str, str]] = {
     "BLIP-NLVR, half of every unit": (halved_nlvr, "146.18", "66.88"),
 }  # fmt: skip
 """Model → how it is built, and the paper's columns: millions of parameters with masks, G multiply-accumulates. Those of the last are
-mask-based pruning's to a half, which ranks within a component, so that the layers of one may differ."""
+mask-based pruning's to a half, of which the kept channels were not published."""
 
 
 def counted(name: str) -> PublishedCount:

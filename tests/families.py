@@ -13,8 +13,10 @@ import transformers as tf
 from prunus.models import (
     BlipForImagesAndTextClassification,
     BlipForRetrievalTraining,
+    BlipForVqa,
     BlipNlvrConfig,
     BlipRetrievalConfig,
+    BlipVqaConfig,
     CLIPForRetrieval,
     CLIPRetrievalConfig,
     SegmenterConfig,
@@ -113,6 +115,18 @@ def blip_vqa(rng: random.Random) -> Case:
 
 
 @family
+def blip_answers(rng: random.Random) -> Case:
+    blip, text = _blip_config(rng, one_width=True), _text()
+    config = BlipVqaConfig(
+        text_config=blip.text_config.to_dict(), vision_config=blip.vision_config.to_dict(), enc_token_id=9
+    )
+    answers = torch.randint(10, VOCABULARY, (3, 4))
+    inputs = {**text, "pixel_values": _pixels(), "decoder_input_ids": answers, "answers": torch.tensor([2, 1])}
+    generate = {**text, "pixel_values": _pixels(), "max_new_tokens": 4}
+    return Case(BlipForVqa(config), inputs, generate, losses={"labels": answers})
+
+
+@family
 def blip_caption(rng: random.Random) -> Case:
     text = _text()
     return Case(
@@ -162,8 +176,9 @@ def clip_retrieval(rng: random.Random) -> Case:
     """With momentum copies."""
     text = _sizes(rng) | {"vocab_size": VOCABULARY, "max_position_embeddings": 20, "eos_token_id": 2}
     config = CLIPRetrievalConfig(text_config=text, vision_config=_vision(rng), projection_dim=8, queue_size=6)
-    losses = {"return_loss": torch.tensor(True), "image_ids": torch.tensor([4, 5])}
-    return Case(CLIPForRetrieval(config), {**_text(), "pixel_values": _pixels()}, losses=losses)
+    return Case(
+        CLIPForRetrieval(config), {**_text(), "pixel_values": _pixels()}, losses={"labels": torch.tensor([4, 5])}
+    )
 
 
 @family

@@ -19,6 +19,7 @@ from prunus.errors import PrunusError
 from prunus.models import (
     BlipForImagesAndTextClassification,
     BlipForRetrievalTraining,
+    BlipForVqa,
     CLIPForRetrieval,
     SegmenterForSemanticSegmentation,
 )
@@ -26,7 +27,7 @@ from prunus.models.convert import assembled, consumed, convert, families, interp
 from tests.shared import golden
 
 FULL = {
-    "blip_vqa": ("blip_vqa_base_480", tf.BlipForQuestionAnswering),
+    "blip_vqa": ("blip_vqa_base_480", BlipForVqa),
     "blip_caption": ("blip_caption_base_384", tf.BlipForConditionalGeneration),
     "blip_nlvr": ("blip_nlvr_base_384", BlipForImagesAndTextClassification),
     "blip_retrieval": ("blip_retrieval_base_384", BlipForRetrievalTraining),

@@ -35,7 +35,7 @@ def batch(images: list[int]) -> dict[str, torch.Tensor]:
     return {
         "input_ids": ids,
         "pixel_values": torch.randn(len(images), 3, IMAGE, IMAGE),
-        "image_ids": torch.tensor(images),
+        "labels": torch.tensor(images),
     }
 
 
@@ -92,9 +92,9 @@ def test_a_batch_of_one_image_has_no_negatives(model: BlipForRetrievalTraining, 
     result.loss.backward()
 
 
-def test_pairs_without_ids_are_positive_with_their_own_text_alone(model: BlipForRetrievalTraining) -> None:
+def test_pairs_without_labels_are_positive_with_their_own_text_alone(model: BlipForRetrievalTraining) -> None:
     known, unknown = batch([5, 6, 7]), batch([5, 6, 7])
-    del unknown["image_ids"]
+    del unknown["labels"]
     torch.testing.assert_close(model(**unknown, return_loss=True).loss, model(**known).loss)
 
 
@@ -104,7 +104,7 @@ def test_without_a_loss_it_is_the_stock_model(model: BlipForRetrievalTraining, t
     stock = BlipForImageTextRetrieval(model.config).eval()
     stock.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name in stock.state_dict()})
     given = batch([0, 1])
-    del given["image_ids"]
+    del given["labels"]
     with torch.no_grad():
         similar = model(**given, use_itm_head=False).itm_score
         assert torch.equal(similar, stock(**given, use_itm_head=False).itm_score)
@@ -129,7 +129,7 @@ def test_the_trainer_searches_it_and_the_copies_follow(model: BlipForRetrievalTr
     for original, copy in PAIRS:
         shapes = [{n: p.shape for n, p in small.get_submodule(path).named_parameters()} for path in (original, copy)]
         assert shapes[0] == shapes[1]
-    small.restart_momentum()
+    small.copy_momentum()
     assert all(
         torch.equal(first, second)
         for original, copy in PAIRS
@@ -137,7 +137,7 @@ def test_the_trainer_searches_it_and_the_copies_follow(model: BlipForRetrievalTr
             small.get_submodule(original).parameters(), small.get_submodule(copy).parameters(), strict=True
         )
     )
-    del given["image_ids"]
+    del given["labels"]
     with torch.no_grad():
         masked, narrow = model(**given).itm_score, small(**given).itm_score
     torch.testing.assert_close(narrow, masked, rtol=1e-5, atol=1e-5)
@@ -155,7 +155,7 @@ def test_training_begins_with_a_checkpoint_that_has_no_copies(model: BlipForRetr
     stock = BlipForImageTextRetrieval(model.config)
     stock.save_pretrained(tmp_path)
     loaded = BlipForRetrievalTraining.from_pretrained(tmp_path)
-    loaded.restart_momentum()
+    loaded.copy_momentum()
     for original, copy in PAIRS:
         for name, weight in loaded.get_submodule(original).named_parameters():
             assert torch.equal(weight, stock.get_parameter(f"{original}.{name}"))

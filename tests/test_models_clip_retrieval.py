@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import CLIPModel
+from transformers import CLIPModel, Trainer, TrainingArguments
 
-from prunus import Search, UPop, anatomy, extract, load_model
+from prunus import SearchCallback, UPop, anatomy, extract, load_model
+from prunus.evaluation.fresh import in_fresh_process
 from prunus.models import CLIPForRetrieval
 from prunus.models.convert import assembled, recognised
 from prunus.models.momentum import NOBODY, FeatureQueue, contrast
@@ -25,9 +26,7 @@ PUBLISHED = Fixture("clip", 12, MASKED, "clip_retrieval")
 
 def contrasted(model: Any) -> Any:
     given = PUBLISHED.section("in")
-    return model.train()(
-        given["text"], given["image"], image_ids=given["idx"], alpha=given["alpha"], return_loss=True
-    )  # fmt: skip
+    return model.train()(given["text"], given["image"], labels=given["idx"], soft_target_weight=given["alpha"])
 
 
 def check(section: str, model: Any) -> None:
@@ -102,7 +101,7 @@ def test_what_is_extracted_is_the_masked_model() -> None:
     PUBLISHED.check("search_bin", logits_per_image=small(given["text"], given["image"]).logits_per_image)
     before = [part.shape for part in small.vision_model.parameters()]
     assert before == [part.shape for part in small.vision_model_m.parameters()]
-    small.restart_momentum()
+    small.copy_momentum()
     for copy, original in small.prunus_mirrors.items():
         pairs = zip(small.get_submodule(copy).parameters(), small.get_submodule(original).parameters(), strict=True)
         assert all(torch.equal(*pair) for pair in pairs)
@@ -143,24 +142,40 @@ def test_copies_take_no_gradient_and_start_as_their_originals(tmp_path: Path) ->
     assert not any(part.requires_grad for name, part in loaded.named_parameters() if "_m." in name)
 
 
-def test_a_search_needs_not_be_told_of_the_copies() -> None:
+def similarities(folder: str, inputs: str) -> list[list[float]]:
+    """In a new process: what the model in a folder says."""
+    model = load_model(folder)
+    with torch.no_grad():
+        return model(**torch.load(inputs)).logits_per_image.tolist()  # type: ignore[no-any-return]
+
+
+def test_the_trainer_searches_it_and_the_copies_follow(tmp_path: Path) -> None:
     case = build("clip_retrieval", 5)
-    case.model.train()
-    assert not any("_m." in unit.path for unit in anatomy(case.model))
-    search = Search(case.model, UPop(ratio=0.5, interval=1), total_steps=3)
-    optimizer = torch.optim.SGD([part for part in case.model.parameters() if part.requires_grad], 1e-3)
-    for _ in range(3):
-        case.model(**case.inputs, **case.losses).loss.backward()
-        search.step()
-        optimizer.step()
-        optimizer.zero_grad()
-    case.model.eval()
-    masked = case.model(**case.inputs).logits_per_image
-    small = extract(case.model, search.plan())
-    torch.testing.assert_close(small(**case.inputs).logits_per_image, masked, rtol=1e-5, atol=1e-5)
-    assert [part.shape for part in small.vision_model_m.parameters()] == [
-        part.shape for part in small.vision_model.parameters()
-    ]
+    model, inputs = case.model, case.inputs
+    before = model.vision_model_m.encoder.layers[0].mlp.fc1.weight.clone()
+    items = [{name: tensor[row % 2] for name, tensor in (inputs | case.losses).items()} for row in range(8)]
+    settings = TrainingArguments(
+        output_dir=str(tmp_path / "run"), max_steps=3, per_device_train_batch_size=4, report_to="none", disable_tqdm=True,
+        save_strategy="no", logging_strategy="no", use_cpu=True,
+    )  # fmt: skip
+    callback = SearchCallback(UPop(ratio=0.5, interval=1))
+    Trainer(model, settings, None, items, callbacks=[callback]).train()
+    assert not torch.equal(model.vision_model_m.encoder.layers[0].mlp.fc1.weight, before)
+    plan = callback.plan()
+    assert set(plan.units) == {unit.name for unit in anatomy(model)}
+    assert not any("_m." in name for name in plan.units)
+    small = extract(model.eval(), plan)
+    for tower in ("vision_model", "text_model.encoder"):
+        copy = next(copy for copy, original in small.prunus_mirrors.items() if original == tower)
+        shapes = [[part.shape for part in small.get_submodule(path).parameters()] for path in (tower, copy)]
+        assert shapes[0] == shapes[1]
+    with torch.no_grad():
+        masked, narrow = model(**inputs).logits_per_image, small(**inputs).logits_per_image
+    torch.testing.assert_close(narrow, masked, rtol=1e-5, atol=1e-5)
+    small.save_pretrained(tmp_path / "small")
+    torch.save(inputs, tmp_path / "inputs.pt")
+    assert in_fresh_process(similarities, str(tmp_path / "small"), str(tmp_path / "inputs.pt")) == narrow.tolist()
+    load_model(tmp_path / "small").train()(**inputs, **case.losses).loss.backward()
 
 
 def test_a_queue_keeps_the_last_pairs_and_goes_round() -> None:

@@ -42,46 +42,25 @@ def blip_caption(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def blip_vqa(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each answer has its question's states; answers are ranked by the loss that training has, too."""
-    image = model.vision_model(pixel_values=inputs["image"]).last_hidden_state
-    mask = inputs["question_mask"]
-    states = model.text_encoder(
-        input_ids=inputs["question_ids"], attention_mask=mask, encoder_hidden_states=image,
-        encoder_attention_mask=torch.ones(image.shape[:2], dtype=torch.long),
-    ).last_hidden_state  # fmt: skip
-
-    def logits_of(ids: Tensor, answer_mask: Tensor, question: Tensor) -> Tensor:
-        """One by one, without the questions' padding: cross-attentions of transformers' BLIP look at it whatever they are told."""
-        rows = [
-            model.text_decoder(
-                input_ids=ids[row : row + 1],
-                attention_mask=answer_mask[row : row + 1],
-                encoder_hidden_states=states[index, mask[index].bool()][None],
-            ).logits
-            for row, index in enumerate(question.tolist())
-        ]
-        return torch.cat(rows)
-
-    def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-        wanted = labels[:, 1:]
-        summed = F.cross_entropy(logits[:, :-1].transpose(1, 2), wanted, reduction="none", label_smoothing=0.1)
-        return summed.sum(1)
-
-    questions = torch.arange(len(states))
-    logits = logits_of(inputs["answer_ids"], inputs["answer_mask"], questions.repeat_interleave(inputs["n"]))
-    losses = loss_of(logits, inputs["answer_labels"])
-    start = inputs["answer_ids"][:1, :1].expand(len(states), 1)
-    first = logits_of(start, torch.ones_like(start), questions)[:, 0]
-    candidates, candidate_mask = inputs["candidate_ids"], inputs["candidate_mask"]
-    probabilities, best = first.softmax(-1)[:, candidates[:, 1]].topk(4)
-    chosen, chosen_mask = candidates[best.flatten()], candidate_mask[best.flatten()]
-    ranked = logits_of(chosen, chosen_mask, questions.repeat_interleave(4))
-    totals = -loss_of(ranked, chosen.masked_fill(chosen_mask == 0, -100)).view(-1, 4)
+    found = model(
+        input_ids=inputs["question_ids"], attention_mask=inputs["question_mask"], pixel_values=inputs["image"],
+        decoder_input_ids=inputs["answer_ids"], decoder_attention_mask=inputs["answer_mask"],
+        labels=inputs["answer_labels"], answers=inputs["n"], answer_weights=inputs["weights"],
+    )  # fmt: skip
+    start = model(
+        input_ids=inputs["question_ids"], attention_mask=inputs["question_mask"], pixel_values=inputs["image"],
+        decoder_input_ids=inputs["answer_ids"][:3, :1],
+    ).logits[:, 0]  # fmt: skip
+    answer, places, losses = model.rank(
+        inputs["question_ids"], inputs["image"], inputs["question_mask"], inputs["candidate_ids"],
+        inputs["candidate_mask"], 4,
+    )  # fmt: skip
+    firsts = start.softmax(-1)[:, inputs["candidate_ids"][:, 1]]
     return {
-        "image_embeds": image, "question_states": states, "answer_logits": logits, "answer_loss": losses,
-        "loss": (inputs["weights"] * losses).sum() / len(image), "rank_start_logits": first,
-        "rank_topk_probs": probabilities, "rank_topk_ids": best, "rank_log_probs_sum": totals,
-        "rank_max_ids": best.gather(1, totals.argmax(1, keepdim=True)).flatten(),
+        "image_embeds": found.image_embeds, "question_states": found.question_states, "answer_logits": found.logits,
+        "answer_loss": found.answer_loss, "loss": found.loss, "rank_start_logits": start,
+        "rank_topk_probs": firsts.gather(1, places), "rank_topk_ids": places, "rank_log_probs_sum": -losses,
+        "rank_max_ids": answer,
     }  # fmt: skip
 
 
@@ -102,17 +81,17 @@ def blip_nlvr(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def blip_retrieval(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """One training step, with the negatives that were drawn then; the model is left as it was."""
     image, idx, words = inputs["image"], inputs["idx"], {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    queues = [model.queue.images, model.queue.texts, model.queue.ids, model.queue.place]
-    frozen = [*queues, *(parameter for parameter in model.parameters() if not parameter.requires_grad)]
+    queue = model.queue
+    queues = {"image": queue.images, "text": queue.texts, "idx": queue.ids, "ptr": queue.place}
+    frozen = [*queues.values(), *(parameter for parameter in model.parameters() if not parameter.requires_grad)]
     before = [tensor.clone() for tensor in frozen]
     weights: list[Tensor] = []
     with pytest.MonkeyPatch.context() as patch:
         drawn = iter([inputs["neg_image_idx"], inputs["neg_text_idx"]])
         patch.setattr(model, "draw", lambda given: weights.append(given) or next(drawn))
-        step = model.train()(**words, pixel_values=image, image_ids=idx, alpha=float(inputs["alpha"]))
+        step = model.train()(**words, pixel_values=image, labels=idx, soft_target_weight=float(inputs["alpha"]))
         model.eval()
-    names = ("image", "text", "idx", "ptr")
-    after = {f"post_{name}_queue": queue.clone() for name, queue in zip(names, queues, strict=True)}
+    after = {f"post_{name}_queue": buffer.clone() for name, buffer in queues.items()}
     after["post_vision_proj_m_weight"] = model.vision_proj_m.weight.clone()
     with torch.no_grad():
         for tensor, value in zip(frozen, before, strict=True):

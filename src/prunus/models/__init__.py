@@ -3,6 +3,7 @@
 from prunus.models.as_published import PublishedCount, as_published
 from prunus.models.blip_nlvr import BlipForImagesAndTextClassification, BlipNlvrConfig
 from prunus.models.blip_retrieval import BlipForRetrievalTraining, BlipRetrievalConfig
+from prunus.models.blip_vqa import BlipForVqa, BlipVqaConfig
 from prunus.models.clip_retrieval import CLIPForRetrieval, CLIPRetrievalConfig
 from prunus.models.convert import Published, Rule, consumed, convert, families
 from prunus.models.packaged import DEC, SEP, SPECIAL_TOKENS, bare_blip, small_blip, whiten
@@ -11,7 +12,8 @@ from prunus.models.smollm2 import smollm2
 from prunus.models.warm_blip import question_states, warm_blip
 
 __all__ = [
-    "DEC", "SEP", "SPECIAL_TOKENS", "BlipForImagesAndTextClassification", "BlipForRetrievalTraining", "BlipNlvrConfig", "BlipRetrievalConfig",
-    "CLIPForRetrieval", "CLIPRetrievalConfig", "Published", "PublishedCount", "Rule", "SegmenterConfig", "SegmenterForSemanticSegmentation",
-    "as_published", "bare_blip", "consumed", "convert", "families", "question_states", "small_blip", "smollm2", "warm_blip", "whiten",
+    "DEC", "SEP", "SPECIAL_TOKENS", "BlipForImagesAndTextClassification", "BlipForRetrievalTraining", "BlipForVqa",
+    "BlipNlvrConfig", "BlipRetrievalConfig", "BlipVqaConfig", "CLIPForRetrieval", "CLIPRetrievalConfig", "Published",
+    "PublishedCount", "Rule", "SegmenterConfig", "SegmenterForSemanticSegmentation", "as_published", "bare_blip", "consumed",
+    "convert", "families", "question_states", "small_blip", "smollm2", "warm_blip", "whiten",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ from prunus.cost import published_flops
 from prunus.errors import PrunusError
 from prunus.models.blip_nlvr import BlipForImagesAndTextClassification
 from prunus.models.blip_retrieval import BlipForRetrievalTraining
+from prunus.models.clip_retrieval import CLIPForRetrieval
 from prunus.models.segmenter import SegmenterForSemanticSegmentation
 
 UNUSED_CLASSES = 1000
@@ -32,7 +33,7 @@ class PublishedCount:
     """What the paper's tables say of a model."""
 
     parameters: int
-    """Of Segmenter with the classifier of its encoder, which is published with it and never used."""
+    """With the classifier in Segmenter's encoder, and the last norm of the copy of CLIP's text tower, which nothing reads."""
     masks: int
     """Values of the masks of its units, which the paper counts as parameters of uncompressed models."""
     flops: int
@@ -51,12 +52,14 @@ def as_published(model: PreTrainedModel) -> PublishedCount:
         raise PrunusError("model", type(model).__name__, f"the paper has no such model; it counts {known}")
     parts = anatomy(model)
     flops = published_flops(model, lambda: run(model))
-    unused = (
-        UNUSED_CLASSES * (model.config.vision_config.hidden_size + 1)
-        if isinstance(model, SegmenterForSemanticSegmentation)
-        else 0
-    )
-    return PublishedCount(parts.parameters + unused, sum(unit.channels for unit in parts), flops)
+    return PublishedCount(parts.parameters + _unused(model), sum(unit.channels for unit in parts), flops)
+
+
+def _unused(model: PreTrainedModel) -> int:
+    """Parameters that are published and counted, and that nothing reads."""
+    if isinstance(model, SegmenterForSemanticSegmentation):
+        return UNUSED_CLASSES * (int(model.config.vision_config.hidden_size) + 1)
+    return 2 * int(model.config.text_config.hidden_size) if isinstance(model, CLIPForRetrieval) else 0
 
 
 def _image(model: PreTrainedModel, side: int, *batch: int) -> Tensor:
@@ -113,6 +116,18 @@ def _match(model: Any) -> None:
     model.itm_head(pairs.last_hidden_state[:, 0])
 
 
+def _contrast(model: Any) -> None:
+    """One pair of an image and 77 tokens, which both the model and its copies read and compare with the queue. The published code norms
+    all tokens at the end, of which one is read."""
+    tokens = 77
+    model(input_ids=_tokens(model, 1, tokens), pixel_values=_image(model, _side(model)), return_loss=True)
+    vision, text = model.config.vision_config, model.config.text_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    for tower in (model.vision_model, model.vision_model_m):
+        tower.post_layernorm(torch.zeros(patches, vision.hidden_size, device=model.device))
+    model.text_model.final_layer_norm(torch.zeros(tokens - 1, text.hidden_size, device=model.device))
+
+
 RUNS: dict[type[PreTrainedModel], Callable[[Any], None]] = {
     ViTForImageClassification: _classify,
     DeiTForImageClassificationWithTeacher: _classify,
@@ -121,5 +136,6 @@ RUNS: dict[type[PreTrainedModel], Callable[[Any], None]] = {
     BlipForQuestionAnswering: _answer,
     BlipForImagesAndTextClassification: _reason,
     BlipForRetrievalTraining: _match,
+    CLIPForRetrieval: _contrast,
 }
 """Class → one call on the paper's input, at the image size of the model."""

@@ -35,8 +35,8 @@ class BlipRetrievalConfig(BlipConfig):  # type: ignore[misc]
     """Pairs that a batch is contrasted with."""
     momentum: float = 0.995
     """Of the copies, at every training step."""
-    alpha: float = 0.4
-    """The share of what the copies say in the targets."""
+    soft_target_weight: float = 0.4
+    """Weight of the copies' similarities among the targets."""
     temperature: float = 0.07
     """Of the similarities, at first."""
 
@@ -60,10 +60,10 @@ class BlipForRetrievalTraining(WithCopies, BlipForImageTextRetrieval):  # type: 
 
     In training mode every forward pass with a loss moves the copies and fills the queue, and negatives are drawn; in evaluation mode
     nothing changes, and negatives are the most similar. `from_pretrained` also reads a `BlipForImageTextRetrieval`; then
-    `restart_momentum` gives it its copies.
+    `copy_momentum` gives it its copies.
 
     Example:
-        >>> model(input_ids=ids, attention_mask=mask, pixel_values=pixels, image_ids=ids_of_images).loss  # doctest: +SKIP
+        >>> model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=image_numbers).loss  # doctest: +SKIP
     """
 
     config_class = BlipRetrievalConfig
@@ -90,8 +90,7 @@ class BlipForRetrievalTraining(WithCopies, BlipForImageTextRetrieval):  # type: 
         self.temp = nn.Parameter(torch.tensor(config.temperature))
         self.queue = FeatureQueue(width, config.queue_size)
         self.post_init()
-        self.train()
-        self.restart_momentum()
+        self.train().copy_momentum()
 
     def forward(
         self,
@@ -100,9 +99,9 @@ class BlipForRetrievalTraining(WithCopies, BlipForImageTextRetrieval):  # type: 
         use_itm_head: bool | None = True,
         attention_mask: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        image_ids: Tensor | None = None,
+        labels: Tensor | None = None,
         return_loss: bool | None = None,
-        alpha: float | Tensor | None = None,
+        soft_target_weight: float | Tensor | None = None,
         **more: object,
     ) -> ModelOutput:
         """
@@ -111,17 +110,17 @@ class BlipForRetrievalTraining(WithCopies, BlipForImageTextRetrieval):  # type: 
             pixel_values: (B, 3, height, width).
             use_itm_head: without a loss: scores of matching, else similarities of features.
             attention_mask: (B, T), zero at padding.
-            image_ids: (B,), int64: pairs with the same image are all positive. None: only its own text is.
-            return_loss: whether to train; default: if there are `image_ids`.
-            alpha: the share of what the copies say in the targets; default: that of the config. The published training raises it
-                from zero to that in the first two epochs.
+            labels: the number of each pair's image, int64 (B,), not negative: pairs with one image are all positive. None: all images
+                are different.
+            return_loss: whether to train; by default where there are labels.
+            soft_target_weight: that of the config if none is given; it is raised from zero during the first epochs.
 
         Returns:
             With a loss a `BlipRetrievalOutput`, else as of `BlipForImageTextRetrieval`.
         """
         matched = input_ids.clone()
         matched[:, 0] = self.config.enc_token_id
-        if not (image_ids is not None if return_loss is None else return_loss):
+        if not (labels is not None if return_loss is None else return_loss):
             return super().forward(
                 matched if use_itm_head else input_ids, pixel_values, use_itm_head=use_itm_head,
                 attention_mask=attention_mask, interpolate_pos_encoding=interpolate_pos_encoding, **more,
@@ -139,12 +138,12 @@ class BlipForRetrievalTraining(WithCopies, BlipForImageTextRetrieval):  # type: 
             states_m, read_m = self.vision_model_m(**pixels), self.text_encoder_m(**words)
             image_m = F.normalize(self.vision_proj_m(states_m.last_hidden_state[:, 0]), dim=-1)
             text_m = F.normalize(self.text_proj_m(read_m.last_hidden_state[:, 0]), dim=-1)
-        share = self.config.alpha if alpha is None else alpha
-        itc_loss = contrast((image, text), (image_m, text_m), self.queue, 1 / self.temp, share, image_ids)
-        positive = self.queue.matches(image_ids, len(image))[:, : len(image)] > 0
+        weight = self.config.soft_target_weight if soft_target_weight is None else soft_target_weight
+        itc_loss = contrast((image, text), (image_m, text_m), self.queue, 1 / self.temp, weight, labels)
+        positive = self.queue.matches(labels, len(image))[:, : len(image)] > 0
         itm_loss = self._match(states, matched, attention_mask, image.detach() @ text.detach().T, positive)
         if self.training:
-            self.queue.push(image_m, text_m, image_ids)
+            self.queue.push(image_m, text_m, labels)
         return BlipRetrievalOutput(itc_loss + itm_loss, itc_loss, itm_loss, image, text)
 
     def draw(self, weights: Tensor) -> Tensor:
@@ -187,7 +186,7 @@ class BlipForRetrievalTraining(WithCopies, BlipForImageTextRetrieval):  # type: 
         if module is self:
             init.constant_(self.temp, self.config.temperature)
         elif isinstance(module, FeatureQueue):
-            module.clear()
+            module.begin()
 
 
 AutoConfig.register(BlipRetrievalConfig.model_type, BlipRetrievalConfig)

@@ -30,8 +30,8 @@ class CLIPRetrievalConfig(CLIPConfig):  # type: ignore[misc]
     """Pairs that a batch is contrasted with."""
     momentum: float = 0.995
     """Of the copies, at every training step."""
-    alpha: float = 0.4
-    """The share of what the copies say in the targets."""
+    soft_target_weight: float = 0.4
+    """Weight of the copies' similarities among the targets."""
 
 
 class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
@@ -43,7 +43,7 @@ class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
 
     Example:
         >>> model = CLIPForRetrieval.around(clip, queue_size=4096)  # doctest: +SKIP
-        >>> model(input_ids=ids, pixel_values=pixels, image_ids=ids_of_images, return_loss=True).loss  # doctest: +SKIP
+        >>> model(input_ids=ids, pixel_values=pixels, labels=image_numbers).loss  # doctest: +SKIP
     """
 
     config_class = CLIPRetrievalConfig
@@ -62,8 +62,7 @@ class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
         self.text_projection_m = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
         self.queue = FeatureQueue(self.projection_dim, config.queue_size)
         self.post_init()
-        self.train()
-        self.restart_momentum()
+        self.train().copy_momentum()
 
     @classmethod
     def around(cls, clip: CLIPModel, **settings: Any) -> Self:
@@ -76,7 +75,7 @@ class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
             CLIPRetrievalConfig(**clip.config.to_dict() | {"model_type": cls.config_class.model_type} | settings)
         )
         model.load_state_dict(clip.state_dict(), strict=False)
-        model.restart_momentum()
+        model.copy_momentum()
         return model
 
     def forward(
@@ -84,9 +83,9 @@ class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
         input_ids: Tensor,
         pixel_values: Tensor,
         attention_mask: Tensor | None = None,
-        image_ids: Tensor | None = None,
+        labels: Tensor | None = None,
         return_loss: bool | None = None,
-        alpha: float | Tensor | None = None,
+        soft_target_weight: float | Tensor | None = None,
         **kwargs: Any,
     ) -> CLIPOutput:
         """
@@ -94,13 +93,15 @@ class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
             input_ids: (B, T).
             pixel_values: (B, 3, height, width).
             attention_mask: (B, T), zero at padding.
-            image_ids: (B,), int64: pairs with the same image are all positive. None: only its own text is.
-            return_loss: whether to contrast the pairs with the queue.
-            alpha: the share of what the copies say in the targets; default: that of the config.
+            labels: the number of each pair's image, int64 (B,), not negative: pairs with one image are all positive. None: all images
+                are different.
+            return_loss: whether to contrast the pairs with the queue; by default where there are labels.
+            soft_target_weight: that of the config if none is given; it is raised from zero during the first epochs.
 
         Returns:
             As of `CLIPModel`, with the loss of momentum distillation.
         """
+        return_loss = labels is not None if return_loss is None else return_loss
         if return_loss and self.training:
             with torch.no_grad():
                 self.logit_scale.clamp_(0, LARGEST_SCALE)
@@ -109,10 +110,10 @@ class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
         if return_loss:
             own = (outputs.image_embeds, outputs.text_embeds)
             behind = self._momentum_features(input_ids, pixel_values, attention_mask)
-            share = self.config.alpha if alpha is None else alpha
-            outputs.loss = contrast(own, behind, self.queue, self.logit_scale.exp(), share, image_ids)
+            weight = self.config.soft_target_weight if soft_target_weight is None else soft_target_weight
+            outputs.loss = contrast(own, behind, self.queue, self.logit_scale.exp(), weight, labels)
             if self.training:
-                self.queue.push(*own, image_ids)
+                self.queue.push(*own, labels)
         return outputs
 
     @torch.no_grad()
@@ -125,7 +126,7 @@ class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, FeatureQueue):
-            module.clear()
+            module.begin()
 
 
 AutoConfig.register(CLIPRetrievalConfig.model_type, CLIPRetrievalConfig)

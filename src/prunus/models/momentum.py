@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization
 
 # B: pairs of a batch, Q: length of the queue, D: width of the features
 
@@ -34,7 +35,7 @@ class WithCopies:
             for behind, ahead in pairs:
                 behind.lerp_(ahead.to(behind.dtype), 1 - momentum)
 
-    def restart_momentum(self) -> None:
+    def copy_momentum(self) -> None:
         """Makes the copies equal to their originals."""
         self.follow(0.0)
 
@@ -68,15 +69,15 @@ class FeatureQueue(nn.Module):
         self.register_buffer("texts", torch.empty(width, length))
         self.register_buffer("ids", torch.empty(1, length, dtype=torch.long))
         self.register_buffer("place", torch.empty(1, dtype=torch.long))
-        self.clear()
+        self.begin()
 
     @torch.no_grad()
-    def clear(self) -> None:
-        """Fills the queue with random features of nobody."""
+    def begin(self) -> None:
+        """Fills what was not loaded with random features of nobody."""
         for features in (self.images, self.texts):
-            features.copy_(F.normalize(torch.randn_like(features), dim=0))
-        self.ids.fill_(NOBODY)
-        self.place.zero_()
+            initialization.copy_(features, F.normalize(torch.randn_like(features), dim=0))
+        initialization.constant_(self.ids, NOBODY)
+        initialization.zeros_(self.place)
 
     @torch.no_grad()
     def push(self, images: Tensor, texts: Tensor, ids: Tensor | None) -> None:
@@ -111,7 +112,7 @@ def contrast(
     momentum_features: tuple[Tensor, Tensor],
     queue: FeatureQueue,
     scale: Tensor,
-    alpha: float | Tensor,
+    soft: float | Tensor,
     ids: Tensor | None,
 ) -> Tensor:
     """The contrastive loss of images and texts against momentum features of the batch and the queue, a scalar. What the momentum
@@ -120,7 +121,7 @@ def contrast(
     Args:
         features, momentum_features: of images and texts, normalised, (B, D) each.
         scale: of cosines, so that they become logits.
-        alpha: the share of the momentum copies in the targets.
+        soft: weight of the momentum copies' similarities among the targets.
         ids: of the images, (B,): pairs with one image are all positive. None: only its own text is.
     """
     matches = queue.matches(ids, len(features[0]))
@@ -131,7 +132,7 @@ def contrast(
     losses = []
     for own, behind, others in zip(features, momentum_features, reversed(everyone), strict=True):
         with torch.no_grad():
-            targets = alpha * (scale * behind @ others).softmax(1) + (1 - alpha) * matches.to(own.dtype)
+            targets = soft * (scale * behind @ others).softmax(1) + (1 - soft) * matches.to(own.dtype)
         losses.append(F.cross_entropy(scale * own @ others, targets))
     return (losses[0] + losses[1]) / 2
 

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from prunus.models.blip_retrieval import BlipForRetrievalTraining, BlipRetrievalConfig
 from prunus.models.convert.blip import PublishedBlip, blip_config, vision_rules
-from prunus.models.convert.published import Rule, Shapes
+from prunus.models.convert.published import QUEUES, Rule, Shapes
 
 
 class BlipRetrieval(PublishedBlip):
@@ -18,9 +18,7 @@ class BlipRetrieval(PublishedBlip):
         *vision_rules("visual_encoder_m", "vision_model_m"),
         Rule(r"((?:text_encoder_m\.|vision_proj|text_proj|itm_head).+)", (r"\1",)),
         Rule("temp", ("temp",)),
-        Rule(r"(image|text)_queue", (r"queue.\1s",)),
-        Rule("idx_queue", ("queue.ids",)),
-        Rule("ptr_queue", ("queue.place",)),
+        *QUEUES,
     )
 
     def fits(self, shapes: Shapes) -> bool:
