@@ -41,7 +41,7 @@ SECONDS = 240
 """A mutant that runs longer has been noticed: it does not end."""
 
 ROOMS: dict[str, list[str]] = {
-    "structured": ["test_settings.py", "test_selection.py", "test_structured*.py", "test_upop*.py", "test_search*.py"],
+    "structured": ["test_settings.py", "test_selection.py", "test_structured*.py", "test_search_family.py", "test_search*.py"],
     "unstructured": [
         "test_pruner_formulas.py", "test_statistics.py", "test_pruners.py", "test_semi_structured.py", "test_numbers.py", "test_walk.py",
         "test_matrices.py", "test_refusals.py",
@@ -63,6 +63,8 @@ SLOW = (
     "mean_noise_is", "padding_does_not_count", "nm_patterns_survive", "merging_is_exact", "real_language_model", "goes_on_with_the_same",
     "two_processes", "belong_to_one_repair", "quantised_model", "serves_the_structured", "teach_like_the_teacher", "two_prunings",
     "harness", "a_recipe_prunes", "outside_of_autocast",
+    "every_cell_keeps", "extracts_exactly_and_resumes", "autograds_whatever", "accumulates_are_those", "hit_to_within", "name_for_its_three",
+    "works_under_the_trainer", "comes_back_though_rounds",
     "exports_as_one_graph", "folders_of_version", "evaluation_that_is", "differs_elsewhere", "what_noise_does_not", "prune_batches",
 )  # fmt: skip
 """Tests, by a part of their name, that go through every family, start processes or train for long: only what the others do not notice is

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel, BlipForImageTextRetrieval, Trainer, TrainingArguments
 
-from prunus import PrunusError, SearchCallback, UPop, anatomy, extract, load_model
+from prunus import SearchCallback, UPop, anatomy, extract, load_model
 from prunus.evaluation.fresh import in_fresh_process
 from prunus.models import BlipForRetrievalTraining
 from tests.families import IMAGE, VOCABULARY, build
@@ -29,10 +29,14 @@ def model() -> BlipForRetrievalTraining:
     return built
 
 
-def batch(labels: list[int]) -> dict[str, torch.Tensor]:
+def batch(images: list[int]) -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
-    ids = torch.randint(10, VOCABULARY, (len(labels), 6))
-    return {"input_ids": ids, "pixel_values": torch.randn(len(labels), 3, IMAGE, IMAGE), "labels": torch.tensor(labels)}
+    ids = torch.randint(10, VOCABULARY, (len(images), 6))
+    return {
+        "input_ids": ids,
+        "pixel_values": torch.randn(len(images), 3, IMAGE, IMAGE),
+        "labels": torch.tensor(images),
+    }
 
 
 def test_a_training_step_moves_copies_and_queues(model: BlipForRetrievalTraining) -> None:
@@ -45,11 +49,11 @@ def test_a_training_step_moves_copies_and_queues(model: BlipForRetrievalTraining
             expected = share * before[f"{copy}.{name}"] + (1 - share) * weight
             torch.testing.assert_close(model.get_parameter(f"{copy}.{name}"), expected)
             assert model.get_parameter(f"{copy}.{name}").grad is None
-    assert model.idx_queue.tolist() == [[4, 5, 4, 6, -100, -100]]
+    assert model.queue.ids.tolist() == [[4, 5, 4, 6, -100, -100]]
     model(**batch([7, 8, 9, 7]))
-    assert model.idx_queue.tolist() == [[9, 7, 4, 6, 7, 8]]  # the oldest went
-    assert model.ptr_queue.tolist() == [2]
-    for queue in (model.image_queue, model.text_queue):
+    assert model.queue.ids.tolist() == [[9, 7, 4, 6, 7, 8]]  # the oldest went
+    assert model.queue.place.tolist() == [2]
+    for queue in (model.queue.images, model.queue.texts):
         torch.testing.assert_close(queue.norm(dim=0), torch.ones(6))
     assert model.temp.grad is not None
 
@@ -73,14 +77,28 @@ def test_texts_of_one_image_are_no_negatives_of_each_other(model: BlipForRetriev
     assert all(bool((labels[places] != labels).all()) for places in chosen)
 
 
-def test_a_batch_of_one_image_is_refused(model: BlipForRetrievalTraining) -> None:
-    before = model.idx_queue.clone()
-    with pytest.raises(PrunusError, match="at least two"):
-        model.train()(**batch([3, 3]))
-    assert torch.equal(model.idx_queue, before)
+@pytest.mark.parametrize("images", [[3], [3, 3]])
+def test_a_batch_of_one_image_has_no_negatives(model: BlipForRetrievalTraining, images: list[int]) -> None:
+    given = batch(images)
+    with torch.no_grad():
+        scores = [
+            model(given["input_ids"][row : row + 1], given["pixel_values"][row : row + 1]).itm_score
+            for row in range(len(images))
+        ]
+    result = model.train()(**given)
+    torch.testing.assert_close(
+        result.itm_loss, torch.nn.functional.cross_entropy(torch.cat(scores), torch.ones(len(images)).long())
+    )
+    result.loss.backward()
 
 
-def test_without_labels_it_is_the_stock_model(model: BlipForRetrievalTraining, tmp_path: Path) -> None:
+def test_pairs_without_labels_are_positive_with_their_own_text_alone(model: BlipForRetrievalTraining) -> None:
+    known, unknown = batch([5, 6, 7]), batch([5, 6, 7])
+    del unknown["labels"]
+    torch.testing.assert_close(model(**unknown, return_loss=True).loss, model(**known).loss)
+
+
+def test_without_a_loss_it_is_the_stock_model(model: BlipForRetrievalTraining, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     assert type(AutoModel.from_pretrained(tmp_path)) is BlipForRetrievalTraining
     stock = BlipForImageTextRetrieval(model.config).eval()
@@ -144,6 +162,6 @@ def test_training_begins_with_a_checkpoint_that_has_no_copies(model: BlipForRetr
             assert torch.equal(weight, loaded.get_parameter(f"{copy}.{name}"))
             assert not loaded.get_parameter(f"{copy}.{name}").requires_grad
     assert loaded.temp.item() == pytest.approx(model.config.temperature)
-    torch.testing.assert_close(loaded.image_queue.norm(dim=0), torch.ones(6))
-    assert loaded.idx_queue.eq(-100).all()
-    assert loaded.ptr_queue.tolist() == [0]
+    torch.testing.assert_close(loaded.queue.images.norm(dim=0), torch.ones(6))
+    assert loaded.queue.ids.eq(-100).all()
+    assert loaded.queue.place.tolist() == [0]

@@ -101,7 +101,7 @@ def test_what_is_extracted_is_the_masked_model() -> None:
     PUBLISHED.check("search_bin", logits_per_image=small(given["text"], given["image"]).logits_per_image)
     before = [part.shape for part in small.vision_model.parameters()]
     assert before == [part.shape for part in small.vision_model_m.parameters()]
-    small.restart_momentum()
+    small.copy_momentum()
     for copy, original in small.prunus_mirrors.items():
         pairs = zip(small.get_submodule(copy).parameters(), small.get_submodule(original).parameters(), strict=True)
         assert all(torch.equal(*pair) for pair in pairs)

@@ -81,8 +81,9 @@ def blip_nlvr(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def blip_retrieval(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """One training step, with the negatives that were drawn then; the model is left as it was."""
     image, idx, words = inputs["image"], inputs["idx"], {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    queues = [model.get_buffer(f"{name}_queue") for name in ("image", "text", "idx", "ptr")]
-    frozen = [*queues, *(parameter for parameter in model.parameters() if not parameter.requires_grad)]
+    queue = model.queue
+    queues = {"image": queue.images, "text": queue.texts, "idx": queue.ids, "ptr": queue.place}
+    frozen = [*queues.values(), *(parameter for parameter in model.parameters() if not parameter.requires_grad)]
     before = [tensor.clone() for tensor in frozen]
     weights: list[Tensor] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -90,9 +91,7 @@ def blip_retrieval(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         patch.setattr(model, "draw", lambda given: weights.append(given) or next(drawn))
         step = model.train()(**words, pixel_values=image, labels=idx, soft_target_weight=float(inputs["alpha"]))
         model.eval()
-    after = {
-        f"post_{name}_queue": model.get_buffer(f"{name}_queue").clone() for name in ("image", "text", "idx", "ptr")
-    }
+    after = {f"post_{name}_queue": buffer.clone() for name, buffer in queues.items()}
     after["post_vision_proj_m_weight"] = model.vision_proj_m.weight.clone()
     with torch.no_grad():
         for tensor, value in zip(frozen, before, strict=True):

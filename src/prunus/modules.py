@@ -23,18 +23,24 @@ def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode; afterwards every module is in the mode that it was in."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was in training.items():
+            module.training = was
+
+
+@contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
     """Eval mode and no key-value caches, which a block that runs twice would fill twice."""
-    training = {module: module.training for module in model.modules()}
-    with caches_kept(model) as configs:
-        model.eval()
+    with caches_kept(model) as configs, evaluating(model):
         for config in configs:
             config.use_cache = False
-        try:
-            yield
-        finally:
-            for module, was in training.items():
-                module.training = was
+        yield
 
 
 @contextmanager

@@ -80,6 +80,8 @@ def named(base: type[BaseModel], tag: str) -> Any:
     """
 
     def find(value: object) -> object:
+        if isinstance(value, type):
+            raise PrunusError("", value.__name__, f"it is a class; give one of it, such as {value.__name__}()")
         if isinstance(value, str):
             raise PrunusError("", value, f"write it as a mapping that has {tag} and the settings")
         if not isinstance(value, Mapping):

@@ -142,7 +142,9 @@ def _narrow_part(part: PreTrainedModel, record: Narrowing) -> None:
     }
     if not planned:
         return
-    copies = record.copies.keys() - record.units.keys()  # what is both is said by the whole, which knows its momentum copies
+    copies = (
+        record.copies.keys() - record.units.keys()
+    )  # what is both is said by the whole, which knows its momentum copies
     parts = anatomy(part, {})  # copies are recorded by themselves
     known = {unit.name: unit for unit in parts}
     followers = {twin + unit.name.removeprefix(unit.path) for unit in parts for twin in unit.twins}

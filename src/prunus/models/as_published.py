@@ -106,7 +106,7 @@ def _match(model: Any) -> None:
     states_m = model.vision_model_m(pixel_values=image).last_hidden_state
     read_m = model.text_encoder_m(input_ids=ids).last_hidden_state
     image_m, text_m = model.vision_proj_m(states_m[:, 0]), model.text_proj_m(read_m[:, 0])
-    all_images, all_texts = torch.cat([image_m.T, model.image_queue], 1), torch.cat([text_m.T, model.text_queue], 1)
+    all_images, all_texts = torch.cat([image_m.T, model.queue.images], 1), torch.cat([text_m.T, model.queue.texts], 1)
     for features, others in (
         (model.vision_proj(states[:, 0]), all_texts), (model.text_proj(read[:, 0]), all_images),
         (image_m, all_texts), (text_m, all_images),

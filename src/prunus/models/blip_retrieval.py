@@ -7,39 +7,36 @@ The loss is that of contrast between images and texts (ITC), whose targets are p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, BlipConfig, BlipForImageTextRetrieval, BlipTextModel, BlipVisionModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from prunus.errors import PrunusError
+from prunus.models.momentum import FeatureQueue, WithCopies, contrast
 
 # B: batch, T: tokens of the text, P: tokens of an image, E: width of the features
 
-COPIES = {"vision_model": "vision_model_m", "text_encoder": "text_encoder_m", "vision_proj": "vision_proj_m", "text_proj": "text_proj_m"}  # fmt: skip
-"""Module → its momentum copy."""
-NOBODY = -100
-"""Number of no image: a place of the queue that was never filled."""
+LOWEST, HIGHEST = 0.001, 0.5
+"""Bounds of the temperature."""
 
 
 class BlipRetrievalConfig(BlipConfig):  # type: ignore[misc]
-    """As `BlipConfig`."""
+    """As `BlipConfig`, and how it is trained."""
 
     model_type = "blip_retrieval"
 
     enc_token_id: int = 30523
     """The token [ENC], which takes the place of the first one where a text is matched with an image."""
     queue_size: int = 57600
-    """Features of earlier batches that a batch is contrasted with, of images and of texts."""
+    """Pairs that a batch is contrasted with."""
     momentum: float = 0.995
-    """Share of its old weights that a momentum copy keeps at each step."""
+    """Of the copies, at every training step."""
     soft_target_weight: float = 0.4
-    """Weight of the momentum copies' similarities among the targets."""
+    """Weight of the copies' similarities among the targets."""
     temperature: float = 0.07
     """Of the similarities, at first."""
 
@@ -58,20 +55,22 @@ class BlipRetrievalOutput(ModelOutput):  # type: ignore[misc]
     """Features of the texts, of length one, (B, E)."""
 
 
-class BlipForRetrievalTraining(BlipForImageTextRetrieval):  # type: ignore[misc]
+class BlipForRetrievalTraining(WithCopies, BlipForImageTextRetrieval):  # type: ignore[misc]
     """transformers' `BlipForImageTextRetrieval`, which also trains.
 
-    With `labels` it returns a loss. In training mode each call moves the momentum copies and the queues one step on, and negatives are
-    drawn; in evaluation mode nothing changes, and negatives are the most similar.
-
-    A checkpoint that has no copies gets them by `copy_momentum`, which is also how training begins after a search.
+    In training mode every forward pass with a loss moves the copies and fills the queue, and negatives are drawn; in evaluation mode
+    nothing changes, and negatives are the most similar. `from_pretrained` also reads a `BlipForImageTextRetrieval`; then
+    `copy_momentum` gives it its copies.
 
     Example:
         >>> model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=image_numbers).loss  # doctest: +SKIP
     """
 
     config_class = BlipRetrievalConfig
-    prunus_mirrors: ClassVar[dict[str, str]] = {copy: original for original, copy in COPIES.items()}
+    prunus_mirrors: ClassVar[dict[str, str]] = {
+        "vision_model_m": "vision_model", "text_encoder_m": "text_encoder", "vision_proj_m": "vision_proj", "text_proj_m": "text_proj",
+    }  # fmt: skip
+    """Path of a momentum copy → that of its original."""
 
     def __init__(self, config: BlipRetrievalConfig):
         super(BlipForImageTextRetrieval, self).__init__(
@@ -89,33 +88,9 @@ class BlipForRetrievalTraining(BlipForImageTextRetrieval):  # type: ignore[misc]
             setattr(self, f"text_proj{suffix}", nn.Linear(read, width))
         self.itm_head = nn.Linear(read, 2)
         self.temp = nn.Parameter(torch.tensor(config.temperature))
-        self.image_queue = nn.Buffer(F.normalize(torch.randn(width, config.queue_size), dim=0))
-        self.text_queue = nn.Buffer(F.normalize(torch.randn(width, config.queue_size), dim=0))
-        self.idx_queue = nn.Buffer(torch.full((1, config.queue_size), NOBODY))
-        self.ptr_queue = nn.Buffer(torch.zeros(1, dtype=torch.long))
+        self.queue = FeatureQueue(width, config.queue_size)
         self.post_init()
         self.train().copy_momentum()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if module is self:
-            init.constant_(self.temp, self.config.temperature)
-            for queue in (self.image_queue, self.text_queue):
-                init.copy_(queue, F.normalize(torch.randn_like(queue), dim=0))
-            init.constant_(self.idx_queue, NOBODY)
-            init.zeros_(self.ptr_queue)
-
-    @torch.no_grad()
-    def copy_momentum(self) -> None:
-        """Makes the momentum copies equal to their originals."""
-        self._move_copies(0.0)
-
-    def train(self, mode: bool = True) -> Self:
-        """As of any module. Momentum copies have no gradients, which a loaded model does not know before."""
-        for copy in COPIES.values():
-            self.get_submodule(copy).requires_grad_(False)
-        return super().train(mode)  # type: ignore[no-any-return]
 
     def forward(
         self,
@@ -125,35 +100,35 @@ class BlipForRetrievalTraining(BlipForImageTextRetrieval):  # type: ignore[misc]
         attention_mask: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         labels: Tensor | None = None,
-        soft_target_weight: float | None = None,
+        return_loss: bool | None = None,
+        soft_target_weight: float | Tensor | None = None,
         **more: object,
     ) -> ModelOutput:
         """
         Args:
             input_ids: (B, T), beginning with [CLS].
             pixel_values: (B, 3, height, width).
-            use_itm_head: without labels: scores of matching, else similarities of features.
+            use_itm_head: without a loss: scores of matching, else similarities of features.
             attention_mask: (B, T), zero at padding.
-            labels: the number of each pair's image, int64 (B,), not negative. Texts of one image are no negatives of each other.
+            labels: the number of each pair's image, int64 (B,), not negative: pairs with one image are all positive. None: all images
+                are different.
+            return_loss: whether to train; by default where there are labels.
             soft_target_weight: that of the config if none is given; it is raised from zero during the first epochs.
 
-        Raises:
-            PrunusError: with labels, an image of which there is no other in the batch.
+        Returns:
+            With a loss a `BlipRetrievalOutput`, else as of `BlipForImageTextRetrieval`.
         """
         matched = input_ids.clone()
         matched[:, 0] = self.config.enc_token_id
-        if labels is None:
+        if not (labels is not None if return_loss is None else return_loss):
             return super().forward(
                 matched if use_itm_head else input_ids, pixel_values, use_itm_head=use_itm_head,
                 attention_mask=attention_mask, interpolate_pos_encoding=interpolate_pos_encoding, **more,
             )  # fmt: skip
-        same = labels[:, None] == labels
-        if bool(same.all(1).any()):
-            raise PrunusError("labels", labels.tolist(), "they are of one image; a batch needs pairs of at least two")
-        weight = self.config.soft_target_weight if soft_target_weight is None else soft_target_weight
         if self.training:
-            self._move_copies(self.config.momentum)
-            self.temp.data.clamp_(0.001, 0.5)
+            with torch.no_grad():
+                self.temp.clamp_(LOWEST, HIGHEST)
+            self.follow(self.config.momentum)
         pixels = {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding}
         words = {"input_ids": input_ids, "attention_mask": attention_mask}
         states = self.vision_model(**pixels).last_hidden_state
@@ -163,78 +138,55 @@ class BlipForRetrievalTraining(BlipForImageTextRetrieval):  # type: ignore[misc]
             states_m, read_m = self.vision_model_m(**pixels), self.text_encoder_m(**words)
             image_m = F.normalize(self.vision_proj_m(states_m.last_hidden_state[:, 0]), dim=-1)
             text_m = F.normalize(self.text_proj_m(read_m.last_hidden_state[:, 0]), dim=-1)
-        itc_loss = self._contrast(image, text, image_m, text_m, labels, weight)
-        itm_loss = self._match(states, matched, attention_mask, *self._negatives(image, text, same))
+        weight = self.config.soft_target_weight if soft_target_weight is None else soft_target_weight
+        itc_loss = contrast((image, text), (image_m, text_m), self.queue, 1 / self.temp, weight, labels)
+        positive = self.queue.matches(labels, len(image))[:, : len(image)] > 0
+        itm_loss = self._match(states, matched, attention_mask, image.detach() @ text.detach().T, positive)
         if self.training:
-            self._remember(image_m, text_m, labels)
+            self.queue.push(image_m, text_m, labels)
         return BlipRetrievalOutput(itc_loss + itm_loss, itc_loss, itm_loss, image, text)
 
-    def _contrast(
-        self, image: Tensor, text: Tensor, image_m: Tensor, text_m: Tensor, labels: Tensor, weight: float
-    ) -> Tensor:
-        """ITC: images to all texts, and texts to all images, of the momentum copies' features of this batch and the queued ones."""
-        all_images = torch.cat([image_m.T, self.image_queue.clone()], 1)
-        all_texts = torch.cat([text_m.T, self.text_queue.clone()], 1)
-        related = (labels[:, None] == torch.cat([labels, self.idx_queue[0]])).float()
-        hard = related / related.sum(1, keepdim=True)
-        losses = []
-        for online, copied, others in ((image, image_m, all_texts), (text, text_m, all_images)):
-            with torch.no_grad():
-                targets = weight * (copied @ others / self.temp).softmax(1) + (1 - weight) * hard
-            losses.append(F.cross_entropy(online @ others / self.temp, targets))
-        return (losses[0] + losses[1]) / 2
-
-    @torch.no_grad()
-    def _negatives(self, image: Tensor, text: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
-        """(place of an image that is another than each text's, of a text that is another than each image's), (B,) each."""
-        similar = image @ text.T / self.temp
-        of_texts, of_images = ((s.softmax(1).masked_fill(same, 0)) for s in (similar.T, similar))
-        return self.draw(of_texts), self.draw(of_images)
-
     def draw(self, weights: Tensor) -> Tensor:
-        """One place for each row of weights: drawn in training, the heaviest in evaluation."""
+        """One place for each row of weights, (rows,): drawn in training, the heaviest in evaluation."""
         return weights.multinomial(1)[:, 0] if self.training else weights.argmax(1)
 
-    def _match(
-        self, states: Tensor, ids: Tensor, mask: Tensor | None, negative_images: Tensor, negative_texts: Tensor
-    ) -> Tensor:
-        """ITM: pairs, texts with other images, images with other texts."""
-        own = torch.arange(len(ids), device=ids.device)
-        images, texts = torch.cat([own, negative_images, own]), torch.cat([own, own, negative_texts])
+    def _match(self, states: Tensor, ids: Tensor, mask: Tensor | None, similar: Tensor, positive: Tensor) -> Tensor:
+        """The loss of matching, ITM: pairs, texts with other images, images with other texts. Where all pairs of a batch are positive,
+        there are no others.
+
+        Args:
+            states: of the images, (B, P, width of the ViT).
+            ids, mask: of the texts, (B, T).
+            similar: images to texts, (B, B).
+            positive: which pairs belong together, bool (B, B).
+        """
+        pairs = torch.arange(len(ids), device=ids.device)
+        contested = pairs[~positive.all(1)]
+        with torch.no_grad():
+            of_texts, of_images = (
+                (side / self.temp)
+                .softmax(1)
+                .clamp_min(torch.finfo(side.dtype).tiny)
+                .masked_fill(positive, 0)[contested]
+                for side in (similar.T, similar)
+            )
+            other_images, other_texts = self.draw(of_texts), self.draw(of_images)
+        images, texts = torch.cat([pairs, other_images, contested]), torch.cat([pairs, contested, other_texts])
         read = self.text_encoder(
             input_ids=ids[texts],
             attention_mask=None if mask is None else mask[texts],
             encoder_hidden_states=states[images],
         ).last_hidden_state
-        targets = (torch.arange(len(texts), device=ids.device) < len(ids)).long()
+        targets = (torch.arange(len(texts), device=ids.device) < len(pairs)).long()
         return F.cross_entropy(self.itm_head(read[:, 0]), targets)
 
     @torch.no_grad()
-    def _move_copies(self, momentum: float) -> None:
-        for original, copy in COPIES.items():
-            pairs = zip(self.get_submodule(original).parameters(), self.get_submodule(copy).parameters(), strict=True)
-            for online, averaged in pairs:
-                averaged.data.mul_(momentum).add_(online.data, alpha=1 - momentum)
-
-    @torch.no_grad()
-    def _remember(self, image_m: Tensor, text_m: Tensor, labels: Tensor) -> None:
-        """Puts a batch, of all processes, in the place of the oldest features."""
-        image_m, text_m, labels = (
-            _of_all_processes(tensor)[-self.config.queue_size :] for tensor in (image_m, text_m, labels)
-        )
-        places = (self.ptr_queue + torch.arange(len(labels), device=labels.device)) % self.config.queue_size
-        self.image_queue[:, places] = image_m.T.to(self.image_queue.dtype)
-        self.text_queue[:, places] = text_m.T.to(self.text_queue.dtype)
-        self.idx_queue[0, places] = labels
-        self.ptr_queue.add_(len(labels)).remainder_(self.config.queue_size)
-
-
-def _of_all_processes(tensor: Tensor) -> Tensor:
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return tensor
-    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, tensor.contiguous())
-    return torch.cat(gathered)
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            init.constant_(self.temp, self.config.temperature)
+        elif isinstance(module, FeatureQueue):
+            module.begin()
 
 
 AutoConfig.register(BlipRetrievalConfig.model_type, BlipRetrievalConfig)

@@ -62,8 +62,7 @@ class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
         self.text_projection_m = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
         self.queue = FeatureQueue(self.projection_dim, config.queue_size)
         self.post_init()
-        self.train()
-        self.restart_momentum()
+        self.train().copy_momentum()
 
     @classmethod
     def around(cls, clip: CLIPModel, **settings: Any) -> Self:
@@ -76,7 +75,7 @@ class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
             CLIPRetrievalConfig(**clip.config.to_dict() | {"model_type": cls.config_class.model_type} | settings)
         )
         model.load_state_dict(clip.state_dict(), strict=False)
-        model.restart_momentum()
+        model.copy_momentum()
         return model
 
     def forward(
@@ -127,7 +126,7 @@ class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, FeatureQueue):
-            module.clear()
+            module.begin()
 
 
 AutoConfig.register(CLIPRetrievalConfig.model_type, CLIPRetrievalConfig)

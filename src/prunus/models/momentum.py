@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization
 
 # B: pairs of a batch, Q: length of the queue, D: width of the features
 
@@ -34,7 +35,7 @@ class WithCopies:
             for behind, ahead in pairs:
                 behind.lerp_(ahead.to(behind.dtype), 1 - momentum)
 
-    def restart_momentum(self) -> None:
+    def copy_momentum(self) -> None:
         """Makes the copies equal to their originals."""
         self.follow(0.0)
 
@@ -68,15 +69,15 @@ class FeatureQueue(nn.Module):
         self.register_buffer("texts", torch.empty(width, length))
         self.register_buffer("ids", torch.empty(1, length, dtype=torch.long))
         self.register_buffer("place", torch.empty(1, dtype=torch.long))
-        self.clear()
+        self.begin()
 
     @torch.no_grad()
-    def clear(self) -> None:
-        """Fills the queue with random features of nobody."""
+    def begin(self) -> None:
+        """Fills what was not loaded with random features of nobody."""
         for features in (self.images, self.texts):
-            features.copy_(F.normalize(torch.randn_like(features), dim=0))
-        self.ids.fill_(NOBODY)
-        self.place.zero_()
+            initialization.copy_(features, F.normalize(torch.randn_like(features), dim=0))
+        initialization.constant_(self.ids, NOBODY)
+        initialization.zeros_(self.place)
 
     @torch.no_grad()
     def push(self, images: Tensor, texts: Tensor, ids: Tensor | None) -> None:

@@ -33,8 +33,9 @@ class SearchStep(Step):
     def suit(self, task: Task) -> None:
         gate = self.method.needs().merit
         if gate is not None and gate.metric not in task.measured_on_items:
+            place = "method.gate.metric" if hasattr(self.method, "gate") else "method.closing.gate.metric"
             raise PrunusError(
-                "method.gate.metric", gate.metric, f"{task.name} cannot measure it on training items; take one of {', '.join(task.measured_on_items)}"
+                place, gate.metric, f"{task.name} cannot measure it on training items; take one of {', '.join(task.measured_on_items)}"
             )  # fmt: skip
 
     def check(self, before: Sketch) -> Sketch:

@@ -39,9 +39,9 @@ class Budget(Typed):
     ratio: Ratio | None = None
     """Share of the prunable cost to remove, p."""
     max_parameters: int | None = Field(default=None, gt=0)
-    """Instead of `ratio`: parameters of the whole model that stay at most, to within those of one channel."""
+    """Instead of `ratio`: parameters of the whole model that stay at most; less than a channel's fewer, with `align` a step's."""
     max_macs: int | None = Field(default=None, gt=0)
-    """Instead of `ratio`: multiply-accumulates of one call on an example that stay at most, to within those of one channel."""
+    """Instead of `ratio`: multiply-accumulates of one call on an example that stay at most, likewise."""
     cost: Literal["parameters", "channels", "reference"] = "parameters"
     """What a channel costs: its true parameters; 1 (the paper); or what the published code charges, with its cut: 36 for
     attention and 1 for MLPs, 12 and 1 where nothing but vision is searched. With `max_macs` it is its multiply-accumulates."""
@@ -107,9 +107,9 @@ class Budget(Typed):
         given = self.given_ratio(units)
         if given is not None:
             if self.ratio is not None and abs(given - self.ratio) > 0.005:
-                raise PrunusError("ratio", self.ratio, f"the ratios of the units come to {given:.4f}; write that")
+                raise PrunusError("ratio", self.ratio, f"the ratios that are given come to {given:.4f}; write that")
             if not 0 < given < 1:
-                raise PrunusError("ratio", given, "the ratios that are given take nothing; give some above 0")
+                raise PrunusError("ratios", given, "those that are given take nothing; give some above 0")
             return self if self.ratio is not None else self.model_copy(update={"ratio": given})
         if self.ratio is not None:
             return self
@@ -166,7 +166,12 @@ class Budget(Typed):
         """
         if self.cost == "reference":
             return select_as_published(ranked, self.unit_costs(units), ratio)
-        return select(ranked, self.unit_costs(units), ratio, self.min_channels, self.align)
+        return self.select(ranked, self.unit_costs(units), ratio)
+
+    def select(self, ranked: dict[str, Tensor], costs: Mapping[str, float], ratio: float) -> dict[str, Tensor]:
+        """As `keep`, of any units with costs: the nearest to `ratio`, or, under a limit in parameters or multiply-accumulates, no less."""
+        is_limit = self._costs is not None
+        return select(ranked, costs, ratio, self.min_channels, self.align, at_least=is_limit)
 
     def check(self, units: tuple[Unit, ...]) -> None:
         """Refuses a ratio out of reach.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from prunus.structured.budget import Budget
 from prunus.structured.closing import AnyClosing, Closing
 from prunus.structured.importance import AnyImportance, Importance
 from prunus.structured.method import Decision, Needs, SearchMethod
-from prunus.structured.scope import AnyScope, Everyone, Scope
+from prunus.structured.scope import AnyScope, Apart, Everyone, Scope
 from prunus.structured.state import State
 
 
@@ -46,7 +47,7 @@ class Composed(Budget, SearchMethod):
         )  # fmt: skip
 
     def states_ratio(self) -> bool:
-        return self.parts().scope.states_ratio()
+        return self._checked_parts().scope.states_ratio()
 
     def given_ratio(self, units: tuple[Unit, ...]) -> float | None:
         return self.parts().scope.ratio(units, self)
@@ -101,9 +102,10 @@ class Composed(Budget, SearchMethod):
         Raises:
             PrunusError: nothing that would tell channels apart has been read by the last step.
         """
-        importance, scope, closing = self.parts()
+        importance, scope, closing = self._checked_parts()
         steps = self.search_steps(total_steps)
         share, is_last = closing.share(t, steps, self.goal), t + 1 == steps
+        _check_share(closing, share, t, is_last)
         if share is not None and importance.is_silent(state):
             if is_last:
                 raise PrunusError("gradient", "zero", "it was zero or not finite at every step; look at the loss")
@@ -113,19 +115,72 @@ class Composed(Budget, SearchMethod):
                 return None
             return Decision(None, self._gates(state, state["open"]), None)
         asked = self.goal * closing.paced(state.get("pace", {}), share, is_last)
-        scores = scope.comparable(importance.scores(state), units)
+        scores = importance.scores(state)
+        _check(scores, units, "importance", importance.importance)
+        scores = scope.comparable(scores, units)
+        _check(scores, units, "scope", scope.scope)
         gone = {} if closing.can_return else {name: opened == 0 for name, opened in state["open"].items()}
         kept = scope.keep_on(_those_first(scores, gone), units, self, asked, gone)
+        Decision(kept, scores, asked).check(f"{self.method}: {scope.scope}", units)
+        if is_last:
+            self._check_reached(kept, units, scope)
         opened = closing.openness(kept, asked / self.goal)
+        _check(opened, units, "closing", closing.closing)
         if "open" in state:
             state["open"] = opened
         return Decision(kept, self._gates(state, opened), asked)
+
+    def _checked_parts(self) -> Parts:
+        """The three choices.
+
+        Raises:
+            PrunusError: they are something else.
+        """
+        parts = self.parts()
+        bases: tuple[type, ...] = (Importance, Scope, Closing)
+        if not isinstance(parts, Parts) or not all(map(isinstance, parts, bases)):
+            raise PrunusError("method", self.method, "parts must return Parts(an Importance, a Scope, a Closing)")
+        return parts
+
+    def _check_reached(self, kept: dict[str, Tensor], units: tuple[Unit, ...], scope: Scope) -> None:
+        """Refuses a scope that ends elsewhere than it was asked to. (The published cut does, and shares of units yield to floors.)"""
+        if self.cost == "reference" or (isinstance(scope, Apart) and scope.meets_every_share()):
+            return
+        costs = self.unit_costs(units)
+        total = sum(costs[unit.name] * unit.channels for unit in units)
+        reached = sum(costs[name] * int((~mask).sum()) for name, mask in kept.items()) / total
+        if abs(reached - self.goal) > max(costs.values()) * self.align / total + 1e-9:
+            raise PrunusError("scope", scope.scope, f"it takes {reached:.4f} where {self.goal:.4f} is to go")
 
     def _gates(self, state: State, opened: dict[str, Tensor]) -> dict[str, Tensor]:
         trained = self.trained(state)
         if not trained or self.parts().closing.straight_through:
             return opened
         return {name: opened[name] * zeta.detach() for name, zeta in trained.items()}
+
+
+def _check_share(closing: Closing, share: float | None, t: int, is_last: bool) -> None:
+    if share is None and not is_last:
+        return
+    is_number = isinstance(share, int | float) and 0 <= share <= 1
+    if not is_number or (is_last and share != 1):
+        raise PrunusError(
+            "closing", closing.closing, f"share returned {share!r} after step {t + 1}; it must be from 0 to 1, and 1 at the last step"
+        )  # fmt: skip
+
+
+def _check(values: object, units: tuple[Unit, ...], part: str, name: str) -> None:
+    """Refuses numbers of a part that do not fit the units."""
+    is_mapping = isinstance(values, Mapping) and values.keys() == {unit.name for unit in units}
+    for unit in units:
+        value = values[unit.name] if isinstance(values, Mapping) and is_mapping else None
+        if not isinstance(value, Tensor) or value.shape != (unit.channels,) or not value.is_floating_point():
+            found = type(value).__name__ if not isinstance(value, Tensor) else f"{value.dtype} {tuple(value.shape)}"
+            raise PrunusError(
+                part,
+                name,
+                f"of {unit.name} it gives {found}; it must give floats of shape ({unit.channels},) of every unit",
+            )
 
 
 def _those_first(scores: dict[str, Tensor], gone: dict[str, Tensor]) -> dict[str, Tensor]:

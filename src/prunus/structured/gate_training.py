@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunus.anatomy import Unit
@@ -156,6 +156,20 @@ class GateOptimizer:
             entry = whole["state"].setdefault(places[name], {})
             entry[kind.removeprefix(NUMBER)] = value.item() if is_number else value.clone()
         self._optimizer.load_state_dict(whole)
+
+
+def check_trains(optimizer: Any, model: nn.Module) -> None:
+    """Refuses an optimiser of another model.
+
+    Raises:
+        PrunusError: it holds no weight of this one.
+    """
+    ours = {id(parameter) for parameter in model.parameters()}
+    groups = getattr(optimizer, "param_groups", None)
+    if groups and not any(id(parameter) in ours for group in groups for parameter in group["params"]):
+        raise PrunusError(
+            "optimizer", type(optimizer).__name__, "it holds no weight of this model; give the one that trains it"
+        )
 
 
 def _full_rate(group: Mapping[str, Any]) -> float:

@@ -56,6 +56,10 @@ class Decision:
         """
         wanted = [(unit.name, (unit.channels,)) for unit in units]
         for decided in (self.gates, *(() if self.kept is None else (self.kept,))):
+            if not isinstance(decided, Mapping) or not all(isinstance(one, Tensor) for one in decided.values()):
+                raise PrunusError(
+                    "method", method, f"it must decide by tensors of every unit, not by {type(decided).__name__}"
+                )
             if sorted((name, tuple(tensor.shape)) for name, tensor in decided.items()) != sorted(wanted):
                 raise PrunusError(
                     "method", method, "it must decide on every channel of the units that it was given, and on no other"

@@ -33,6 +33,17 @@ def searchable(model: nn.Module) -> nn.Module:
     return model
 
 
+def check_callable(**given: object) -> None:
+    """Refuses what is not None and cannot be called.
+
+    Raises:
+        PrunusError: naming it.
+    """
+    for name, call in given.items():
+        if call is not None and not callable(call):
+            raise PrunusError(name, type(call).__name__, f"give what can be called, such as {name}=lambda: …")
+
+
 def check_units_are_there(model: nn.Module, parts: Anatomy) -> None:
     """Says of a model under adapters that these are why nothing in it can be searched.
 
@@ -70,6 +81,20 @@ def check_can_be_read(model: nn.Module, units: Iterable[Unit], by_gradient: bool
             "the gradient of a gate is read off all weights and biases that it multiplies; let them train, or exclude the unit"
         )  # fmt: skip
         raise PrunusError("gradient", name, f"{where} is frozen (so in {len(frozen)} of {total} units): {why}")
+
+
+def refuse_adapters(model: nn.Module) -> None:
+    """Refuses a model that adapters have been put on since it was read: no gate is on them.
+
+    Raises:
+        PrunusError: see above.
+    """
+    if has_adapters(model):
+        raise PrunusError(
+            "model",
+            type(model).__name__,
+            "adapters are on it, which no gate multiplies; search without them, and adapt the extracted model",
+        )
 
 
 def has_adapters(model: nn.Module) -> bool:

@@ -9,24 +9,31 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler, OptState
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from prunus.anatomy import Unit, anatomy
-from prunus.cost import channel_macs
+from prunus.anatomy import anatomy
+from prunus.cost import ChannelMacs, channel_macs
 from prunus.errors import PrunusError
-from prunus.modules import quiet
+from prunus.modules import evaluating
 from prunus.plan import Plan
 from prunus.storage import write_bytes
-from prunus.structured.budget import Whole
-from prunus.structured.gate_training import OF_OPTIMIZER, GateOptimizer
+from prunus.structured.budget import Budget, Whole
+from prunus.structured.gate_training import OF_OPTIMIZER, GateOptimizer, check_trains
 from prunus.structured.gates import Gates
+from prunus.structured.loss_scale import scale_left, will_skip
 from prunus.structured.method import Decision, SearchMethod
-from prunus.structured.preflight import check_can_be_read, check_units_are_there, has_adapters, searchable
-from prunus.structured.state import State
+from prunus.structured.preflight import (
+    check_callable,
+    check_can_be_read,
+    check_units_are_there,
+    has_adapters,
+    refuse_adapters,
+    searchable,
+)
+from prunus.structured.saved import is_same, read_state
 
 
 class Search:
@@ -67,12 +74,15 @@ class Search:
         if not isinstance(total_steps, int) or total_steps < 1:
             raise PrunusError("total_steps", total_steps, "give the number of optimiser steps, at least one")
         if not isinstance(method, SearchMethod):
-            raise PrunusError("method", type(method).__name__, "give a search method, such as UPop(ratio=0.5)")
+            raise PrunusError(
+                "method", getattr(method, "__name__", type(method).__name__), "give a search method, such as UPop(ratio=0.5)"
+            )  # fmt: skip
+        check_callable(example=example, measure=measure)
         self.model, self.method, self.total_steps = searchable(model), method, total_steps
         self.anatomy = anatomy(self.model, mirrors)
         check_units_are_there(self.model, self.anatomy)
         self.units = self.anatomy.select(method.include, method.exclude)
-        count = None if example is None else partial(channel_macs, self.model, example, self.units)
+        count = None if example is None else partial(self._count_macs, example)
         self._fitted = method.fit(Whole(self.anatomy, count), self.units)
         self._fitted.check(self.units)
         self._needs, self._measure = method.needs(), measure
@@ -93,6 +103,7 @@ class Search:
             self.method_state = self._fitted.begin(opened)
             """The state of the method: kind → unit → tensor."""
             if self._needs.training is not None and optimizer is not None:
+                check_trains(optimizer, self.model)
                 self.gates.check_can_fold()
                 trained = self._fitted.trained(self.method_state)
                 self._optimizer = GateOptimizer(optimizer, self._needs.training, trained)
@@ -103,6 +114,22 @@ class Search:
         self.steps_done = 0
         self.course: list[tuple[int, float, float]] = []
         """(step, ratio asked for, ratio achieved), one row per decision on what stays."""
+
+    def _count_macs(self, example: Callable[[], object]) -> ChannelMacs:
+        with evaluating(self.model), torch.random.fork_rng():
+            counted = channel_macs(self.model, example, self.units)
+        if not any(counted.channel.values()):
+            raise PrunusError(
+                "example",
+                counted.total,
+                "it does not call this model, or no unit that is searched; give lambda: model(**batch)",
+            )
+        return counted
+
+    @property
+    def goal(self) -> float:
+        """The ratio that is to be reached, which a budget in parameters or multiply-accumulates comes to."""
+        return self._fitted.goal if isinstance(self._fitted, Budget) else self.ratio
 
     @property
     def ratio(self) -> float:
@@ -130,11 +157,12 @@ class Search:
             raise PrunusError("total_steps", self.total_steps, "the search is over; make a new one to go on")
         if t == 0:
             self._check_can_be_read()
+            refuse_adapters(self.model)
         if t < needed:
             if self._fitted.wants_merit(t, self.total_steps):
                 self._fitted.hear(self.method_state, self._merit())
             if self._fitted.reads(t, self.total_steps):
-                found = self._evidence(grad_scale * _scale_left(scaler), scaler)
+                found = self._evidence(grad_scale * self._scale(scaler), scaler)
                 if found is not None:
                     self._fitted.observe(self.method_state, found, self.units)
                     if self._optimizer is not None:
@@ -143,6 +171,12 @@ class Search:
                 self.gates.take_gradients()  # of a step that is not read
             self._decide(t, is_last=t + 1 == needed)
         self.steps_done += 1
+
+    def _scale(self, scaler: GradScaler | None) -> float:
+        """The factor by which a loss scaler has made the evidence too large. It undoes that of the weights, not that of exact gates."""
+        if self._needs.exact and scaler is not None and scaler.is_enabled():
+            return scaler.get_scale()
+        return scale_left(scaler)
 
     def _decide(self, t: int, is_last: bool) -> None:
         decision = self._fitted.decide(self.method_state, t, self.total_steps, self.units)
@@ -170,8 +204,14 @@ class Search:
     def _merit(self) -> float:
         """How good the model is."""
         assert self._measure is not None
-        with quiet(self.model):
-            merit = float(self._measure())
+        with evaluating(self.model):
+            found = self._measure()
+        try:
+            merit = float(found)
+        except (TypeError, ValueError, RuntimeError):
+            raise PrunusError(
+                "measure", type(found).__name__, "it must return one number, the larger the better"
+            ) from None
         if not math.isfinite(merit):
             raise PrunusError(
                 "measure", merit, "how good the model is must be a number; look at the loss, and at what measures it"
@@ -182,7 +222,8 @@ class Search:
         """What the method reads of every unit; None for a step that will be skipped."""
         if self._needs.exact:
             self.gates.take_gradients()
-        read = {unit.name: self._fitted.evidence(self.model, unit, self._gate(unit)) for unit in self.units}
+        gates = {name: gate if self._needs.exact else gate.to(self._device) for name, gate in self.gates.values.items()}
+        read = {unit.name: self._fitted.evidence(self.model, unit, gates[unit.name]) for unit in self.units}
         for name, value in read.items():
             if value is not None and value.shape != self.masks[name].shape:
                 wanted, given = tuple(self.masks[name].shape), tuple(value.shape)
@@ -202,7 +243,7 @@ class Search:
         if not by_gradient:
             return found
         found = {name: gradient / scale for name, gradient in found.items()}
-        if scaler is not None and scaler.is_enabled() and _will_skip(self.model, scaler):
+        if scaler is not None and scaler.is_enabled() and will_skip(self.model, scaler):
             return None
         if not torch.stack([gradient.sum() for gradient in found.values()]).isfinite().all():
             if scaler is not None and scaler.is_enabled():
@@ -213,10 +254,6 @@ class Search:
                 "step(scaler=…)",
             )  # fmt: skip
         return found
-
-    def _gate(self, unit: Unit) -> Tensor:
-        gate = self.gates.values[unit.name]
-        return gate if self._needs.exact else gate.to(self._device)
 
     def plan(self) -> Plan:
         """The decision, once the final ratio is reached.
@@ -253,7 +290,7 @@ class Search:
         """The state of the search, in the format of safetensors."""
         tensors = {
             f"{kind}/{name}": tensor.detach().to("cpu", copy=True).contiguous()
-            for kind, units in (self._all_kinds() | self._stepped()).items()
+            for kind, units in (self._all_kinds() | (self._optimizer.state() if self._optimizer else {})).items()
             for name, tensor in units.items()
         }
         course = torch.tensor(self.course, dtype=torch.float64).reshape(-1, 3)
@@ -276,19 +313,13 @@ class Search:
         Raises:
             PrunusError: it is damaged, or belongs to another method or model.
         """
-        try:
-            tensors = load(data)
-            about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-            course = [(int(step), asked, achieved) for step, asked, achieved in tensors["course"].tolist()]
-            steps_done, about_optimizer = int(about["steps_done"]), json.loads(about.get("optimizer", "null"))
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise PrunusError("search state", source, f"it is damaged ({error})") from None
-        if not self._is_ours(about.get("method")) or about.get("total_steps") != str(self.total_steps):
+        tensors, about, course = read_state(data, source)
+        if not is_same(self.method, about.get("method")) or about.get("total_steps") != str(self.total_steps):
             here = (self.method.model_dump_json(), str(self.total_steps))
             there = (about.get("method"), about.get("total_steps"))
             raise PrunusError("search state", source, f"it was saved by another search: {there}, not {here}")
         stepped = {key: tensor for key, tensor in tensors.items() if key.startswith(OF_OPTIMIZER)}
-        shapes = {key: tuple(t.shape) for key, t in tensors.items() if key != "course" and key not in stepped}
+        shapes = {key: tuple(t.shape) for key, t in tensors.items() if key not in stepped}
         kinds = self._all_kinds()
         ours = {f"{kind}/{name}": tuple(t.shape) for kind, units in kinds.items() for name, t in units.items()}
         if shapes != ours:
@@ -298,9 +329,9 @@ class Search:
                 "exclude that give the same units (early versions took connectors by default: include=('*', 'connector'))",
             )  # fmt: skip
         if self._optimizer is not None:
-            self._optimizer.check(about_optimizer, stepped, source)
+            self._optimizer.check(about["optimizer"], stepped, source)
         read = {kind: {name: tensors[f"{kind}/{name}"].to(self._device) for name in kinds[kind]} for kind in kinds}
-        if steps_done >= self._fitted.search_steps(self.total_steps):
+        if about["steps_done"] >= self._fitted.search_steps(self.total_steps):
             self.gates.forget_gradients()
         self.gates.set(read.pop("gate"))
         self.masks = read.pop("mask")
@@ -310,39 +341,9 @@ class Search:
                 if units.get(name) is tensor:  # the optimiser holds the leaf, so that one takes the value
                     units[name] = leaves[name].copy_(tensor)
         if self._optimizer is not None:
-            self._optimizer.load(about_optimizer, stepped)
-        self.method_state, self.course, self.steps_done = read, course, steps_done
-
-    def _stepped(self) -> State:
-        return {} if self._optimizer is None else self._optimizer.state()
+            self._optimizer.load(about["optimizer"], stepped)
+        self.method_state, self.course, self.steps_done = read, course, about["steps_done"]
 
     def _all_kinds(self) -> dict[str, dict[str, Tensor]]:
         """Every tensor of the state: kind → unit → tensor."""
         return {**self.method_state, "gate": self.gates.values, "mask": self.masks}
-
-    def _is_ours(self, written: object) -> bool:
-        """Whether a method, as JSON, is the one of this search. Fields that it had not yet have their defaults; of what is selected,
-        the units count and not the words."""
-        words = {name: getattr(self.method, name) for name in ("include", "exclude")}
-        try:
-            return type(self.method).model_validate_json(str(written)).model_copy(update=words) == self.method
-        except ValueError:
-            return False
-
-
-def _will_skip(model: nn.Module, scaler: GradScaler) -> bool:
-    """Whether a loss scaler will skip this step, because some gradient is not finite."""
-    states = scaler._per_optimizer_states.values()
-    found = [number for state in states for number in state.get("found_inf_per_device", {}).values()]
-    if found:  # it has been unscaled, and looked at
-        return any(float(number) > 0 for number in found)
-    sums = [parameter.grad.float().sum() for parameter in model.parameters() if parameter.grad is not None]
-    return any(not bool(total.isfinite()) for total in sums)
-
-
-def _scale_left(scaler: GradScaler | None) -> float:
-    """The factor by which a loss scaler has made the gradients too large; one where it has been undone already."""
-    if scaler is None or not scaler.is_enabled():
-        return 1.0
-    is_undone = any(state["stage"] is not OptState.READY for state in scaler._per_optimizer_states.values())
-    return 1.0 if is_undone else scaler.get_scale()

@@ -16,6 +16,7 @@ def select(
     ratio: float,
     minimum: int = 1,
     align: int = 1,
+    at_least: bool = False,
 ) -> dict[str, Tensor]:
     """Prunes the highest scores first until the pruned cost is as near `ratio` of the total as it can be.
 
@@ -28,6 +29,7 @@ def select(
         costs: unit → cost of one of its channels.
         ratio: share of the total cost that is to go.
         minimum: channels that every unit keeps at least, those with its lowest scores.
+        at_least: never less than `ratio` goes, if it can be reached.
 
     Returns:
         unit → bool (channels,), True where the channel stays.
@@ -68,7 +70,8 @@ def select(
     means, chunk_costs, owners = (torch.cat(parts) for parts in zip(*rank, strict=True))
     queue = means.argsort(descending=True, stable=True)
     pruned_cost = torch.cat([means.new_zeros(1), chunk_costs[queue].double().cumsum(0)])
-    cut = int((pruned_cost - target).abs().argmin())
+    is_short = pruned_cost < target - 1e-9 * total
+    cut = min(int(is_short.sum()), len(queue)) if at_least else int((pruned_cost - target).abs().argmin())
     chunks = torch.bincount(owners[queue[:cut]], minlength=len(names)).tolist()
     for name, order, count in zip(names, orders, chunks, strict=True):
         if count:

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from prunus.models.blip_retrieval import BlipForRetrievalTraining, BlipRetrievalConfig
 from prunus.models.convert.blip import PublishedBlip, blip_config, vision_rules
-from prunus.models.convert.published import Rule, Shapes
+from prunus.models.convert.published import QUEUES, Rule, Shapes
 
 
 class BlipRetrieval(PublishedBlip):
@@ -17,7 +17,8 @@ class BlipRetrieval(PublishedBlip):
         *PublishedBlip.rules,
         *vision_rules("visual_encoder_m", "vision_model_m"),
         Rule(r"((?:text_encoder_m\.|vision_proj|text_proj|itm_head).+)", (r"\1",)),
-        Rule(r"(temp|(?:image|text|idx|ptr)_queue)", (r"\1",)),
+        Rule("temp", ("temp",)),
+        *QUEUES,
     )
 
     def fits(self, shapes: Shapes) -> bool:

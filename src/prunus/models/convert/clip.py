@@ -7,7 +7,17 @@ from typing import Any, ClassVar
 from transformers import CLIPConfig, CLIPModel, PreTrainedModel
 
 from prunus.models.clip_retrieval import CLIPForRetrieval, CLIPRetrievalConfig
-from prunus.models.convert.published import Published, Rule, Shapes, layers, mlp_width, square_side, thirds, transposed
+from prunus.models.convert.published import (
+    QUEUES,
+    Published,
+    Rule,
+    Shapes,
+    layers,
+    mlp_width,
+    square_side,
+    thirds,
+    transposed,
+)
 
 
 def clip_rules(copy: str) -> tuple[Rule, ...]:
@@ -94,10 +104,7 @@ class ClipRetrieval(Clip):
     rules: ClassVar[tuple[Rule, ...]] = (
         *Clip.rules,
         *clip_rules("_m"),
-        Rule("image_queue", ("queue.images",)),
-        Rule("text_queue", ("queue.texts",)),
-        Rule("idx_queue", ("queue.ids",)),
-        Rule("ptr_queue", ("queue.place",)),
+        *QUEUES,
     )
     left_out: ClassVar[dict[str, str]] = {
         r"ln_final_m\.\w+": "the published code reads the norm of the model itself in its place",

@@ -52,6 +52,13 @@ class Rule:
     """Makes as many tensors as there are names."""
 
 
+QUEUES = (
+    Rule("image_queue", ("queue.images",)), Rule("text_queue", ("queue.texts",)), Rule("idx_queue", ("queue.ids",)),
+    Rule("ptr_queue", ("queue.place",)),
+)  # fmt: skip
+"""Those of ALBEF's code, which BLIP and UPop's CLIP share."""
+
+
 class Published(ABC):
     """A family of published checkpoints."""
 

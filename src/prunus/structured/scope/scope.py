@@ -12,7 +12,7 @@ from torch import Tensor
 from prunus.anatomy import Unit, by_name
 from prunus.errors import PrunusError
 from prunus.structured.budget import Budget
-from prunus.structured.selection import reachable, select
+from prunus.structured.selection import reachable
 from prunus.typed import Share, Typed, named
 
 
@@ -120,7 +120,7 @@ class Apart(Scope):
             if not self.meets_every_share() and most < target - max(prices.values()):
                 raise _out_of_reach(group, shares[group], most / total, budget)
             due = target + left_over
-            chosen = select(own, prices, min(max(due, 0.0), most) / total, budget.min_channels, budget.align)
+            chosen = budget.select(own, prices, min(max(due, 0.0), most) / total)
             chosen = {name: mask & ~gone[name] if name in gone else mask for name, mask in chosen.items()}
             if not self.meets_every_share():
                 left_over = due - sum(prices[name] * int((~chosen[name]).sum()) for name in names)
