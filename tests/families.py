@@ -19,6 +19,8 @@ from prunus.models import (
     BlipVqaConfig,
     CLIPForRetrieval,
     CLIPRetrievalConfig,
+    EvaVitConfig,
+    EvaVitForImageClassification,
     SegmenterConfig,
     SegmenterForSemanticSegmentation,
 )
@@ -199,6 +201,14 @@ def vit(rng: random.Random) -> Case:
 def deit(rng: random.Random) -> Case:
     config = tf.DeiTConfig(**_vision(rng), num_labels=5)
     return Case(tf.DeiTForImageClassificationWithTeacher(config), {"pixel_values": _pixels()})
+
+
+@family
+def eva_vit(rng: random.Random) -> Case:
+    config = EvaVitConfig(**_vision(rng), num_labels=5, mean_pooling=rng.random() < 0.5)
+    return Case(
+        EvaVitForImageClassification(config), {"pixel_values": _pixels()}, losses={"labels": torch.tensor([1, 4])}
+    )
 
 
 @family

@@ -14,7 +14,9 @@ import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
+from prunus.cli import app
 from prunus.errors import PrunusError
 from prunus.models import (
     BlipForImagesAndTextClassification,
@@ -24,6 +26,8 @@ from prunus.models import (
     SegmenterForSemanticSegmentation,
 )
 from prunus.models.convert import assembled, consumed, convert, families, interpolated, read_tensors, recognised
+from prunus.sources import PublishedSource
+from prunus.tasks import Noise
 from tests.shared import golden
 
 FULL = {
@@ -211,6 +215,9 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(tmp_path: Path) -
     assert "cannot be read" in refusal(tmp_path / "absent.pth", out)
     assert "is a folder" in refusal(tmp_path, out)
     whole = saved(small_deit(), tmp_path).read_bytes()
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("published.pth", whole)
+    assert "compressed archive" in refusal(tmp_path / "packed.zip", out)
     for size in (0, 3, 100, len(whole) // 2, len(whole) - 5):
         (tmp_path / "cut.pth").write_bytes(whole[:size])
         assert "download it again" in refusal(tmp_path / "cut.pth", out)
@@ -273,3 +280,28 @@ def test_a_narrowed_checkpoint_is_read_as_a_narrowed_model(tmp_path: Path) -> No
     assert loaded.vit.layers[0].mlp.fc1.weight.shape == (9, 8)
     pixels = torch.randn(2, 3, 6, 6)
     assert torch.equal(model(pixel_values=pixels).logits, loaded(pixel_values=pixels).logits)
+
+
+def test_the_command_line_converts(tmp_path: Path) -> None:
+    file = saved(small_deit(), tmp_path)
+    result = CliRunner().invoke(app, ["convert", str(file), str(tmp_path / "out"), "--as", "deit", "--head-width", "4"])
+    assert result.exit_code == 0
+    assert "ViTForImageClassification, 1,453 parameters" in result.output
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_recipe_starts_from_a_published_file(tmp_path: Path) -> None:
+    source = PublishedSource(published=str(saved(small_deit(), tmp_path)), head_width=4)
+    folder = source.folder(tmp_path / "cache")
+    assert source.folder(tmp_path / "cache") == folder
+    loaded = tf.ViTForImageClassification.from_pretrained(folder)
+    with torch.device("meta"):
+        bare = source.skeleton(Noise())
+    assert {name: tensor.shape for name, tensor in bare.state_dict().items()} == {
+        name: tensor.shape for name, tensor in loaded.state_dict().items()
+    }
+    changed = small_deit() | {"head.bias": torch.ones(5)}
+    saved(changed, tmp_path)
+    assert source.folder(tmp_path / "cache") != folder
+    with pytest.raises(PrunusError, match=r"model\.published"):
+        PublishedSource(published=str(tmp_path / "absent.pth")).folder(tmp_path / "cache")

@@ -22,7 +22,15 @@ from prunus.cli import main
 from prunus.evaluation import evaluate_here
 from prunus.recipe import Recipe, demo_recipe, dump_recipe, load_recipe, parse_recipe
 from prunus.run import check, run
-from prunus.sources import PackagedSource, PathSource, RandomSource, Source, WarmStartSource, dense_folder
+from prunus.sources import (
+    PackagedSource,
+    PathSource,
+    PublishedSource,
+    RandomSource,
+    Source,
+    WarmStartSource,
+    dense_folder,
+)
 
 
 def test_the_resolved_recipe_is_the_same_recipe() -> None:
@@ -45,7 +53,7 @@ def test_fields_can_be_set_from_outside() -> None:
         ("steps.0.step=prune", "steps"),
         ("task.name=imagenet", r"task\.name = 'imagenet'"),
         ("tasks=1", "did you mean task"),
-        ("model.path=somewhere", "one of packaged, path, random, warm_start"),
+        ("model.path=somewhere", "one of packaged, path, published, random, warm_start"),
         ("steps=[]", "steps"),
         ("nonsense", "field=value"),
         ("steps.9.train=1", "no such place"),
@@ -86,6 +94,7 @@ NOT_GIVEN = {"path": None, "packaged": None, "random": None, "warm_start": None,
     [
         ({"path": "org/model"}, PathSource),
         ({"packaged": "smollm2"}, PackagedSource),
+        ({"published": "model.pth"}, PublishedSource),
         ({"random": VIT}, RandomSource),
         ({"warm_start": {}}, WarmStartSource),
     ],

@@ -5,7 +5,8 @@ from prunus.models.blip_nlvr import BlipForImagesAndTextClassification, BlipNlvr
 from prunus.models.blip_retrieval import BlipForRetrievalTraining, BlipRetrievalConfig
 from prunus.models.blip_vqa import BlipForVqa, BlipVqaConfig
 from prunus.models.clip_retrieval import CLIPForRetrieval, CLIPRetrievalConfig
-from prunus.models.convert import Published, Rule, consumed, convert, families
+from prunus.models.convert import Published, Rule, consumed, convert, families, published_skeleton
+from prunus.models.eva_vit import EvaVitConfig, EvaVitForImageClassification
 from prunus.models.packaged import DEC, SEP, SPECIAL_TOKENS, bare_blip, small_blip, whiten
 from prunus.models.segmenter import SegmenterConfig, SegmenterForSemanticSegmentation
 from prunus.models.smollm2 import smollm2
@@ -13,7 +14,8 @@ from prunus.models.warm_blip import question_states, warm_blip
 
 __all__ = [
     "DEC", "SEP", "SPECIAL_TOKENS", "BlipForImagesAndTextClassification", "BlipForRetrievalTraining", "BlipForVqa",
-    "BlipNlvrConfig", "BlipRetrievalConfig", "BlipVqaConfig", "CLIPForRetrieval", "CLIPRetrievalConfig", "Published",
+    "BlipNlvrConfig", "BlipRetrievalConfig", "BlipVqaConfig", "CLIPForRetrieval", "CLIPRetrievalConfig", "EvaVitConfig",
+    "EvaVitForImageClassification", "Published",
     "PublishedCount", "Rule", "SegmenterConfig", "SegmenterForSemanticSegmentation", "as_published", "bare_blip", "consumed",
-    "convert", "families", "question_states", "small_blip", "smollm2", "warm_blip", "whiten",
+    "convert", "families", "published_skeleton", "question_states", "small_blip", "smollm2", "warm_blip", "whiten",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ Strudel et al., "Segmenter: Transformer for Semantic Segmentation", 2021. transf
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.vit.modeling_vit import ViTEmbeddings, ViTLayer, ViTPreTrainedModel
+
+from prunus.errors import PrunusError
 
 # B: batch, N: patches, K: classes, D: width, H, W: pixels
 
@@ -165,6 +168,39 @@ class SegmenterForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
         if labels is not None:
             loss = F.cross_entropy(logits, labels.long(), ignore_index=self.config.semantic_loss_ignore_index)
         return SemanticSegmenterOutput(loss=loss, logits=logits)
+
+    @torch.no_grad()
+    def segment(self, pixel_values: Tensor, crop: int | None = None, stride: int | None = None) -> Tensor:
+        """Logits of large images, (B, K, H, W), looked at in square crops; where crops overlap, their mean.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised.
+            crop: side of a crop in pixels; default: that of the images that the model was made for.
+            stride: from one crop to the next; default: a crop. The last one ends where the image does.
+
+        Raises:
+            PrunusError: a side is not positive, or the stride leaves gaps.
+        """
+        crop = self.config.vision_config.image_size if crop is None else crop
+        stride = crop if stride is None else stride
+        if crop < 1:
+            raise PrunusError("crop", crop, "take a side in pixels, one or more")
+        if not 1 <= stride <= crop:
+            raise PrunusError("stride", stride, f"take one from 1 to the crop's side {crop}")
+        batch, _, *sides = pixel_values.shape
+        total = pixel_values.new_zeros(batch, self.config.num_labels, *sides)
+        seen = pixel_values.new_zeros(1, 1, *sides)
+        for top, left in product(*(_starts(side, crop, stride) for side in sides)):
+            here = (..., slice(top, top + crop), slice(left, left + crop))
+            total[here] += self(pixel_values[here]).logits
+            seen[here] += 1
+        return total / seen
+
+
+def _starts(side: int, crop: int, stride: int) -> list[int]:
+    """Where crops begin along a side."""
+    last = max(side - crop, 0)
+    return [*range(0, last, stride), last]
 
 
 AutoConfig.register(SegmenterConfig.model_type, SegmenterConfig)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from prunus.sources.dense import dense_folder
 from prunus.sources.packaged import PackagedSource
 from prunus.sources.path import PathSource
+from prunus.sources.published import PublishedSource
 from prunus.sources.random import RandomSource
 from prunus.sources.source import Source, with_tag
 from prunus.sources.warm_start import WarmStartSource
@@ -17,5 +18,5 @@ else:
 """Any source, by its name in a recipe."""
 
 __all__ = [
-    "AnySource", "PackagedSource", "PathSource", "RandomSource", "Source", "WarmStartSource", "dense_folder", "with_tag",
+    "AnySource", "PackagedSource", "PathSource", "PublishedSource", "RandomSource", "Source", "WarmStartSource", "dense_folder", "with_tag",
 ]  # fmt: skip

@@ -53,12 +53,28 @@ def convert(
     folder = writable_path(out, "out")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PrunusError("out", str(out), "it is there already; take another folder")
-    tensors = read_tensors(file)
-    family = recognised(shapes_of(tensors), str(file)) if as_ is None else named_family(as_)
+    family, tensors = _read(file, as_)
     model = assembled(family, tensors, str(file), image_size, head_width)
     with new_folder(folder) as partial:
         model.save_pretrained(partial)
     return model
+
+
+def published_skeleton(
+    file: str | Path, as_: str | None = None, *, image_size: int | None = None, head_width: int | None = None
+) -> PreTrainedModel:
+    """What `convert` makes, without weights, on the meta device.
+
+    Raises:
+        PrunusError: see there.
+    """
+    family, tensors = _read(file, as_)
+    return _arranged(family, tensors, str(file), image_size, head_width)[0]
+
+
+def _read(file: str | Path, as_: str | None) -> tuple[Published, dict[str, Tensor]]:
+    tensors = read_tensors(file)
+    return recognised(shapes_of(tensors), str(file)) if as_ is None else named_family(as_), tensors
 
 
 def assembled(
@@ -107,6 +123,8 @@ def _arranged(
     family: Published, tensors: dict[str, Tensor], file: str, image_size: int | None, head_width: int | None
 ) -> tuple[PreTrainedModel, dict[str, Tensor]]:
     """(the model on the meta device, narrow as the tensors are; our name → tensor)."""
+    if head_width is not None and head_width < 1:
+        raise PrunusError("head_width", head_width, "it must be at least 1; the published models have 64")
     with refusing("file", file, f"it is no checkpoint of {family.name}, or a damaged one"):
         tensors = family.prepare(tensors)
         if image_size is not None:

@@ -53,7 +53,7 @@ class DeiT(Published):
     patches = "patch_embed.proj.weight"
 
     def fits(self, shapes: Shapes) -> bool:
-        there = {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "head.weight"}
+        there = {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.bias", "head.weight"}
         return there <= set(shapes) and "dist_token" not in shapes
 
     def build(self, shapes: Shapes, head_width: int) -> PreTrainedModel:

@@ -28,6 +28,8 @@ STORAGES = {
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32, "BoolStorage": torch.bool,
 }  # fmt: skip
 """Types of stored tensors by the names that archives give them."""
+CODE = "/code/"
+"""Part of the paths of what TorchScript compresses. It compresses no tensors."""
 SCRIPT = "/constants.pkl"
 """The entry by which a TorchScript archive is told from a state dict."""
 
@@ -49,22 +51,31 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
             begins = opened.read(4)
     except OSError as error:
         raise PrunusError("file", str(file), f"it cannot be read ({error.strerror}); give a checkpoint file") from None
+    with torch.device("cpu"):  # also where a model is being built on another
+        return _tensors(path, begins)
+
+
+def _tensors(path: Path, begins: bytes) -> dict[str, Tensor]:
+    file = str(path)
     if path.suffix == ".safetensors":
         try:
             return dict(load_file(path))
         except SafetensorError as error:
-            raise PrunusError("file", str(file), f"it is damaged ({error}); download it again") from None
+            raise PrunusError("file", file, f"it is damaged ({error}); download it again") from None
     if begins == ZIP:
         return _state(_read_zip(path), file)
     if begins[:1] == PICKLE:
         return _state(_read(path, mmap=False), file)
-    raise PrunusError("file", str(file), "it is no file of torch.save and no safetensors; download it again")
+    raise PrunusError("file", file, "it is no file of torch.save and no safetensors; download it again")
 
 
 def _read_zip(path: Path) -> object:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            packed = [entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+            if any(CODE not in entry.filename for entry in packed):
+                raise PrunusError("file", str(path), "it is a compressed archive; give the checkpoint file itself")
             if any(name.endswith(SCRIPT) for name in names):
                 return _read_script(archive, names, path)
     except zipfile.BadZipFile:
@@ -158,18 +169,18 @@ def _tensors_in(shell: object, path: str) -> Iterator[tuple[str, Tensor]]:
             yield from _tensors_in(value, f"{path}{name}.")
 
 
-def _state(loaded: object, file: str | Path) -> dict[str, Tensor]:
+def _state(loaded: object, file: str) -> dict[str, Tensor]:
     """The state dict in what was loaded: itself, or an entry of what a trainer saved."""
     while isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
         inner = next((loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
         if inner is None:
-            raise PrunusError("file", str(file), f"it holds {', '.join(map(str, loaded)) or 'nothing'}, and no weights")
+            raise PrunusError("file", file, f"it holds {', '.join(map(str, loaded)) or 'nothing'}, and no weights")
         loaded = inner
     if not isinstance(loaded, Mapping):
-        raise PrunusError("file", str(file), f"it holds a {type(loaded).__name__}, no weights by name")
+        raise PrunusError("file", file, f"it holds a {type(loaded).__name__}, no weights by name")
     others = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]
     if others:
-        raise PrunusError("file", str(file), f"among its weights are entries that are no tensors: {', '.join(others)}")
+        raise PrunusError("file", file, f"among its weights are entries that are no tensors: {', '.join(others)}")
     named = {str(name): tensor for name, tensor in loaded.items()}
     if all(name.startswith(PARALLEL) for name in named):
         return {name.removeprefix(PARALLEL): tensor for name, tensor in named.items()}

@@ -1,0 +1,58 @@
+"""EVA's ViT with a classifier, by the names of BEiT's code."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunus.models.convert.published import Published, Rule, Shapes, layers, mlp_width, square_side
+from prunus.models.eva_vit import EvaVitConfig, EvaVitForImageClassification
+
+BLOCK, LAYER = r"blocks\.(\d+)\.", r"vision_model.encoder.layers.\1."
+
+
+class EvaVit(Published):
+    """A ViT whose keys have no bias, to `EvaVitForImageClassification`."""
+
+    name = "eva_vit"
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("cls_token", ("vision_model.embeddings.class_embedding",)),
+        Rule("pos_embed", ("vision_model.embeddings.position_embedding",)),
+        Rule(r"patch_embed\.proj\.(\w+)", (r"vision_model.embeddings.patch_embedding.\1",)),
+        Rule(rf"{BLOCK}attn\.qkv\.(\w+)", (rf"{LAYER}self_attn.qkv.\2",)),
+        Rule(rf"{BLOCK}attn\.proj\.(\w+)", (rf"{LAYER}self_attn.projection.\2",)),
+        Rule(rf"{BLOCK}norm([12])\.(\w+)", (rf"{LAYER}layer_norm\2.\3",)),
+        Rule(rf"{BLOCK}(mlp\.fc[12]\.\w+)", (rf"{LAYER}\2",)),
+        Rule(r"(?:fc_)?norm\.(\w+)", (r"vision_model.post_layernorm.\1",)),
+        Rule(r"head\.(\w+)", (r"classifier.\1",)),
+    )
+    left_out: ClassVar[dict[str, str]] = {r"mask_token|lm_head\.\w+": "what is only trained with"}
+    positions: ClassVar[dict[str, int]] = {"pos_embed": 1}
+    patches = "patch_embed.proj.weight"
+    head_width = 88
+
+    def fits(self, shapes: Shapes) -> bool:
+        return {"pos_embed", "patch_embed.proj.weight", "blocks.0.attn.q_bias", "blocks.0.attn.v_bias"} <= set(shapes)
+
+    def prepare(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Biases of queries and values become those of queries, keys and values."""
+        whole = dict(tensors)
+        for name, query in tensors.items():
+            block = name.removesuffix("q_bias")
+            if block != name and f"{block}v_bias" in tensors:
+                value = whole.pop(f"{block}v_bias")
+                whole[f"{block}qkv.bias"] = torch.cat([whole.pop(name), torch.zeros_like(query), value])
+        return whole
+
+    def build(self, shapes: Shapes, head_width: int) -> PreTrainedModel:
+        width, _, patch, _ = shapes["patch_embed.proj.weight"]
+        config = EvaVitConfig(
+            hidden_size=width, num_attention_heads=width // head_width, num_hidden_layers=layers(shapes, "blocks."), patch_size=patch,
+            intermediate_size=mlp_width(shapes, r"blocks\.\d+\.mlp\.fc1\.bias", width),
+            image_size=patch * square_side(shapes["pos_embed"][1] - 1), num_labels=shapes["head.weight"][0],
+            mean_pooling="fc_norm.weight" in shapes,
+        )  # fmt: skip
+        return EvaVitForImageClassification(config)
