@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2VisionModelWithProjection, PreTrainedModel
 
 from prunus.models.convert.blip import vision_rules
-from prunus.models.convert.published import Published, Rule, Shapes, layers, mlp_width, square_side
+from prunus.models.convert.published import Published, Rule, Shapes, layers, mlp_width, square_side, with_key_biases
 
 QFORMER = "Qformer.bert"
 QFORMER_HEAD_WIDTH = 64
@@ -37,14 +36,7 @@ class PublishedBlip2(Published):
     head_width = 88
 
     def prepare(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Makes one bias for queries, keys and values."""
-        made = dict(tensors)
-        for name in tensors:
-            if name.endswith(".attn.q_bias"):
-                stem = name.removesuffix("q_bias")
-                queries, values = made.pop(name), made.pop(f"{stem}v_bias")
-                made[f"{stem}qkv.bias"] = torch.cat((queries, torch.zeros_like(values), values))
-        return made
+        return with_key_biases(tensors)
 
 
 class Blip2Matching(PublishedBlip2):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunus.models.convert.published import Published, Rule, Shapes, layers, mlp_width, square_side
+from prunus.models.convert.published import Published, Rule, Shapes, layers, mlp_width, square_side, with_key_biases
 from prunus.models.eva_vit import EvaVitConfig, EvaVitForImageClassification
 
 BLOCK, LAYER = r"blocks\.(\d+)\.", r"vision_model.encoder.layers.\1."
@@ -38,14 +37,7 @@ class EvaVit(Published):
         return {"pos_embed", "patch_embed.proj.weight", "blocks.0.attn.q_bias", "blocks.0.attn.v_bias"} <= set(shapes)
 
     def prepare(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Biases of queries and values become those of queries, keys and values."""
-        whole = dict(tensors)
-        for name, query in tensors.items():
-            block = name.removesuffix("q_bias")
-            if block != name and f"{block}v_bias" in tensors:
-                value = whole.pop(f"{block}v_bias")
-                whole[f"{block}qkv.bias"] = torch.cat([whole.pop(name), torch.zeros_like(query), value])
-        return whole
+        return with_key_biases(tensors)
 
     def build(self, shapes: Shapes, head_width: int) -> PreTrainedModel:
         width, _, patch, _ = shapes["patch_embed.proj.weight"]

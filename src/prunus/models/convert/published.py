@@ -40,6 +40,17 @@ def transposed(tensor: Tensor) -> tuple[Tensor, ...]:
     return (tensor.T,)
 
 
+def with_key_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, with one bias for fused queries, keys and values where those of queries and values were published and keys have none."""
+    whole = dict(tensors)
+    for name, queries in tensors.items():
+        stem = name.removesuffix("q_bias")
+        if stem != name and f"{stem}v_bias" in tensors:
+            values = whole.pop(f"{stem}v_bias")
+            whole[f"{stem}qkv.bias"] = torch.cat([whole.pop(name), torch.zeros_like(queries), values])
+    return whole
+
+
 @dataclass(frozen=True)
 class Rule:
     """Which tensors of ours a published name fills."""
