@@ -142,6 +142,9 @@ def test_the_trainer_searches_it_and_the_copies_follow(model: BlipForRetrievalTr
         masked, narrow = model(**given).itm_score, small(**given).itm_score
     torch.testing.assert_close(narrow, masked, rtol=1e-5, atol=1e-5)
     small.save_pretrained(tmp_path / "small")
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert "from prunus.models import BlipForRetrievalTraining" in card
+    assert f"{model.num_parameters():,} before" in card
     torch.save(given, tmp_path / "inputs.pt")
     there = in_fresh_process(scores_in_a_new_process, str(tmp_path / "small"), str(tmp_path / "inputs.pt"))
     assert there == narrow.tolist()

@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prunus.anatomy import anatomy
+from prunus.anatomy import anatomy, locate
 from prunus.checkpoint.checksums import CHECKSUMS, weight_files, write_checksums
 from prunus.errors import PrunusError
 from prunus.plan import RECORD, Recorded, configs_of, marks, plan_of, records_of, true_record
@@ -54,12 +54,15 @@ def card(model: PreTrainedModel) -> str:
     about = ModelCardData(library_name="transformers", tags=["prunus", "pruned", *done], base_model=base)
     removed: dict[str, int] = {}
     channels: dict[str, tuple[int, int]] = {}
-    units = {unit.name: unit for unit in parts}
+    units, places = {unit.name: unit for unit in parts}, locate(model)
+    home = _home(type(model))
     for unit_name, unit_plan in (plan.units if plan else {}).items():
         if unit_name in units:
             unit = units[unit_name]
             gone = unit_plan.channels - len(unit_plan.kept)
-            removed[unit.tower] = removed.get(unit.tower, 0) + gone * unit.channel_cost
+            for path in (unit.path, *unit.mirrors):
+                tower = places[path].tower
+                removed[tower] = removed.get(tower, 0) + gone * unit.channel_cost
             kept, total = channels.get(unit.tower, (0, 0))
             channels[unit.tower] = kept + len(unit_plan.kept), total + unit_plan.channels
     before = parts.parameters + sum(removed.values())
@@ -71,7 +74,7 @@ def card(model: PreTrainedModel) -> str:
     if plan is not None:
         lines.append("import prunus  # teaches transformers to build the narrow shapes; pip install prunus")
     lines += [
-        f"from transformers import {name}",
+        f"from {home} import {name}",
         "",
         f'model = {name}.from_pretrained("path/to/this/folder")',
         "```",
@@ -85,7 +88,8 @@ def card(model: PreTrainedModel) -> str:
             f"lost, `prunus.load_model` takes it from `{COPY}`.", "",
         ]  # fmt: skip
     else:
-        lines += ["Pruned weights are zeros in place, so it loads without prunus, too.", ""]
+        without = ", so it loads without prunus, too" if home == "transformers" else ""
+        lines += [f"Pruned weights are zeros in place{without}.", ""]
     lines += ["## What was done", ""]
     if plan is not None:
         lines += [f"Structured pruning removed {plan.ratio:.2%} of the searched cost: {_told(plan)}.", ""]
@@ -111,6 +115,12 @@ def card(model: PreTrainedModel) -> str:
             "differ from layer to layer: `prunus inspect` lists them.",
         ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _home(kind: type[PreTrainedModel]) -> str:
+    """The module that one imports a class from."""
+    package = kind.__module__.split(".")
+    return {"transformers": "transformers", "prunus": ".".join(package[:2])}.get(package[0], kind.__module__)
 
 
 def _told(record: Recorded) -> str:

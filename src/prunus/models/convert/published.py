@@ -94,19 +94,18 @@ class Published(ABC):
         return tensors
 
     def renamed(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """(our name → tensor, published names that no rule knows)."""
+        """(our name → tensor, published names that no rule knows or that would fill what another one has filled)."""
         ours: dict[str, Tensor] = {}
         unknown = []
         for name, tensor in tensors.items():
             if any(re.fullmatch(pattern, name) for pattern in self.left_out):
                 continue
             found = next(((rule, m) for rule in self.rules if (m := re.fullmatch(rule.published, name))), None)
-            if found is None:
+            names = [found[1].expand(template) for template in found[0].ours] if found else []
+            if found is None or not ours.keys().isdisjoint(names):
                 unknown.append(name)
-                continue
-            rule, match = found
-            pieces = rule.split(tensor)
-            ours.update(zip((match.expand(template) for template in rule.ours), pieces, strict=True))
+            else:
+                ours.update(zip(names, found[0].split(tensor), strict=True))
         return ours, unknown
 
     def resized(self, tensors: dict[str, Tensor], image_size: int) -> dict[str, Tensor]:
