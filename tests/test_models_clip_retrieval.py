@@ -17,7 +17,7 @@ from prunus.models import CLIPForRetrieval
 from prunus.models.convert import assembled, recognised
 from prunus.models.momentum import NOBODY, FeatureQueue, contrast
 from prunus.structured.gates import Gates
-from tests.families import build
+from tests.families import IMAGE, PATCH, build
 from tests.published import Fixture
 
 MASKED = {r"(.*\.attn)\.alpha": r"\1.out_proj.weight", r"(.*resblocks\.\d+)\.alpha": r"\1.mlp.c_proj.weight"}
@@ -123,6 +123,7 @@ def test_only_training_moves_the_copies_and_fills_the_queue() -> None:
     assert case.model.queue.ids.tolist() == [[4, 5, NOBODY, NOBODY, NOBODY, NOBODY]]
 
 
+@pytest.mark.filterwarnings("ignore:You are using a model of type")
 def test_copies_take_no_gradient_and_start_as_their_originals(tmp_path: Path) -> None:
     clip = build("clip", 4).model
     model = CLIPForRetrieval.around(clip, queue_size=4)
@@ -140,6 +141,12 @@ def test_copies_take_no_gradient_and_start_as_their_originals(tmp_path: Path) ->
     assert type(loaded) is CLIPForRetrieval
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
     assert not any(part.requires_grad for name, part in loaded.named_parameters() if "_m." in name)
+    stock = CLIPModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(stock(**inputs).logits_per_image, model(**inputs).logits_per_image)
+    larger = inputs | {"pixel_values": torch.randn(2, 3, IMAGE + PATCH, IMAGE + PATCH)}
+    assert model(**larger, labels=torch.tensor([1, 2]), interpolate_pos_encoding=True).loss.isfinite()
+    as_tuple = model(**inputs, labels=torch.tensor([1, 2]), return_dict=False)
+    assert torch.equal(as_tuple[0], model(**inputs, labels=torch.tensor([1, 2])).loss)
 
 
 def similarities(folder: str, inputs: str) -> list[list[float]]:

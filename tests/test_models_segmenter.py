@@ -125,6 +125,7 @@ def test_pixels_that_are_not_counted_change_no_loss() -> None:
     counted = labels != case.model.config.semantic_loss_ignore_index
     expected = -logits.log_softmax(1).gather(1, torch.where(counted, labels, 0)[:, None])[:, 0][counted].mean()
     torch.testing.assert_close(case.model(**case.inputs, labels=labels.byte()).loss, expected)
+    assert torch.equal(case.model(**case.inputs, return_dict=False)[0], logits)
 
 
 def test_positions_are_stretched_along_the_side_that_is_longer() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel, CLIPTextModel, CLIPVisionModel
 from transformers.models.clip.modeling_clip import CLIPOutput
+from transformers.utils.generic import can_return_tuple
 
 from prunus.models.momentum import FeatureQueue, WithCopies, contrast
 
@@ -78,11 +79,13 @@ class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
         model.copy_momentum()
         return model
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor,
         pixel_values: Tensor,
         attention_mask: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
         labels: Tensor | None = None,
         return_loss: bool | None = None,
         soft_target_weight: float | Tensor | None = None,
@@ -93,6 +96,7 @@ class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
             input_ids: (B, T).
             pixel_values: (B, 3, height, width).
             attention_mask: (B, T), zero at padding.
+            interpolate_pos_encoding: for images of another size than the config's.
             labels: the number of each pair's image, int64 (B,), not negative: pairs with one image are all positive. None: all images
                 are different.
             return_loss: whether to contrast the pairs with the queue; by default where there are labels.
@@ -106,19 +110,29 @@ class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
             with torch.no_grad():
                 self.logit_scale.clamp_(0, LARGEST_SCALE)
             self.follow(self.config.momentum)
-        outputs: CLIPOutput = super().forward(input_ids, pixel_values, attention_mask, **kwargs)
+        outputs: CLIPOutput = super().forward(
+            input_ids,
+            pixel_values,
+            attention_mask,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
+            **kwargs,
+        )
         if return_loss:
             own = (outputs.image_embeds, outputs.text_embeds)
-            behind = self._momentum_features(input_ids, pixel_values, attention_mask)
+            behind = self._momentum_features(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
             weight = self.config.soft_target_weight if soft_target_weight is None else soft_target_weight
-            outputs.loss = contrast(own, behind, self.queue, self.logit_scale.exp(), weight, labels)
+            outputs = CLIPOutput(contrast(own, behind, self.queue, self.logit_scale.exp(), weight, labels), **outputs)
             if self.training:
                 self.queue.push(*own, labels)
         return outputs
 
     @torch.no_grad()
-    def _momentum_features(self, ids: Tensor, pixels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        image = self.visual_projection_m(self.vision_model_m(pixels).pooler_output)
+    def _momentum_features(
+        self, ids: Tensor, pixels: Tensor, mask: Tensor | None, interpolate: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        seen = self.vision_model_m(pixels, interpolate_pos_encoding=interpolate).pooler_output
+        image = self.visual_projection_m(seen)
         text = self.text_model.final_layer_norm(self.text_model_m(ids, attention_mask=mask).pooler_output)
         return F.normalize(image, dim=-1), F.normalize(self.text_projection_m(text), dim=-1)
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, Blip2VisionConfig, Blip2VisionModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.blip_2.modeling_blip_2 import Blip2PreTrainedModel
+from transformers.utils.generic import can_return_tuple
 
 
 class EvaVitConfig(Blip2VisionConfig):  # type: ignore[misc]
@@ -45,6 +46,7 @@ class EvaVitForImageClassification(Blip2PreTrainedModel):  # type: ignore[misc]
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, interpolate_pos_encoding: bool = False, **kwargs: Any
     ) -> ImageClassifierOutput:

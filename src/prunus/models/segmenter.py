@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.vit.modeling_vit import ViTEmbeddings, ViTLayer, ViTPreTrainedModel
+from transformers.utils.generic import can_return_tuple
 
 from prunus.errors import PrunusError
 
@@ -145,6 +146,7 @@ class SegmenterForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
         self.decoder = SegmenterDecoder(config.decoder_config, config.vision_config.hidden_size, config.num_labels)
         self.post_init()
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> SemanticSegmenterOutput:
         """Logits as large as the image, which is padded with zeros to whole patches while it is looked at.
 
