@@ -276,7 +276,6 @@ def measured(row: Row, seed: int) -> dict[str, Any]:
     return {
         "table": row.table, "name": row.name, "paper": row.paper, "seed": seed, "dense": before, "searched": searched,
         "retrained": subject.score(small), "ratio": callback.search.ratio,
-        "asked": [asked for _, asked, _ in callback.search.course],
     }  # fmt: skip
 
 
