@@ -16,7 +16,8 @@ from prunus.structured.budget import Budget
 from prunus.structured.closing import AnyClosing, Closing
 from prunus.structured.importance import AnyImportance, Importance
 from prunus.structured.method import Decision, Needs, SearchMethod
-from prunus.structured.scope import AnyScope, Apart, Everyone, Scope
+from prunus.structured.scope import AnyScope, Scope
+from prunus.structured.selection import pruned_share
 from prunus.structured.state import State
 
 
@@ -144,11 +145,11 @@ class Composed(Budget, SearchMethod):
 
     def _check_reached(self, kept: dict[str, Tensor], units: tuple[Unit, ...], scope: Scope) -> None:
         """Refuses a scope that ends elsewhere than it was asked to. (The published cut does, and shares of units yield to floors.)"""
-        if self.cost == "reference" or (isinstance(scope, Apart) and scope.meets_every_share()):
+        if self.cost == "reference" or scope.meets_every_share():
             return
         costs = self.unit_costs(units)
+        reached = pruned_share(kept, costs)
         total = sum(costs[unit.name] * unit.channels for unit in units)
-        reached = sum(costs[name] * int((~mask).sum()) for name, mask in kept.items()) / total
         if abs(reached - self.goal) > max(costs.values()) * self.align / total + 1e-9:
             raise PrunusError("scope", scope.scope, f"it takes {reached:.4f} where {self.goal:.4f} is to go")
 
@@ -203,8 +204,7 @@ class Structured(Composed):
 
     @model_validator(mode="after")
     def _has_steps_to_compare(self) -> Structured:
-        step_by_step = isinstance(self.scope, Everyone) and self.scope.normalize == "step"
-        if step_by_step and (not self.importance.adds_up or self.importance.training() is not None):
+        if self.scope.compares_steps() and (not self.importance.adds_up or self.importance.training() is not None):
             raise PrunusError(
                 "scope.normalize", "step", f"{self.importance.importance} does not add up over steps; take sum, or none"
             )

@@ -34,6 +34,7 @@ from prunus.structured.preflight import (
     searchable,
 )
 from prunus.structured.saved import is_same, read_state
+from prunus.structured.selection import pruned_share
 
 
 class Search:
@@ -134,9 +135,7 @@ class Search:
     @property
     def ratio(self) -> float:
         """Share of the searched units' cost that is masked now."""
-        costs = self._fitted.unit_costs(self.units)
-        total = sum(costs[unit.name] * unit.channels for unit in self.units)
-        return sum(costs[name] * int((~mask).sum()) for name, mask in self.masks.items()) / total
+        return pruned_share(self.masks, self._fitted.unit_costs(self.units))
 
     @torch.no_grad()
     def step(self, grad_scale: float = 1.0, scaler: GradScaler | None = None) -> None:

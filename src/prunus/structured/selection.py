@@ -97,6 +97,12 @@ def select_as_published(scores: Mapping[str, Tensor], costs: Mapping[str, float]
     return kept
 
 
+def pruned_share(kept: Mapping[str, Tensor], costs: Mapping[str, float]) -> float:
+    """The share of the cost that is gone: of unit → bool (channels,), True where the channel stays."""
+    total = sum(costs[name] * mask.numel() for name, mask in kept.items())
+    return sum(costs[name] * int((~mask).sum()) for name, mask in kept.items()) / total
+
+
 def reachable(scores: Mapping[str, Tensor], costs: Mapping[str, float], minimum: int = 1, align: int = 1) -> float:
     """The cost of all that may go under the floors of `select`."""
     floor = -(-minimum // align) * align

@@ -16,17 +16,17 @@ LABEL_SMOOTHING = 0.1
 
 
 def vision_rules(published: str, ours: str) -> tuple[Rule, ...]:
-    """Those of an image encoder that is called so in the file, and so in our model."""
-    block, layer = rf"{published}\.blocks\.(\d+)\.", rf"{ours}.encoder.layers.\1."
+    """Those of an image encoder whose names begin so in the file, a pattern, and whose model is called so in ours."""
+    block, layer = rf"{published}blocks\.(\d+)\.", rf"{ours}.encoder.layers.\1."
     return (
-        Rule(rf"{published}\.cls_token", (f"{ours}.embeddings.class_embedding",)),
-        Rule(rf"{published}\.pos_embed", (f"{ours}.embeddings.position_embedding",)),
-        Rule(rf"{published}\.patch_embed\.proj\.(\w+)", (rf"{ours}.embeddings.patch_embedding.\1",)),
+        Rule(f"{published}cls_token", (f"{ours}.embeddings.class_embedding",)),
+        Rule(f"{published}pos_embed", (f"{ours}.embeddings.position_embedding",)),
+        Rule(rf"{published}patch_embed\.proj\.(\w+)", (rf"{ours}.embeddings.patch_embedding.\1",)),
         Rule(rf"{block}attn\.qkv\.(\w+)", (rf"{layer}self_attn.qkv.\2",)),
         Rule(rf"{block}attn\.proj\.(\w+)", (rf"{layer}self_attn.projection.\2",)),
         Rule(rf"{block}norm([12])\.(\w+)", (rf"{layer}layer_norm\2.\3",)),
         Rule(rf"{block}(mlp\.fc[12]\.\w+)", (rf"{layer}\2",)),
-        Rule(rf"{published}\.norm\.(\w+)", (rf"{ours}.post_layernorm.\1",)),
+        Rule(rf"{published}norm\.(\w+)", (rf"{ours}.post_layernorm.\1",)),
     )
 
 
@@ -34,7 +34,7 @@ class PublishedBlip(Published):
     """A task of BLIP. The image encoder becomes `vision_model`; texts keep their names."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        *vision_rules("visual_encoder", "vision_model"),
+        *vision_rules(r"visual_encoder\.", "vision_model"),
         Rule(r"(text_(?:encoder|decoder)\..+)", (r"\1",)),
     )
     left_out: ClassVar[dict[str, str]] = {r".+\.position_ids": "counted up, not learned"}

@@ -20,7 +20,7 @@ class PublishedBlip2(Published):
     """One with an image encoder. The biases of its queries and values are published apart; keys have none."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        *vision_rules("visual_encoder", "vision_model"),
+        *vision_rules(r"visual_encoder\.", "vision_model"),
         Rule(r"ln_vision\.(\w+)", (r"vision_model.post_layernorm.\1",)),
         Rule(r"(query_tokens)", (r"\1",)),
         Rule(r"Qformer\.bert\.embeddings\.LayerNorm\.(\w+)", (r"qformer.layernorm.\1",)),

@@ -15,7 +15,7 @@ class BlipRetrieval(PublishedBlip):
     name = "blip_retrieval"
     rules = (
         *PublishedBlip.rules,
-        *vision_rules("visual_encoder_m", "vision_model_m"),
+        *vision_rules(r"visual_encoder_m\.", "vision_model_m"),
         Rule(r"((?:text_encoder_m\.|vision_proj|text_proj|itm_head).+)", (r"\1",)),
         Rule("temp", ("temp",)),
         *QUEUES,

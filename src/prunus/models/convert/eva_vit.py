@@ -7,10 +7,9 @@ from typing import ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prunus.models.convert.blip import vision_rules
 from prunus.models.convert.published import Published, Rule, Shapes, layers, mlp_width, square_side, with_key_biases
 from prunus.models.eva_vit import EvaVitConfig, EvaVitForImageClassification
-
-BLOCK, LAYER = r"blocks\.(\d+)\.", r"vision_model.encoder.layers.\1."
 
 
 class EvaVit(Published):
@@ -18,14 +17,8 @@ class EvaVit(Published):
 
     name = "eva_vit"
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule("cls_token", ("vision_model.embeddings.class_embedding",)),
-        Rule("pos_embed", ("vision_model.embeddings.position_embedding",)),
-        Rule(r"patch_embed\.proj\.(\w+)", (r"vision_model.embeddings.patch_embedding.\1",)),
-        Rule(rf"{BLOCK}attn\.qkv\.(\w+)", (rf"{LAYER}self_attn.qkv.\2",)),
-        Rule(rf"{BLOCK}attn\.proj\.(\w+)", (rf"{LAYER}self_attn.projection.\2",)),
-        Rule(rf"{BLOCK}norm([12])\.(\w+)", (rf"{LAYER}layer_norm\2.\3",)),
-        Rule(rf"{BLOCK}(mlp\.fc[12]\.\w+)", (rf"{LAYER}\2",)),
-        Rule(r"(?:fc_)?norm\.(\w+)", (r"vision_model.post_layernorm.\1",)),
+        *vision_rules("", "vision_model"),
+        Rule(r"fc_norm\.(\w+)", (r"vision_model.post_layernorm.\1",)),
         Rule(r"head\.(\w+)", (r"classifier.\1",)),
     )
     left_out: ClassVar[dict[str, str]] = {r"mask_token|lm_head\.\w+": "what is only trained with"}

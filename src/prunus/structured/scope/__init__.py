@@ -2,7 +2,7 @@
 
 from prunus.structured.scope.component import WithinComponent
 from prunus.structured.scope.everyone import Everyone, Normalize
-from prunus.structured.scope.scope import AnyScope, Apart, Scope
+from prunus.structured.scope.scope import AnyScope, Scope
 from prunus.structured.scope.unit import WithinUnit
 
-__all__ = ["AnyScope", "Apart", "Everyone", "Normalize", "Scope", "WithinComponent", "WithinUnit"]
+__all__ = ["AnyScope", "Everyone", "Normalize", "Scope", "WithinComponent", "WithinUnit"]

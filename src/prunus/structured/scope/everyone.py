@@ -22,8 +22,11 @@ class Everyone(Scope):
     normalize: Normalize = "sum"
     """z-score what has added up (the published code), every step's evidence before it is added (the paper), or nothing."""
 
+    def compares_steps(self) -> bool:
+        return self.normalize == "step"
+
     def at_each_step(self, found: dict[str, Tensor], units: tuple[Unit, ...]) -> dict[str, Tensor]:
-        return standardise(found, units) if self.normalize == "step" else found
+        return standardise(found, units) if self.compares_steps() else found
 
     def comparable(self, scores: dict[str, Tensor], units: tuple[Unit, ...]) -> dict[str, Tensor]:
         return standardise(scores, units) if self.normalize == "sum" else scores

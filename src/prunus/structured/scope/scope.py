@@ -51,6 +51,14 @@ class Scope(Typed):
             for name, mask in self.keep(scores, units, budget, asked).items()
         }
 
+    def compares_steps(self) -> bool:
+        """Whether evidence is put on one scale step by step, so that it has to add up."""
+        return False
+
+    def meets_every_share(self) -> bool:
+        """Whether shares of single parts count, rather than their sum."""
+        return False
+
     def states_ratio(self) -> bool:
         """Whether the scope itself says how much is to go."""
         return False
@@ -74,10 +82,6 @@ class Apart(Scope):
     @abstractmethod
     def labels(self, unit: Unit) -> tuple[str, ...]:
         """What selectors of `ratios` are held against, from the widest to the narrowest."""
-
-    def meets_every_share(self) -> bool:
-        """Whether every share counts, rather than their sum."""
-        return False
 
     def states_ratio(self) -> bool:
         return bool(self.ratios)
