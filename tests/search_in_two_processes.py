@@ -10,6 +10,7 @@ from prunus import Search, Unified, anatomy
 from prunus.structured.gates import Gates
 from tests.families import build
 from tests.test_equivalence import outputs
+from tests.two_processes import end_alike
 
 RATE = 0.05
 
@@ -43,12 +44,8 @@ def main() -> None:
                 torch.testing.assert_close(search.gates.values[name].detach(), 1 - RATE * gradient)
         optimizer.step()
         optimizer.zero_grad()
-    for tensor in [*search.method_state["zeta"].values(), *model.state_dict().values()]:
-        theirs = tensor.clone()
-        dist.broadcast(theirs, 0)
-        assert torch.equal(theirs, tensor), "processes disagree"
-    print(f"rank {rank}: the same gates, {search.plan().ratio:.2f} gone")
-    dist.destroy_process_group()  # else its threads may be ended under it, which ends in an abort
+    tensors = [*search.method_state["zeta"].values(), *model.state_dict().values()]
+    end_alike(tensors, f"the same gates, {search.plan().ratio:.2f} gone")
 
 
 if __name__ == "__main__":

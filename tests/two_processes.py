@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -12,6 +13,16 @@ from torch.utils.data import TensorDataset
 from prunus import RESSA, MaskedFinetune, Training, repair
 from prunus.repair.masks import check_zeros, zeros_of
 from tests.test_repair import pruned
+
+
+def end_alike(tensors: Iterable[torch.Tensor], found: str) -> None:
+    """Ends a process that has the same tensors as the first one, and says so."""
+    for value in tensors:
+        theirs = value.clone()
+        dist.broadcast(theirs, 0)
+        assert torch.equal(theirs, value), "processes disagree"
+    print(f"rank {dist.get_rank()}: {found}")
+    dist.destroy_process_group()  # else its threads may be ended under it, which ends in an abort
 
 
 def main() -> None:
@@ -34,12 +45,7 @@ def main() -> None:
     assert dist.get_world_size() == 2
     check_zeros(model, masks)
     assert any(not torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    for value in model.state_dict().values():
-        mine = value.clone()
-        dist.broadcast(mine, 0)
-        assert torch.equal(mine, value), "processes disagree"
-    print(f"rank {dist.get_rank()}: the same weights, every zero kept")
-    dist.destroy_process_group()  # else its threads may be ended under it, which ends in an abort
+    end_alike(model.state_dict().values(), "the same weights, every zero kept")
 
 
 if __name__ == "__main__":
