@@ -2,7 +2,8 @@
 
 from prunus.anatomy.catalog import CATALOG, CONNECTORS, TOWERS, describe
 from prunus.anatomy.discover import anatomy
-from prunus.anatomy.layouts import Attention, Layout, Mlp, Site, Sites
+from prunus.anatomy.layers import Layer, Site, resize
+from prunus.anatomy.layouts import Attention, Layout, Mlp, Sites
 from prunus.anatomy.matrices import (
     ADAPTER,
     MEANT_DENSE,
@@ -36,8 +37,8 @@ from prunus.anatomy.units import Anatomy, Unit, Unmapped, has_module, linears, m
 
 __all__ = [
     "ADAPTER", "CATALOG", "CONNECTOR", "CONNECTORS", "LANGUAGE", "MEANT_DENSE", "TOWERS", "Anatomy", "Attention",
-    "Labelled", "Layout", "LeftDense", "Location", "Matrix", "MisfitError", "Mlp", "Place", "Site", "Sites", "Survey",
+    "Labelled", "Layer", "Layout", "LeftDense", "Location", "Matrix", "MisfitError", "Mlp", "Place", "Site", "Sites", "Survey",
     "Unit", "Unmapped", "anatomy", "by_block", "by_name", "by_parameter", "choose", "declared_mirrors", "describe", "has_module", "is_inside",
-    "linear_at", "linears", "locate", "matrices", "mirrored", "module_of", "per_tower", "place_of", "select", "sharing", "survey", "towers_meant",
+    "linear_at", "linears", "locate", "matrices", "mirrored", "module_of", "per_tower", "place_of", "resize", "select", "sharing", "survey", "towers_meant",
     "weight_of",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from prunus.anatomy.experts import Experts
 from prunus.anatomy.forwards import fused_attention
 from prunus.anatomy.layouts import Attention, Layout, Mlp, TriedMlp
 from prunus.errors import PrunusError
@@ -112,7 +113,9 @@ CATALOG: dict[str, tuple[Layout, ...]] = {
 }
 """Qualified name of a module type, `package.module:Class` → its layouts."""
 
-CONVENTIONS: tuple[TriedMlp, ...] = (
+CONVENTIONS: tuple[TriedMlp | Experts, ...] = (
+    Experts(),
+    Experts("up_proj", gated=False),
     TriedMlp("up_proj", "down_proj", gate="gate_proj"),
     TriedMlp("gate_up_proj", "down_proj", gate="gate_up_proj", activation="activation_fn"),
     TriedMlp("fc1", "fc2", activation="activation_fn"),

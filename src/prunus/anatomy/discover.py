@@ -79,7 +79,7 @@ def _merge_twins(model: nn.Module, units: list[Unit]) -> list[Unit]:
     first: dict[tuple[int, ...], int] = {}
     merged: list[Unit] = []
     for unit in units:
-        key = tuple(id(linear.weight) for _, linear in linears(model, unit))
+        key = tuple(id(layer.weight) for _, layer in linears(model, unit))
         if key in first:
             original = merged[first[key]]
             merged[first[key]] = replace(original, twins=(*original.twins, unit.path))
@@ -99,10 +99,10 @@ def _account(
     """Where every parameter that no unit can remove lives, and why it stays."""
     claimed: set[int] = set()
     for unit in units:
-        for site, linear in linears(model, unit):
-            claimed.add(id(linear.weight))
-            if site is not unit.consumer and linear.bias is not None:
-                claimed.add(id(linear.bias))
+        for site, layer in linears(model, unit):
+            claimed.add(id(layer.weight))
+            if site is not unit.consumer and layer.bias is not None:
+                claimed.add(id(layer.bias))
     modules: dict[str, nn.Module] = {}
     opaque: dict[str, str | None] = {}
     unmapped: dict[str, Unmapped] = {}

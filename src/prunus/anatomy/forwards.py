@@ -69,6 +69,12 @@ class NarrowRotation:
         return there
 
 
+def rotation_of(module: nn.Module) -> Tensor | None:
+    """The columns of the rotation tables that a module uses, (kept,), int64; None where it was never narrowed."""
+    hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, NarrowRotation))
+    return next((hook.index for hook in hooks), None)
+
+
 def keep_rotation(module: nn.Module, index: Tensor) -> None:
     """Keeps the columns `index` (on the CPU) of the rotation tables, relative to those a module uses now."""
     for key, hook in module._forward_pre_hooks.items():

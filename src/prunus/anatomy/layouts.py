@@ -15,20 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from prunus.anatomy.forwards import keep_rotation, take_own_forward
+from prunus.anatomy.forwards import keep_rotation, rotation_of, take_own_forward
+from prunus.anatomy.layers import Linear, Site, inputs, outputs
 from prunus.anatomy.trial import MisfitError, keeps_zero, linear_at, prove_mlp
-
-
-@dataclass(frozen=True)
-class Site:
-    """One linear layer of a unit. Along the narrowed side its features are ordered (repeats, span, channels)."""
-
-    linear: str
-    """Path relative to the unit's module."""
-    repeats: int
-    """Heads of an attention's layer (all of q, k and v where they are fused); 1 in an MLP, 2 where up and gate are fused."""
-    features: int
-    """Parameters per narrowed feature: fan-in plus bias for a producer, fan-out for the consumer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +54,10 @@ class Layout(ABC):
             MisfitError: the layout does not describe the module; the message says why.
         """
 
-    def factor(self, linear: str, share: float) -> float:
-        """By what a producer's rows are multiplied when this share of the channels stays."""
-        return 1.0
+    def scales(self, site: Site, before: Sites, share: float) -> Tensor | None:
+        """By what the rows of each of a producer's repeats are multiplied, (repeats,), when this share of the channels stays; None
+        where they stay as they are."""
+        return None
 
     @abstractmethod
     def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
@@ -103,17 +93,28 @@ class Attention(Layout):
     totals: tuple[str, ...] = field(default=(), kw_only=True)
     """Attributes of `core`: heads × width."""
     rotary: bool = field(default=False, kw_only=True)
-    """q and k are rotated: channels i and i + width/2 go together, and the rotation tables are narrowed with them."""
+    """q and k are rotated, all or the first channels of each head: i and i + rotated/2 go together, and the rotation tables are
+    narrowed with them."""
+    interleaved: bool = field(default=False, kw_only=True)
+    """It is channels 2 i and 2 i + 1 that go together."""
+    rotated: str = field(default="", kw_only=True)
+    """Attribute of `core`: how many channels of each head are rotated, where the forward reads it."""
     scale_follows_width: bool = field(default=False, kw_only=True)
     """The forward divides the logits by sqrt(current width), so surgery folds sqrt(new/old) into the queries."""
+    grouped: bool = field(default=False, kw_only=True)
+    """One layer makes queries, keys and values, and its heads are ordered by groups: some queries, their key, their value."""
+    unless: str = field(default="", kw_only=True)
+    """Entry of the module's config with which it computes something else."""
     own_forward: Callable[..., Any] | None = field(default=None, kw_only=True)
     """A forward for any head width, (module, …), where the stock one derives the width from something else."""
 
     def sites(self, module: nn.Module) -> Sites:
         width, span = self._width(module), 2 if self.rotary else 1
         names = tuple(dict.fromkeys((self.query, self.key, self.value)))
-        rows, columns = linear_at(module, self.query).out_features, linear_at(module, self.out).in_features
+        rows, columns = outputs(linear_at(module, self.query)), inputs(linear_at(module, self.out))
         shared = rows - columns
+        if self.unless and getattr(getattr(module, "config", None), self.unless, None):
+            raise MisfitError(f"its config says {self.unless}")
         if len(names) > 1 and shared:
             raise MisfitError("its queries and its output layer disagree on heads × width")
         if len(names) == 1 and (shared <= 0 or shared % (2 * width) or columns % (shared // 2)):
@@ -121,23 +122,28 @@ class Attention(Layout):
                 f"its fused qkv has {rows} rows: not {columns}, the inputs of its output layer, and keys and values"
             )
         for name in names:
-            if linear_at(module, name).out_features % width:
+            if outputs(linear_at(module, name)) % width:
                 raise MisfitError(
-                    f"{name} has {linear_at(module, name).out_features} rows, no multiple of head width {width}"
+                    f"{name} has {outputs(linear_at(module, name))} rows, no multiple of head width {width}"
                 )
-        if self.rotary and width % 2:
-            raise MisfitError(f"its rotary head width {width} is odd")
-        if self.rotary and _rotated_share(module) != 1:
-            raise MisfitError("it rotates a part of each head only")
-        if self.scale_follows_width and len(names) == 1:
-            raise MisfitError("a scale cannot be folded into the queries alone where they are fused")
+        order = self._order(module, width)
         return Sites(
-            producers=tuple(_producer(module, name, linear_at(module, name).out_features // width) for name in names),
-            consumer=_consumer(module, self.out, columns // width), channels=width // span, span=span,
+            producers=tuple(
+                _producer(module, name, outputs(linear_at(module, name)) // width, order) for name in names
+            ),
+            consumer=_consumer(module, self.out, columns // width, order), channels=width // span, span=span,
         )  # fmt: skip
 
-    def factor(self, linear: str, share: float) -> float:
-        return math.sqrt(share) if self.scale_follows_width and linear == self.query else 1.0
+    def scales(self, site: Site, before: Sites, share: float) -> Tensor | None:
+        if not self.scale_follows_width or site.linear != self.query:
+            return None
+        head, queries = torch.arange(site.repeats, device="cpu"), before.consumer.repeats
+        if self.grouped:
+            groups = (site.repeats - queries) // 2
+            is_query = head % (site.repeats // groups) < queries // groups
+        else:
+            is_query = head < queries
+        return torch.where(is_query, math.sqrt(share), 1.0)
 
     def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
         core, width = module.get_submodule(self.core), len(kept) * before.span
@@ -146,7 +152,29 @@ class Attention(Layout):
         if self.own_forward is not None:
             take_own_forward(module, self.own_forward)
         if self.rotary:
-            keep_rotation(module, torch.cat([kept, kept + before.channels]))
+            pairs = self._rotated(module, before.channels * before.span) // 2
+            stay = kept[kept < pairs]
+            keep_rotation(module, torch.cat([stay, stay + pairs]))
+            if self.rotated:
+                setattr(core, self.rotated, 2 * len(stay))
+
+    def _order(self, module: nn.Module, width: int) -> tuple[int, ...]:
+        """The channel of every feature of a head; empty where all are rotary pairs by halves, or none."""
+        if not self.rotary:
+            return ()
+        rotated = self._rotated(module, width)
+        if width % 2 or rotated % 2:
+            raise MisfitError(f"its rotary head width {width if width % 2 else rotated} is odd")
+        if rotated == width and not self.interleaved:
+            return ()
+        pairs, passed = rotated // 2, (width - rotated) // 2
+        first = (feature // 2 if self.interleaved else feature % pairs for feature in range(rotated))
+        return (*first, *(pairs + feature % passed for feature in range(width - rotated)))
+
+    def _rotated(self, module: nn.Module, width: int) -> int:
+        """How many channels of each head are rotated now."""
+        kept = rotation_of(module)
+        return int(width * _rotated_share(module)) if kept is None else len(kept)
 
     def _width(self, module: nn.Module) -> int:
         try:
@@ -176,8 +204,8 @@ class Mlp(Layout):
         repeats = 2 if self.gate == self.up else 1
         producers = tuple(_producer(module, name, repeats) for name in names)
         consumer = _consumer(module, self.down, 1)
-        channels = linear_at(module, self.down).in_features
-        if any(linear_at(module, name).out_features != repeats * channels for name in names):
+        channels = inputs(linear_at(module, self.down))
+        if any(outputs(linear_at(module, name)) != repeats * channels for name in names):
             raise MisfitError("the layers of its MLP disagree on the hidden width")
         if self.gate is None and self.activation and not keeps_zero(module, self.activation):
             raise MisfitError(
@@ -204,17 +232,27 @@ class TriedMlp(Mlp):
         return super().sites(module)
 
 
-def _producer(module: nn.Module, path: str, repeats: int) -> Site:
+def _producer(module: nn.Module, path: str, repeats: int, order: tuple[int, ...] = ()) -> Site:
     """Rows and their biases leave."""
-    linear = linear_at(module, path)
-    return Site(path, repeats, linear.in_features + (linear.bias is not None))
+    layer = linear_at(module, path)
+    return Site(path, repeats, inputs(layer) + (layer.bias is not None), 0 if _stores_rows(layer) else 1, order)
 
 
-def _consumer(module: nn.Module, path: str, repeats: int) -> Site:
+def _consumer(module: nn.Module, path: str, repeats: int, order: tuple[int, ...] = ()) -> Site:
     """Columns leave."""
-    return Site(path, repeats, linear_at(module, path).out_features)
+    layer = linear_at(module, path)
+    return Site(path, repeats, outputs(layer), 1 if _stores_rows(layer) else 0, order)
+
+
+def _stores_rows(layer: Linear) -> bool:
+    return isinstance(layer, nn.Linear)
 
 
 def _rotated_share(module: nn.Module) -> float:
+    """The share of each head that is rotated, as the config says it: for all layers, or for each kind of layers."""
     parameters = getattr(getattr(module, "config", None), "rope_parameters", None) or {}
-    return float(parameters.get("partial_rotary_factor") or 1.0)
+    kinds = [kind for kind in parameters.values() if isinstance(kind, dict)] or [parameters]
+    shares = {float(kind.get("partial_rotary_factor") or 1.0) for kind in kinds}
+    if len(shares) > 1:
+        raise MisfitError("its layers rotate different parts of their heads")
+    return shares.pop()

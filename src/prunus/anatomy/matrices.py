@@ -139,7 +139,8 @@ def survey(
             seen.add(id(parameter))
             reason = _why_dense(model, path, module, local, parameter, any_type)
             if reason is None:
-                found += _held(path, module, local, parameter, place, components.get(path, ""))
+                known = components.get(path) or components.get(f"{path}.{local}", "")
+                found += _held(path, module, local, parameter, place, known)
             else:
                 name = path if isinstance(module, nn.Linear | Conv1D) else f"{path}.{local}"
                 before = dense[name].weights if name in dense else 0

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.anatomy.catalog import layouts_of
-from prunus.anatomy.layouts import Layout, Site, Sites
+from prunus.anatomy.layers import Layer, Site, layer_at
+from prunus.anatomy.layouts import Layout, Sites
 from prunus.anatomy.towers import select
 from prunus.errors import PrunusError
 
@@ -20,7 +21,8 @@ class Unit(Sites):
     """A structure that can be narrowed: an attention (self or cross) or an MLP, gated or not.
 
     A channel j occupies, in every site, the features {(r, s, j)} for all repeats r and spans s: one head-width index
-    in all heads, a rotary pair in all heads (span 2), or one hidden neuron.
+    in all heads, a rotary pair in all heads (span 2), one hidden neuron, or one of every expert. A site that stores them in another
+    order says so.
     """
 
     name: str
@@ -48,7 +50,8 @@ class Unit(Sites):
     @property
     def channel_cost(self) -> int:
         """Parameters that leave with one channel: producer rows with their biases, consumer columns."""
-        return self.span * sum(site.repeats * site.features for site in (*self.producers, self.consumer))
+        sites = (*self.producers, self.consumer)
+        return sum(self.features_per_channel(site) * site.features for site in sites)
 
     @property
     def linear_paths(self) -> tuple[str, ...]:
@@ -65,12 +68,28 @@ class Unit(Sites):
         """Whether its scores are compared with those of attentions, else with those of MLPs."""
         return self.layout.is_attention
 
-    def feature_indices(self, site: Site, kept: Tensor, channels: int | None = None) -> Tensor:
+    def features_per_channel(self, site: Site) -> int:
+        """Features of `site` that belong to one channel."""
+        return site.repeats * (len(site.order) // self.channels if site.order else self.span)
+
+    def feature_indices(self, site: Site, kept: Tensor) -> Tensor:
         """Features of `site` that belong to the channels `kept` (sorted, int64), in storage order."""
-        width = (channels or self.channels) * self.span
-        within = torch.cat([kept + span * (width // self.span) for span in range(self.span)])
-        starts = torch.arange(site.repeats, device=kept.device)[:, None] * width
-        return (starts + within).flatten()
+        is_kept = torch.zeros(self.channels, dtype=torch.bool, device=kept.device)
+        is_kept[kept] = True
+        return self.spread(site, is_kept).nonzero().flatten()
+
+    def spread(self, site: Site, of_channels: Tensor) -> Tensor:
+        """Values of the channels, (channels,), as those of the features of `site`, in storage order."""
+        if not site.order:
+            return of_channels.repeat(self.span * site.repeats)
+        return of_channels[torch.tensor(site.order, device=of_channels.device)].repeat(site.repeats)
+
+    def gather(self, site: Site, of_features: Tensor) -> Tensor:
+        """Values of the features of `site`, summed over those of each channel: (channels,)."""
+        if not site.order:
+            return of_features.view(self.span * site.repeats, self.channels).sum(0)
+        order = torch.tensor(site.order, device=of_features.device)
+        return of_features.new_zeros(self.channels).index_add(0, order, of_features.view(site.repeats, -1).sum(0))
 
 
 @dataclass(frozen=True)
@@ -165,11 +184,11 @@ def _extent(values: list[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} – {high:,}"
 
 
-def linears(model: nn.Module, unit: Unit, path: str | None = None) -> tuple[tuple[Site, nn.Linear], ...]:
-    """The unit's producers and, last, its consumer, as (site, module) pairs."""
+def linears(model: nn.Module, unit: Unit, path: str | None = None) -> tuple[tuple[Site, Layer], ...]:
+    """The unit's producers and, last, its consumer, as (site, layer) pairs."""
     root = model.get_submodule(unit.path if path is None else path)
     sites = (*unit.producers, unit.consumer)
-    return tuple((site, root.get_submodule(site.linear)) for site in sites)  # type: ignore[misc]
+    return tuple((site, layer_at(root, site)) for site in sites)
 
 
 def module_of(model: nn.Module, name: str) -> str | None:

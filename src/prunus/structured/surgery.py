@@ -11,7 +11,7 @@ from collections.abc import Container
 import torch
 from torch import Tensor, nn
 
-from prunus.anatomy import Anatomy, Unit, linears
+from prunus.anatomy import Anatomy, Layer, Unit, linears, resize
 from prunus.plan import Plan, mark
 
 _Sliced = dict[int, tuple[Tensor, nn.Parameter]]
@@ -44,25 +44,33 @@ def narrow(model: nn.Module, parts: Anatomy, plan: Plan, copies: Container[str] 
 
 
 def _narrow_unit(model: nn.Module, unit: Unit, path: str, kept: Tensor, sliced: _Sliced) -> None:
-    *producers, consumer = linears(model, unit, path)
-    for site, linear in producers:
+    *producers, (last, consumer) = linears(model, unit, path)
+    for site, layer in producers:
         index = unit.feature_indices(site, kept)
-        factor = unit.layout.factor(site.linear, len(kept) / unit.channels)
-        linear.weight = _sliced(linear.weight, 0, index, factor, sliced)
-        if linear.bias is not None:
-            linear.bias = _sliced(linear.bias, 0, index, factor, sliced)
-        linear.out_features = len(index)
-    site, linear = consumer
-    index = unit.feature_indices(site, kept)
-    linear.weight = _sliced(linear.weight, 1, index, 1.0, sliced)
-    linear.in_features = len(index)
+        scales = unit.layout.scales(site, unit, len(kept) / unit.channels)
+        if scales is not None:
+            scales = scales.repeat_interleave(len(index) // site.repeats)
+        weight, bias = layer.weight, layer.bias
+        narrow = {layer.name: _sliced(layer, weight, layer.side, index, scales, sliced)}
+        if bias is not None:
+            narrow[layer.bias_name] = _sliced(layer, bias, bias.ndim - 1, index, scales, sliced)
+        layer.owner._parameters.update(narrow)
+        resize(layer)
+    weight, index = consumer.weight, unit.feature_indices(last, kept)
+    consumer.owner._parameters[consumer.name] = _sliced(consumer, weight, consumer.side, index, None, sliced)
+    resize(consumer)
     unit.layout.shrink(model.get_submodule(path), kept, unit)
 
 
-def _sliced(parameter: Tensor, side: int, index: Tensor, factor: float, done: _Sliced) -> nn.Parameter:
+def _sliced(
+    layer: Layer, parameter: Tensor, side: int, index: Tensor, scales: Tensor | None, done: _Sliced
+) -> nn.Parameter:
     """The kept part of a parameter; one that two modules share is cut once and stays shared."""
     if id(parameter) not in done:
-        part = parameter.index_select(side, index.to(parameter.device))
-        part = part * factor if factor != 1 else part
+        part = layer.cut(parameter, index, side)
+        if scales is not None:
+            shape = [len(index) if place == side else 1 for place in range(part.ndim)]
+            factors = scales.to(part.device, torch.promote_types(part.dtype, torch.float32)).view(shape)
+            part = (part * factors).to(part.dtype)
         done[id(parameter)] = parameter, nn.Parameter(part, parameter.requires_grad)
     return done[id(parameter)][1]
