@@ -32,7 +32,7 @@ def gate_gradient(model: nn.Module, unit: Unit, gate: Tensor) -> Tensor | None:
         rows = _row_products(linear.weight, linear.weight.grad)
         if linear.bias is not None and linear.bias.grad is not None:
             rows += linear.bias.float() * linear.bias.grad.float()
-        total += rows.view(site.repeats * unit.span, unit.channels).sum(0).to(total.device)
+        total += unit.gather(rows).to(total.device)
     if not came:
         return None
     return torch.where(gate > 0, total / gate.clamp_min(torch.finfo(gate.dtype).tiny), 0.0)
