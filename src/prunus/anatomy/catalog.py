@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from prunus.anatomy.conventions import AttentionByConvention
 from prunus.anatomy.experts import Experts
 from prunus.anatomy.forwards import fused_attention
 from prunus.anatomy.layouts import Attention, Layout, Mlp, TriedMlp
@@ -113,7 +114,7 @@ CATALOG: dict[str, tuple[Layout, ...]] = {
 }
 """Qualified name of a module type, `package.module:Class` → its layouts."""
 
-CONVENTIONS: tuple[TriedMlp | Experts, ...] = (
+CONVENTIONS: tuple[TriedMlp | AttentionByConvention | Experts, ...] = (
     Experts(),
     Experts("up_proj", gated=False),
     TriedMlp("up_proj", "down_proj", gate="gate_proj"),
@@ -123,6 +124,7 @@ CONVENTIONS: tuple[TriedMlp | Experts, ...] = (
     TriedMlp("fc1", "fc2", activation="activation"),
     TriedMlp("wi", "wo", activation="act"),
     TriedMlp("w1", "w2", activation="act"),
+    AttentionByConvention(),
 )
 """Layouts tried on types that the catalog does not name. A match counts only if a trial run equals the formula."""
 

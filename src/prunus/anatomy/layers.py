@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-Linear = nn.Linear | Conv1D
+Linear: TypeAlias = nn.Linear | Conv1D
 """Layers that hold one linear map."""
 
 
@@ -44,7 +45,9 @@ class Layer:
     @property
     def weight(self) -> nn.Parameter:
         """The parameter, as it is stored."""
-        return self.owner.get_parameter(self.name)
+        weight = self.owner._parameters[self.name]
+        assert weight is not None
+        return weight
 
     @property
     def bias(self) -> nn.Parameter | None:
@@ -74,8 +77,7 @@ class Layer:
 
     def spread(self, values: Tensor, name: str) -> Tensor:
         """One value a feature, (features,), in a shape that multiplies the weight or the bias."""
-        parameter = self.owner.get_parameter(name)
-        shape = list(parameter.shape)
+        shape = list(self.parameters[name].shape)
         if name == self.name:
             kept = {self.side, 0} if self.is_fused else {self.side}
             shape = [size if place in kept else 1 for place, size in enumerate(shape)]

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from prunus.anatomy.forwards import keep_rotation, rotation_of, take_own_forward
+from prunus.anatomy.forwards import keep_rotation, take_own_forward
 from prunus.anatomy.layers import Linear, Site, inputs, outputs
+from prunus.anatomy.rotation import Rotation, tables_of, turned_features, turned_sizes
 from prunus.anatomy.trial import MisfitError, keeps_zero, linear_at, prove_mlp
 
 
@@ -32,6 +33,49 @@ class Sites:
     """Channels of the unit."""
     span: int = 1
     """Features of one channel in each repeat: 2 for rotary pairs."""
+    order: tuple[int, ...] = ()
+    """Feature of one repeat → its channel. Empty: feature f belongs to channel f mod channels."""
+    norms: tuple[Site, ...] = ()
+    """Norms over the features, which lose as many weights."""
+    turned: int = 0
+    """Features of each repeat that rotary positions turn, where the layout has to know."""
+
+    def features_of(self, site: Site, kept: Tensor) -> Tensor:
+        """Features of `site` that belong to the channels `kept` (sorted, int64), in storage order."""
+        order = site.order or self.order
+        if order:
+            width, stays = len(order), torch.zeros(self.channels, dtype=torch.bool, device=kept.device)
+            within = stays.index_fill_(0, kept, True)[torch.tensor(order, device=kept.device)].nonzero().flatten()
+        else:
+            width = self.channels * self.span
+            within = torch.cat([kept + span * self.channels for span in range(self.span)])
+        starts = torch.arange(site.repeats, device=kept.device)[:, None] * width
+        return (starts + within).flatten()
+
+    def features_per_channel(self, site: Site) -> int:
+        """Features of `site` that belong to one channel."""
+        return site.repeats * (len(site.order) // self.channels or self.span)
+
+    def spread(self, values: Tensor, repeats: int, order: tuple[int, ...] = ()) -> Tensor:
+        """A value for every channel, (channels,), as one for every feature of a layer with so many repeats, (features,).
+
+        Args:
+            order: of the layer, where it has its own.
+        """
+        order = order or self.order
+        if not order:
+            return values.repeat(self.span * repeats)
+        return values[torch.tensor(order, device=values.device)].repeat(repeats)
+
+    def gather(self, values: Tensor, order: tuple[int, ...] = ()) -> Tensor:
+        """The sum over the features of every channel: (features,) → (channels,)."""
+        order = order or self.order
+        if not order:
+            return values.view(-1, self.channels).sum(0)
+        of_features = values.view(-1, len(order)).sum(0)
+        return of_features.new_zeros(self.channels).index_add_(
+            0, torch.tensor(order, device=values.device), of_features
+        )
 
 
 @dataclass(frozen=True)
@@ -40,6 +84,8 @@ class Layout(ABC):
 
     is_attention: ClassVar[bool]
     """Whether its scores are compared with those of attentions, else with those of MLPs."""
+    is_tried: ClassVar[bool] = False
+    """Whether it counts for a module only if a trial proves it; others count unless a trial proves them wrong."""
     name: str = field(default="", kw_only=True)
     """What the unit's name adds to the path of its module, where a module holds several units or is a whole block. All
     named layouts of a type that fit are units; of those without a name, the first that fits."""
@@ -54,10 +100,22 @@ class Layout(ABC):
             MisfitError: the layout does not describe the module; the message says why.
         """
 
+    def factor(self, linear: str, share: float) -> float:
+        """By what a producer's rows, or the columns of the consumer, are multiplied when this share of the channels stays."""
+        return 1.0
+
     def scales(self, site: Site, before: Sites, share: float) -> Tensor | None:
-        """By what the rows of each of a producer's repeats are multiplied, (repeats,), when this share of the channels stays; None
-        where they stay as they are."""
-        return None
+        """The same for each of a layer's repeats, (repeats,); None where nothing is multiplied."""
+        factor = self.factor(site.linear, share)
+        return None if factor == 1 else torch.full((site.repeats,), factor, device="cpu", dtype=torch.float64)
+
+    def refit(self, norm: str, weight: Tensor, share: float) -> Tensor:
+        """What becomes of the weights of a norm that stay."""
+        return weight
+
+    def candidates(self, module: nn.Module) -> Iterable[Layout]:
+        """What is to be tried on a module; itself, where there is no choice."""
+        return (self,)
 
     @abstractmethod
     def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
@@ -93,12 +151,10 @@ class Attention(Layout):
     totals: tuple[str, ...] = field(default=(), kw_only=True)
     """Attributes of `core`: heads × width."""
     rotary: bool = field(default=False, kw_only=True)
-    """q and k are rotated, all or the first channels of each head: i and i + rotated/2 go together, and the rotation tables are
-    narrowed with them."""
-    interleaved: bool = field(default=False, kw_only=True)
-    """It is channels 2 i and 2 i + 1 that go together."""
-    rotated: str = field(default="", kw_only=True)
-    """Attribute of `core`: how many channels of each head are rotated, where the forward reads it."""
+    """q and k are rotated, all or the first channels of each head: i and i + half go together, and the rotation tables are narrowed with
+    them."""
+    rotation: Rotation | None = field(default=None, kw_only=True)
+    """They are rotated otherwise."""
     scale_follows_width: bool = field(default=False, kw_only=True)
     """The forward divides the logits by sqrt(current width), so surgery folds sqrt(new/old) into the queries."""
     grouped: bool = field(default=False, kw_only=True)
@@ -109,7 +165,7 @@ class Attention(Layout):
     """A forward for any head width, (module, …), where the stock one derives the width from something else."""
 
     def sites(self, module: nn.Module) -> Sites:
-        width, span = self._width(module), 2 if self.rotary else 1
+        width, turns, turned = self._width(module), self._turns, 0
         names = tuple(dict.fromkeys((self.query, self.key, self.value)))
         rows, columns = outputs(linear_at(module, self.query)), inputs(linear_at(module, self.out))
         shared = rows - columns
@@ -126,24 +182,32 @@ class Attention(Layout):
                 raise MisfitError(
                     f"{name} has {outputs(linear_at(module, name))} rows, no multiple of head width {width}"
                 )
-        order = self._order(module, width)
+        order: tuple[int, ...] = ()
+        span = 1 if turns is None else turns.span
+        if turns is not None:
+            turned = turned_features(module, width)
+            order = turns.order(width, turned)
         return Sites(
-            producers=tuple(
-                _producer(module, name, outputs(linear_at(module, name)) // width, order) for name in names
-            ),
-            consumer=_consumer(module, self.out, columns // width, order), channels=width // span, span=span,
+            producers=tuple(_producer(module, name, outputs(linear_at(module, name)) // width) for name in names),
+            consumer=_consumer(module, self.out, columns // width), channels=width // span, span=span, turned=turned,
+            order=() if order == tuple(feature % (width // span) for feature in range(width)) else order,
         )  # fmt: skip
 
+    @property
+    def _turns(self) -> Rotation | None:
+        return self.rotation or (Rotation() if self.rotary else None)
+
+    def factor(self, linear: str, share: float) -> float:
+        return math.sqrt(share) if self.scale_follows_width and linear == self.query else 1.0
+
     def scales(self, site: Site, before: Sites, share: float) -> Tensor | None:
-        if not self.scale_follows_width or site.linear != self.query:
-            return None
+        found = super().scales(site, before, share)
+        if found is None or not self.query == self.key == site.linear:
+            return found
         head, queries = torch.arange(site.repeats, device="cpu"), before.consumer.repeats
-        if self.grouped:
-            groups = (site.repeats - queries) // 2
-            is_query = head % (site.repeats // groups) < queries // groups
-        else:
-            is_query = head < queries
-        return torch.where(is_query, math.sqrt(share), 1.0)
+        groups = (site.repeats - queries) // 2 if self.grouped else 1
+        is_query = head % (site.repeats // groups) < queries // groups
+        return torch.where(is_query, found, 1.0)
 
     def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
         core, width = module.get_submodule(self.core), len(kept) * before.span
@@ -151,30 +215,12 @@ class Attention(Layout):
             setattr(core, name, size)
         if self.own_forward is not None:
             take_own_forward(module, self.own_forward)
-        if self.rotary:
-            pairs = self._rotated(module, before.channels * before.span) // 2
-            stay = kept[kept < pairs]
-            keep_rotation(module, torch.cat([stay, stay + pairs]))
-            if self.rotated:
-                setattr(core, self.rotated, 2 * len(stay))
-
-    def _order(self, module: nn.Module, width: int) -> tuple[int, ...]:
-        """The channel of every feature of a head; empty where all are rotary pairs by halves, or none."""
-        if not self.rotary:
-            return ()
-        rotated = self._rotated(module, width)
-        if width % 2 or rotated % 2:
-            raise MisfitError(f"its rotary head width {width if width % 2 else rotated} is odd")
-        if rotated == width and not self.interleaved:
-            return ()
-        pairs, passed = rotated // 2, (width - rotated) // 2
-        first = (feature // 2 if self.interleaved else feature % pairs for feature in range(rotated))
-        return (*first, *(pairs + feature % passed for feature in range(width - rotated)))
-
-    def _rotated(self, module: nn.Module, width: int) -> int:
-        """How many channels of each head are rotated now."""
-        kept = rotation_of(module)
-        return int(width * _rotated_share(module)) if kept is None else len(kept)
+        if self._turns is not None:
+            index, columns = self._turns.columns(kept, before.turned)
+            turned = int((kept < before.turned // before.span).sum()) * before.span
+            for name, _ in turned_sizes(module):
+                setattr(module, name, turned)
+            keep_rotation(module, index, columns, turned, tables_of(module) or "position_embeddings")
 
     def _width(self, module: nn.Module) -> int:
         try:
@@ -232,27 +278,17 @@ class TriedMlp(Mlp):
         return super().sites(module)
 
 
-def _producer(module: nn.Module, path: str, repeats: int, order: tuple[int, ...] = ()) -> Site:
+def _producer(module: nn.Module, path: str, repeats: int) -> Site:
     """Rows and their biases leave."""
     layer = linear_at(module, path)
-    return Site(path, repeats, inputs(layer) + (layer.bias is not None), 0 if _stores_rows(layer) else 1, order)
+    return Site(path, repeats, inputs(layer) + (layer.bias is not None), 0 if _stores_rows(layer) else 1)
 
 
-def _consumer(module: nn.Module, path: str, repeats: int, order: tuple[int, ...] = ()) -> Site:
+def _consumer(module: nn.Module, path: str, repeats: int) -> Site:
     """Columns leave."""
     layer = linear_at(module, path)
-    return Site(path, repeats, outputs(layer), 1 if _stores_rows(layer) else 0, order)
+    return Site(path, repeats, outputs(layer), 1 if _stores_rows(layer) else 0)
 
 
 def _stores_rows(layer: Linear) -> bool:
     return isinstance(layer, nn.Linear)
-
-
-def _rotated_share(module: nn.Module) -> float:
-    """The share of each head that is rotated, as the config says it: for all layers, or for each kind of layers."""
-    parameters = getattr(getattr(module, "config", None), "rope_parameters", None) or {}
-    kinds = [kind for kind in parameters.values() if isinstance(kind, dict)] or [parameters]
-    shares = {float(kind.get("partial_rotary_factor") or 1.0) for kind in kinds}
-    if len(shares) > 1:
-        raise MisfitError("its layers rotate different parts of their heads")
-    return shares.pop()

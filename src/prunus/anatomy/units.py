@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunus.anatomy.catalog import layouts_of
 from prunus.anatomy.layers import Layer, Site, layer_at
@@ -49,8 +48,8 @@ class Unit(Sites):
 
     @property
     def channel_cost(self) -> int:
-        """Parameters that leave with one channel: producer rows with their biases, consumer columns."""
-        sites = (*self.producers, self.consumer)
+        """Parameters that leave with one channel: producer rows with their biases, weights of norms, consumer columns."""
+        sites = (*self.producers, *self.norms, self.consumer)
         return sum(self.features_per_channel(site) * site.features for site in sites)
 
     @property
@@ -67,29 +66,6 @@ class Unit(Sites):
     def is_attention(self) -> bool:
         """Whether its scores are compared with those of attentions, else with those of MLPs."""
         return self.layout.is_attention
-
-    def features_per_channel(self, site: Site) -> int:
-        """Features of `site` that belong to one channel."""
-        return site.repeats * (len(site.order) // self.channels if site.order else self.span)
-
-    def feature_indices(self, site: Site, kept: Tensor) -> Tensor:
-        """Features of `site` that belong to the channels `kept` (sorted, int64), in storage order."""
-        is_kept = torch.zeros(self.channels, dtype=torch.bool, device=kept.device)
-        is_kept[kept] = True
-        return self.spread(site, is_kept).nonzero().flatten()
-
-    def spread(self, site: Site, of_channels: Tensor) -> Tensor:
-        """Values of the channels, (channels,), as those of the features of `site`, in storage order."""
-        if not site.order:
-            return of_channels.repeat(self.span * site.repeats)
-        return of_channels[torch.tensor(site.order, device=of_channels.device)].repeat(site.repeats)
-
-    def gather(self, site: Site, of_features: Tensor) -> Tensor:
-        """Values of the features of `site`, summed over those of each channel: (channels,)."""
-        if not site.order:
-            return of_features.view(self.span * site.repeats, self.channels).sum(0)
-        order = torch.tensor(site.order, device=of_features.device)
-        return of_features.new_zeros(self.channels).index_add(0, order, of_features.view(site.repeats, -1).sum(0))
 
 
 @dataclass(frozen=True)

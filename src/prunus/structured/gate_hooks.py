@@ -54,7 +54,9 @@ class _Gated(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, feature_gate: Tensor | None, leaf: Tensor, hook: GateHook, owner: nn.Module) -> Tensor:
+    def forward(
+        ctx: Any, output: Tensor, feature_gate: Tensor | None, leaf: Tensor, hook: GateHook, owner: nn.Module
+    ) -> Tensor:
         ctx.save_for_backward(output, feature_gate)
         ctx.leaf, ctx.hook, ctx.weight = leaf, hook, hook.layer.of(owner).weight
         return output.clone() if feature_gate is None else _scaled(output, feature_gate)
@@ -65,7 +67,7 @@ class _Gated(torch.autograd.Function):
         if ctx.weight.requires_grad and ctx.weight.grad is None:
             ctx.leaf.grad = None
         of_features = column_products(output.reshape(-1, output.shape[-1]), slope.reshape(-1, slope.shape[-1]))
-        of_channels = ctx.hook.unit.gather(ctx.hook.site, of_features).to(ctx.leaf.device)
+        of_channels = ctx.hook.unit.gather(of_features, ctx.hook.site.order).to(ctx.leaf.device)
         return slope if feature_gate is None else _scaled(slope, feature_gate), None, of_channels, None, None
 
 
@@ -90,7 +92,7 @@ class ExpertsHook(GateHook):
         if self.leaf is not None and torch.is_grad_enabled():
             if layer.weight.requires_grad and layer.weight.grad is None:
                 self.leaf.grad = None
-            gate = gate.to(self.leaf.device) + self.unit.spread(self.site, self.leaf)
+            gate = gate.to(self.leaf.device) + self.unit.spread(self.leaf, self.site.repeats, self.site.order)
         factors = {name: layer.spread(gate, name) for name in self._own}
         for name, own in self._own.items():
             factor = factors[name].to(own.device, torch.promote_types(own.dtype, torch.float32))

@@ -57,7 +57,7 @@ class Gates:
                 gate = self.values[name] = gate.detach().to(self.values[name])  # noqa: PLW2901
             is_open = bool((gate == 1).all())
             for site, hook in self._hooks[name]:
-                hook.feature_gate = None if is_open else unit.spread(site, gate)
+                hook.feature_gate = None if is_open else unit.spread(gate, site.repeats, site.order)
 
     def take_gradients(self) -> None:
         """Puts into the `grad` of every exact gate what `backward` has left since the last time, averaged over all processes that train the

@@ -33,7 +33,7 @@ def gate_gradient(model: nn.Module, unit: Unit, gate: Tensor) -> Tensor | None:
         rows = _row_products(layer.features(weight), layer.features(weight.grad))
         if bias is not None and bias.grad is not None:
             rows += (bias.float() * bias.grad.float()).flatten()
-        total += unit.gather(site, rows).to(total.device)
+        total += unit.gather(rows, site.order).to(total.device)
     if not came:
         return None
     return torch.where(gate > 0, total / gate.clamp_min(torch.finfo(gate.dtype).tiny), 0.0)

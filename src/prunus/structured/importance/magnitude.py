@@ -25,7 +25,7 @@ class WeightMagnitude(Importance):
             of_features = layer.features(layer.weight).float().square().sum(1)
             if layer.bias is not None and site is not unit.consumer:
                 of_features = of_features + layer.bias.float().square().flatten()
-            squares += unit.gather(site, of_features).to(gate.device)
+            squares += unit.gather(of_features, site.order).to(gate.device)
         return squares.sqrt()
 
     def scores(self, state: State) -> dict[str, Tensor]:
