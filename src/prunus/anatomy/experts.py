@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from prunus.anatomy.forwards import experts_of_any_width, take_own_forward
 from prunus.anatomy.layers import Site
 from prunus.anatomy.layouts import Layout, Sites
 from prunus.anatomy.trial import NEURONS, MisfitError, without_hooks
@@ -73,6 +74,8 @@ class Experts(Layout):
         for name in self.sizes:
             if isinstance(getattr(module, name, None), int):
                 setattr(module, name, len(kept))
+        if hasattr(type(module).forward, "__wrapped__"):  # it chooses among kernels
+            take_own_forward(module, experts_of_any_width)
 
 
 def _prove(layout: Experts, module: nn.Module) -> None:
