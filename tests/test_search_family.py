@@ -48,7 +48,6 @@ from prunus import (
     extract,
     load_model,
 )
-from prunus.anatomy import linears
 from prunus.cost import channel_macs, multiply_accumulates
 from prunus.evaluation import evaluate_here
 from prunus.recipe import Recipe
@@ -59,7 +58,7 @@ from prunus.structured.scores import gate_gradient
 from prunus.tasks import EasyVQA, Noise
 from tests.families import FAMILIES, build
 from tests.test_equivalence import TOLERANCE, deviation, outputs
-from tests.test_search import _trainer, loss_of
+from tests.test_search import _trainer, gate_by_hand, loss_of
 from tests.test_structured_formulas import feed, kept, model_of
 
 STEPS = 6
@@ -198,18 +197,9 @@ def test_the_gradient_of_a_gate_is_autograds_whatever_the_gate_is(name: str) -> 
     gates.remove()
 
     explicit = {name: nn.Parameter(zeta.clone()) for name, zeta in values.items()}
-    handles = []
     for unit in units:
-        for path in (unit.path, *unit.twins):
-            for site, linear in linears(case.model, unit, path)[:-1]:
-                handles.append(
-                    linear.register_forward_hook(
-                        lambda _, __, out, z=explicit[unit.name], n=unit.span * site.repeats: out * z.repeat(n)
-                    )
-                )
+        gate_by_hand(case.model, unit, explicit[unit.name])
     loss_of(case).backward()
-    for handle in handles:
-        handle.remove()
     for unit in units:
         ours, theirs = found[unit.name], explicit[unit.name].grad
         assert (ours is None) == (theirs is None), unit.name

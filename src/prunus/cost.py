@@ -72,8 +72,16 @@ def multiply_accumulates(model: nn.Module, run: Callable[[], object], parts: Ana
 
 def _counter(more: Mapping[Any, Callable[..., int]] | None = None) -> FlopCounterMode:
     """A counter of 2 per multiply-accumulate, and of `more`: operation → its count, of the shapes of what it is given."""
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={fused: _fused_attention_flops, **(more or {})})
+    own: dict[Any, Callable[..., int]] = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused_attention_flops,
+        torch.ops.aten._grouped_mm: _grouped_flops,
+    }
+    return FlopCounterMode(display=False, custom_mapping={**own, **(more or {})})
+
+
+def _grouped_flops(tokens: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
+    """Of experts: every row of the tokens, (S, K), is multiplied with one of the matrices, (E, K, N)."""
+    return 2 * math.prod(tokens) * weight[-1]
 
 
 @torch.no_grad()
