@@ -1,9 +1,10 @@
-"""A user's data, as rows of fixed columns; images as models see them; and data sets that tasks of ours make items of."""
+"""A user's data, as rows of fixed columns; images as models see them; and versions of them for training."""
 
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BeforeValidator
 
+from prunus.data.augment import AnyAugmentation, Augmentation, Augmented
 from prunus.data.columns import COLUMNS, IMAGE_PLACE, WHERE
 from prunus.data.easy_vqa import COLORS, IMAGE_MEAN, IMAGE_STD, SHAPES, NamedImages, Questions, balanced, questions_of
 from prunus.data.images import IGNORED, BrokenImage, open_image, open_mask
@@ -37,7 +38,7 @@ else:
 
 __all__ = [
     "ADE20K", "CC3M", "COLORS", "COLUMNS", "GQA", "IGNORED", "IMAGE_MEAN", "IMAGE_PLACE", "IMAGE_STD", "NLVR", "NLVR2", "OKVQA", "SHAPES",
-    "WHERE", "AnyData", "BrokenImage", "CocoKarpathy", "Data", "EasyVQAData", "Flickr30k", "Found", "Hub", "ImageFolder", "ImageNet",
-    "NamedImages", "NoCaps", "Published", "Questions", "Table", "TextFiles", "VQAv2", "balanced", "open_image", "open_mask",
-    "questions_of",
+    "WHERE", "AnyAugmentation", "AnyData", "Augmentation", "Augmented", "BrokenImage", "CocoKarpathy", "Data", "EasyVQAData", "Flickr30k",
+    "Found", "Hub", "ImageFolder", "ImageNet", "NamedImages", "NoCaps", "Published", "Questions", "Table", "TextFiles", "VQAv2", "balanced",
+    "open_image", "open_mask", "questions_of",
 ]  # fmt: skip

@@ -10,9 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from prunus.errors import PrunusError
 
@@ -47,8 +45,8 @@ def open_image(value: Any, where: str = "") -> Image.Image:
         return turned if turned.mode == "RGB" else turned.convert("RGB")
 
 
-def open_mask(value: Any, where: str = "", first_class: int = 0) -> Tensor:
-    """Classes of the pixels, (H, W), int64.
+def open_mask(value: Any, where: str = "", first_class: int = 0) -> Image.Image:
+    """Classes of the pixels, as an image of whole numbers: mode L, or I where there are more than 255 classes.
 
     Args:
         value: as of `open_image`.
@@ -61,8 +59,9 @@ def open_mask(value: Any, where: str = "", first_class: int = 0) -> Tensor:
     with _opened(value, where) as image:
         if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
             raise ValueError(f"a mask holds one number a pixel, and this has {len(image.getbands())} channels")
-        classes = torch.from_numpy(np.array(image).astype(np.int64)) - first_class
-    return torch.where(classes < 0, IGNORED, classes) if first_class else classes
+        classes = np.array(image).astype(np.int32) - first_class
+    classes[classes < 0] = IGNORED
+    return Image.fromarray(classes if classes.max() > IGNORED else classes.astype(np.uint8))
 
 
 def look_at(value: Any, where: str = "", whole: bool = False) -> tuple[int, int]:
