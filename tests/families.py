@@ -392,7 +392,7 @@ def _image_and_text(model: tf.PreTrainedModel, places: int, **more: torch.Tensor
         "pixel_values": _pixels(),
         **more,
     }  # fmt: skip
-    return Case(model, inputs, {**inputs, "max_new_tokens": 4})
+    return Case(model, inputs, {**inputs, "max_new_tokens": 4, "suppress_tokens": [IMAGE_TOKEN]})
 
 
 @family

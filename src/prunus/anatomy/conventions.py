@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ class TriedAttention(Attention):
             turned = turned_features(module, width)
             order = self.rotation.order(width, turned)
         norms = [
-            Site(norm.path, module.get_submodule(norm.path).weight.numel() // width, 1)  # type: ignore[union-attr, operator]
+            Site(norm.path, module.get_submodule(norm.path).weight.numel() // width, 1)  # type: ignore[operator]
             for norm in self.norms
             if not norm.weightless
         ]
@@ -91,7 +91,7 @@ class TriedAttention(Attention):
     def refit(self, norm: str, weight: Tensor, share: float) -> Tensor:
         """The mean of squares is over fewer channels, so it is larger by the share that left: weights make up for it."""
         offset = next(known.offset for known in self.norms if known.path == norm)
-        return (weight + offset) * share**-0.5 - offset
+        return weight.add(offset).mul(share**-0.5).sub(offset)
 
     def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
         core, width = module.get_submodule(self.core), len(kept) * before.span
@@ -198,7 +198,7 @@ def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield from ((f"{name}.{part}", leaf) for part, leaf in child._modules.items() if _is_linear(leaf))
 
 
-def _is_linear(module: nn.Module | None) -> bool:
+def _is_linear(module: nn.Module | None) -> TypeGuard[nn.Module]:
     return isinstance(module, nn.Linear) or hasattr(module, "base_layer")
 
 

@@ -3,12 +3,14 @@ such sums; `with_interval` makes both into numbers with a confidence interval.
 """
 
 from prunus.metrics.bootstrap import Figures, mean_of, with_interval
+from prunus.metrics.captions import CaptionScores, caption_scores, check_caption_metrics
 from prunus.metrics.classification import TOP, top_figures, top_rows
 from prunus.metrics.ranks import best_ranks
 from prunus.metrics.retrieval import RECALLS, recall_figures, recall_rows
 from prunus.metrics.segmentation import overlap_figures, overlap_row
+from prunus.metrics.vqa import normalised, vqa_accuracy
 
 __all__ = [
-    "RECALLS", "TOP", "Figures", "best_ranks", "mean_of", "overlap_figures", "overlap_row", "recall_figures", "recall_rows",
-    "top_figures", "top_rows", "with_interval",
+    "RECALLS", "TOP", "CaptionScores", "Figures", "best_ranks", "caption_scores", "check_caption_metrics", "mean_of", "normalised",
+    "overlap_figures", "overlap_row", "recall_figures", "recall_rows", "top_figures", "top_rows", "vqa_accuracy", "with_interval",
 ]  # fmt: skip

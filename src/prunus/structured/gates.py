@@ -2,7 +2,8 @@
 
 A gate multiplies the outputs of the unit's producers, after their bias: q, k and v of an attention before the scores,
 the hidden layer of an MLP before its activation (UPop, section 3). It adds no parameter to the model, and multiplies
-in place, so that it keeps no activation for the backward pass.
+in place, so that it keeps no activation for the backward pass. Where a layer's outputs are many more than its weights, and a
+backward pass will follow, its weights are multiplied instead, for the time of the call: (ζ W) x + ζ b is the same.
 """
 
 from __future__ import annotations
