@@ -19,7 +19,7 @@ from prunus.checkpoint import bare_model, local_folder, plan_of, sparsity_in, ve
 from prunus.errors import PrunusError, shown
 from prunus.evaluation import evaluate_here, harness_scores, read_task
 from prunus.extensions import load_extension
-from prunus.metric import UNDECLARED
+from prunus.metric import written
 from prunus.models import as_published
 from prunus.models import convert as convert_file
 from prunus.plan import SparsityPlan
@@ -172,18 +172,18 @@ def evaluate(
     """Loads MODEL with its stock transformers class and evaluates it on a task."""
     if tasks is not None:
         figures: dict[str, Any] = {"metrics": harness_scores(model, tasks.split(","), limit, batch_size)}
-        texts = [f"{value:.4f}" for value in figures["metrics"].values()]  # as the harness writes them
+        texts = {name: f"{value:.4f}" for name, value in figures["metrics"].items()}  # as the harness writes them
     else:
         chosen = read_task(task, "--task")
         figures = asdict(evaluate_here(model, chosen, batch_size, limit))
-        texts = [chosen.metrics.get(name, UNDECLARED).text(value) for name, value in figures["metrics"].items()]
+        texts = written(figures["metrics"], chosen.metrics)
     text = json.dumps(figures)
     if json_path == "-":
         typer.echo(text)
     elif json_path:
         write_text(Path(json_path), text + "\n")
     else:
-        for name, value in zip(figures["metrics"], texts, strict=True):
+        for name, value in texts.items():
             typer.echo(f"{name:<40}{value:>12}")
 
 

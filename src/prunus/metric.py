@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from prunus.typed import Typed
@@ -42,3 +43,25 @@ UNDECLARED = Metric(unit="plain")
 def relative(before: float, after: float) -> str:
     """Growth in percent; a dash where there is nothing to compare with."""
     return f"{(after / before - 1):+.1%}" if before > 0 else "–"
+
+
+def written(found: Mapping[str, float], metrics: Mapping[str, Metric]) -> dict[str, str]:
+    """Every figure in its unit. The bounds of a figure (`…_low` and `…_high`) stand behind it, and not by themselves.
+
+    >>> written({"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.61}, {"accuracy": Metric()})
+    {'accuracy': '50.00% (40.00% to 61.00%)'}
+    """
+    texts = {}
+    for name, value in found.items():
+        base, _, end = name.rpartition("_")
+        if end in BOUNDS and base in found:
+            continue
+        metric = metrics.get(name, UNDECLARED)
+        texts[name] = metric.text(value)
+        if all(f"{name}_{end}" in found for end in BOUNDS):
+            texts[name] += " (" + " to ".join(metric.text(found[f"{name}_{end}"]) for end in BOUNDS) + ")"
+    return texts
+
+
+BOUNDS = ("low", "high")
+"""Of a confidence interval, as the last word of a figure's name."""

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from prunus.cost import human
-from prunus.metric import UNDECLARED, Metric, relative
+from prunus.metric import UNDECLARED, Metric, relative, written
 
 Row = tuple[str, str, str, str]
 HEADER: Row = ("", "dense", "compressed", "change")
@@ -18,11 +18,12 @@ def comparison(models: Mapping[str, dict[str, Any]], metrics: Mapping[str, Metri
     """Rows (what, dense, compressed, change) from `Report.models`."""
     dense, small = models["dense"], models["compressed"]
     rows: list[Row] = []
-    for name, before in dense["metrics"].items():
+    texts = {model: written(found["metrics"], metrics) for model, found in models.items()}
+    for name, text in texts["dense"].items():
         if name not in small["metrics"]:  # what a task finds may depend on the model
             continue
-        metric, after = metrics.get(name, UNDECLARED), small["metrics"][name]
-        rows.append((metric.title(name), metric.text(before), metric.text(after), metric.change(before, after)))
+        metric, before, after = metrics.get(name, UNDECLARED), dense["metrics"][name], small["metrics"][name]
+        rows.append((metric.title(name), text, texts["compressed"][name], metric.change(before, after)))
     for title, key in (("parameters", "parameters"), ("multiply-accumulates", "multiply_accumulates")):
         towers = [name for name in dense[key] if name != "total"]
         for tower in [*towers, "total"]:

@@ -1,0 +1,79 @@
+"""VQA accuracy as the evaluation code of the VQA data set computes it (Antol et al. 2015, VQAEval)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+ARTICLES = frozenset(("a", "an", "the"))
+NUMBERS = {
+    word: str(number)
+    for number, word in enumerate(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    )
+}
+NUMBERS["none"] = "0"
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+COMMA_IN_NUMBER = re.compile(r"\d,\d")
+PERIOD = re.compile(r"\.(?!\d)")
+PERIODS = 32
+"""So many periods are removed at the most: the official code gives `re.UNICODE`, which is 32, where the count stands."""
+
+_WITH_APOSTROPHES = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's how'd
+    how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock oughtn't
+    'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've
+    someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's they'd they'd've
+    they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd where's where've
+    who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd
+    you'd've you'll you're you've
+"""
+CONTRACTIONS = {
+    f"{word[:place]}{word[place + 1 :]}": word
+    for word in _WITH_APOSTROPHES.split()
+    for place, sign in enumerate(word)
+    if sign == "'"
+} | {"somebody'd": "somebodyd"}
+"""A contraction that lacks one apostrophe, and what the official code makes of it."""
+
+
+def normalised(answer: str) -> str:
+    """An answer without articles and most punctuation, in lower case, with digits for number words.
+
+    Example:
+        >>> normalised("The two dogs, dont run!")
+        "2 dogs don't run"
+    """
+    text = answer
+    for sign in PUNCTUATION:
+        beside_space = f"{sign} " in answer or f" {sign}" in answer
+        text = text.replace(sign, "" if beside_space or COMMA_IN_NUMBER.search(answer) else " ")
+    text = PERIOD.sub("", text, count=PERIODS)
+    words = (NUMBERS.get(word, word) for word in text.lower().split())
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """How far a prediction agrees with people's answers: the mean, over each of them left out, of min(1, others alike / 3).
+
+    Prediction and answers are normalised only if the answers differ from one another, as the official code does.
+
+    Args:
+        prediction: what a model says.
+        answers: of several people, usually ten; a single answer is an exact match.
+
+    Returns:
+        From 0 to 1.
+
+    Example:
+        >>> round(vqa_accuracy("2", ["2", "2", "two", "3", "3", "3", "3", "3", "3", "3"]), 2)
+        0.9
+    """
+    prediction, *answers = (text.replace("\n", " ").replace("\t", " ").strip() for text in (prediction, *answers))
+    if len(set(answers)) > 1:
+        prediction, *answers = (normalised(text) for text in (prediction, *answers))
+    if len(answers) == 1:
+        return float(prediction == answers[0])
+    alike = answers.count(prediction)
+    left_out = [min(1.0, (alike - (answer == prediction)) / 3) for answer in answers]
+    return sum(left_out) / len(left_out)
