@@ -44,6 +44,8 @@ class Case:
 
 Builder = Callable[[random.Random], Case]
 FAMILIES: dict[str, Builder] = {}
+WITH_EXPERTS: dict[str, Builder] = {}
+"""Families whose experts lie in one parameter, for what is done to channels."""
 
 
 def family(builder: Builder) -> Builder:
@@ -51,10 +53,15 @@ def family(builder: Builder) -> Builder:
     return builder
 
 
+def with_experts(builder: Builder) -> Builder:
+    WITH_EXPERTS[builder.__name__] = builder
+    return builder
+
+
 def build(name: str, seed: int) -> Case:
     """The family's model at a random tiny size; every weight, bias and norm is random, so that nothing hides."""
     torch.manual_seed(seed)
-    case = FAMILIES[name](random.Random(seed))
+    case = {**FAMILIES, **WITH_EXPERTS}[name](random.Random(seed))
     with torch.no_grad():
         for parameter in case.model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -356,14 +363,14 @@ def bart(rng: random.Random) -> Case:
     return Case(tf.BartForConditionalGeneration(config), inputs, {**text, "max_new_tokens": 4, "num_beams": 1})
 
 
-@family
+@with_experts
 def mixtral(rng: random.Random) -> Case:
     """Experts in one parameter, whose channels are those of all of them."""
     sizes = _llama_sizes(rng) | {"intermediate_size": rng.choice((16, 24))}  # kernels want rows of whole 16 bytes
     return _causal(tf.MixtralForCausalLM(tf.MixtralConfig(**sizes, num_local_experts=3)))
 
 
-@family
+@with_experts
 def gpt_oss(rng: random.Random) -> Case:
     """Experts that store inputs before outputs, gates and ups in turns, and biases; sinks."""
     sizes = _llama_sizes(rng) | {"intermediate_size": rng.choice((16, 24))}

@@ -52,12 +52,12 @@ from prunus import (
 from prunus.anatomy import CATALOG, Attention, Matrix, MisfitError, Mlp, choose, describe, locate, select, survey
 from prunus.checkpoint import bare_model
 from prunus.plan import UnitPlan
-from tests.families import FAMILIES, IMAGE, PATCH, build
+from tests.families import FAMILIES, IMAGE, PATCH, WITH_EXPERTS, build
 from tests.strangers import own_architecture
 from tests.test_equivalence import masked, random_plan
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *WITH_EXPERTS])
 def test_a_channel_costs_what_leaves_with_it(name: str) -> None:
     model = build(name, 7).model
     parts = anatomy(model)

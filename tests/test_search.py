@@ -22,7 +22,7 @@ from prunus.anatomy import Unit, linears
 from prunus.structured.closing.schedules import SCHEDULES
 from prunus.structured.gates import Gates
 from prunus.structured.scores import gate_gradient, standardise
-from tests.families import FAMILIES, IMAGE, PATCH, Case, build
+from tests.families import FAMILIES, IMAGE, PATCH, WITH_EXPERTS, Case, build
 from tests.test_equivalence import TOLERANCE, deviation, outputs
 
 
@@ -43,7 +43,7 @@ def gate_by_hand(model: nn.Module, unit: Unit, zeta: torch.Tensor) -> None:
                 layer.owner.register_forward_hook(lambda _, __, out, z=of_features: out * z)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *WITH_EXPERTS])
 def test_weight_gradients_give_the_gate_gradient(name: str) -> None:
     """The identity, against autograd on real gates, at fractional gates."""
     case = build(name, 5)
@@ -68,7 +68,7 @@ def test_weight_gradients_give_the_gate_gradient(name: str) -> None:
         torch.testing.assert_close(ours[unit.name], expected, rtol=2e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *WITH_EXPERTS])
 def test_search_plan_and_extract_as_in_the_readme(name: str) -> None:
     case = build(name, 6)
     search = Search(case.model, UPop(ratio=0.3, interval=1), total_steps=2)

@@ -44,10 +44,11 @@ def fused_attention(module: Any, hidden_states: Tensor, **kwargs: Any) -> tuple[
 
 def experts_of_any_width(module: Any, *args: Any, **kwargs: Any) -> Any:
     """Experts by the kernel that their config names; one by one where it cannot multiply them, as rows of no whole 16 bytes."""
-    stock = next(cls for cls in type(module).__mro__[1:] if cls is not Narrowed).forward
+    stock: Any = next(cls for cls in type(module).__mro__[1:] if cls is not Narrowed)
+    forward = stock.forward
     weight = module.down_proj
     width = weight.shape[1 if module.is_transposed else 2]
-    return (stock.__wrapped__ if width * weight.element_size() % 16 else stock)(module, *args, **kwargs)
+    return (forward.__wrapped__ if width * weight.element_size() % 16 else forward)(module, *args, **kwargs)
 
 
 class NarrowRotation:

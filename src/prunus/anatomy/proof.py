@@ -121,11 +121,8 @@ def _output(module: nn.Module, arguments: dict[str, Any]) -> Tensor:
         MisfitError: it hands its keys and values to other layers.
     """
     shared: dict[Any, Any] = {}
-    hooks = list(module._forward_pre_hooks.values())
     given = {**arguments, SHARED: shared} if SHARED in arguments else dict(arguments)
-    for hook in hooks:
-        given = hook(module, (), given)[1]  # type: ignore[call-arg, index]
-    found = module.forward(**given)
+    found = module(**given)
     if shared:
         raise MisfitError("other layers use its keys and values")
     while not isinstance(found, Tensor):
