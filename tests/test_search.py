@@ -572,3 +572,41 @@ def test_the_published_cut_refuses_what_it_ignores() -> None:
     for fields in ({"align": 8}, {"min_channels": 2}):
         with pytest.raises(PrunusError, match="knows neither"):
             UPop(ratio=0.5, cost="reference", **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gated_layer_computes_the_same_whether_its_outputs_or_its_weights_are_multiplied(dtype: torch.dtype) -> None:
+    """The weights are where a layer has more outputs than twice its weights; only for the time of the call."""
+    found = {}
+    for tokens in (25, 400):
+        case = build("vit", 0)
+        model = case.model.to(dtype)
+        unit = anatomy(model).units[-1]
+        layer: Any = model.get_submodule(f"{unit.path}.fc1")
+        gates = Gates(model, [unit])
+        gates.set({unit.name: torch.linspace(-0.5, 1, unit.channels)})
+        torch.manual_seed(1)
+        inputs = torch.randn(400, layer.in_features, dtype=dtype)
+        rows = [layer(part) for part in inputs.split(tokens)]
+        slope = torch.randn(400, layer.out_features, dtype=dtype)
+        torch.cat(rows).backward(slope)
+        found[tokens] = [torch.cat(rows).detach(), layer.weight.grad, layer.bias.grad]
+        assert isinstance(layer.weight, nn.Parameter)
+        gates.remove()
+        assert not layer._forward_hooks
+        assert not layer._forward_pre_hooks
+    near = {"rtol": 2e-5, "atol": 2e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.2}
+    for few, many in zip(*found.values(), strict=True):
+        torch.testing.assert_close(few, many, **near)
+
+
+def test_a_layer_that_fails_keeps_its_own_weights() -> None:
+    model = build("vit", 0).model
+    unit = anatomy(model).units[-1]
+    layer: Any = model.get_submodule(f"{unit.path}.fc1")
+    gates = Gates(model, [unit])
+    gates.set({unit.name: torch.full((unit.channels,), 0.5)})
+    with pytest.raises(RuntimeError):
+        layer(torch.randn(900, layer.in_features + 1))
+    assert isinstance(layer.weight, nn.Parameter)
+    assert "weight" not in vars(layer)

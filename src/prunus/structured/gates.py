@@ -2,7 +2,8 @@
 
 A gate multiplies the outputs of the unit's producers, after their bias: q, k and v of an attention before the scores,
 the hidden layer of an MLP before its activation (UPop, section 3). It adds no parameter to the model, and multiplies
-in place, so that it keeps no activation for the backward pass.
+in place, so that it keeps no activation for the backward pass. Where a layer's outputs are many more than its weights, and a
+backward pass will follow, its weights are multiplied instead, for the time of the call: (ζ W) x + ζ b is the same.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from prunus.anatomy import Site, Unit, linears
 from prunus.errors import PrunusError
 from prunus.structured.scores import column_products
+
+WORTHWHILE = 2
+"""Outputs for each weight of a layer, from which on it is its weights that are multiplied."""
 
 
 class GateHook:
@@ -36,7 +40,30 @@ class GateHook:
         self.is_saved = False
         self.followers = followers
 
-    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    def before(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Gives the layer weights that are gated already, for this call, where that is the smaller work."""
+        if (
+            self.feature_gate is None
+            or self.leaf is not None
+            or not torch.is_grad_enabled()
+            or type(layer) is not nn.Linear
+        ):
+            return
+        tokens = inputs[0].numel() // layer.in_features if inputs else 0
+        if tokens < WORTHWHILE * layer.in_features or torch.compiler.is_compiling():
+            return
+        for name, parameter in layer._parameters.items():
+            if parameter is not None:
+                gate = self.feature_gate.to(parameter.device).view(-1, *[1] * (parameter.ndim - 1))
+                layer.__dict__[name] = (parameter * gate).to(parameter.dtype)  # found before the parameter of that name
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor | None) -> Tensor | None:
+        if "weight" in module.__dict__:
+            for name in module._parameters:
+                module.__dict__.pop(name, None)
+            return output
+        if output is None:  # after an error of the layer
+            return None
         if self.feature_gate is None:
             return output if self.leaf is None else _gated(output, None, self.leaf, module)
         if self.feature_gate.device != output.device:  # a twin on another device, or a model that was moved
@@ -95,7 +122,8 @@ class Gates:
             for path in (unit.path, *unit.twins):
                 for place, (site, linear) in enumerate(linears(model, unit, path)[:-1]):
                     hook = GateHook(tuple(copy[place][1] for copy in copies))
-                    self._handles.append(linear.register_forward_hook(hook))
+                    self._handles.append(linear.register_forward_pre_hook(hook.before))
+                    self._handles.append(linear.register_forward_hook(hook, always_call=True))
                     hooks.append((site, hook))
             device = linears(model, unit)[0][1].weight.device
             self.values[unit.name] = torch.ones(unit.channels, dtype=torch.float32, device=device, requires_grad=exact)
@@ -268,6 +296,7 @@ def warn_of_gates(model: nn.Module) -> None:
 def remove_gates(model: nn.Module) -> None:
     """Takes every gate off a model, for instance off a copy of one that is being searched."""
     for module in model.modules():
-        for key, hook in list(module._forward_hooks.items()):
-            if isinstance(hook, GateHook):
-                del module._forward_hooks[key]
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(hooks.items()):
+                if isinstance(getattr(hook, "__self__", hook), GateHook):
+                    del hooks[key]
