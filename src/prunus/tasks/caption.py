@@ -67,7 +67,9 @@ class Caption(DataTask):
 
     def figures(self, found: Sequence[tuple[str, list[str]]]) -> dict[str, float]:
         """The scores; of the headline with an interval, where it is a mean over captions."""
-        scores = caption_scores([caption for caption, _ in found], [right for _, right in found], self.scores, self.words)
+        scores = caption_scores(
+            [caption for caption, _ in found], [right for _, right in found], self.scores, self.words
+        )
         first = self.scores[0]
         if first not in MEANS:
             return scores.overall

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from prunus.batches import for_model
 from prunus.calibration import Batch
-from prunus.data import AnyData, Data, open_image
+from prunus.data import WHERE, AnyData, Data, open_image
 from prunus.errors import PrunusError
 from prunus.losses import Prediction
 from prunus.progress import track
@@ -24,7 +24,7 @@ from prunus.tasks.task import Task
 from prunus.typed import Count
 
 Row = dict[str, Any]
-"""A row of data: the fixed columns, `where` it is from, and its `split`."""
+"""A row of data: the fixed columns, and `where` it is from; of a training item also its `part`."""
 
 
 class Rows(Dataset[Any]):
@@ -100,20 +100,28 @@ class DataTask(Task):
         return kind_of(self.kinds, self.config, self.processor)
 
     def rows(self, field: str) -> Any:
-        """The table of a split, by its field.
+        """The table of `train` or `evaluation`.
 
         Raises:
             PrunusError: there is none.
         """
-        data: Data | None = getattr(self, field)
-        if data is None:
-            raise PrunusError(f"task.{field}", None, "there are no such data; name a file, or a layout and its folder")
-        return data.read(self.needs)
+        if field not in self._tables:
+            data: Data | None = getattr(self, field)
+            if data is None:
+                raise PrunusError(
+                    f"task.{field}", None, "there are no such data; name a file, or a layout and its folder"
+                )
+            self._tables[field] = data.read(self.needs)
+        return self._tables[field]
+
+    @cached_property
+    def _tables(self) -> dict[str, Any]:
+        return {}
 
     def images(self, row: Row) -> list[Image]:
         """The pictures of a row, from one file or several; none where the row has none."""
         held = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
-        return [open_image(image, row.get("where", "")) for image in held]
+        return [open_image(image, row[WHERE]) for image in held]
 
     def train_data(self) -> Dataset[Any]:
         return Rows(self.rows("train"))
@@ -125,14 +133,12 @@ class DataTask(Task):
     def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:
         model.eval()
         found: list[Any] = []
-        for rows in track(list(self._batches(limit)), f"evaluating {self.name}", progress):
-            found += self.read_off(model, [self.rows("evaluation")[place] for place in rows])
+        table = self.rows("evaluation")
+        places = range(len(table))[:limit]
+        batches = [places[start : start + self.batch_size] for start in range(0, len(places), self.batch_size)]
+        for batch in track(batches, f"evaluating {self.name}", progress):
+            found += self.read_off(model, [table[place] for place in batch])
         return self.figures(found)
-
-    def _batches(self, limit: int | None) -> Iterator[range]:
-        count = len(self.rows("evaluation"))
-        count = count if limit is None else min(limit, count)
-        return (range(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size))
 
     def example(self, model: Any, batch_size: int) -> Callable[[], object]:
         """A forward pass over rows that are trained on, or else evaluated."""
