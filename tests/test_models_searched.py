@@ -17,8 +17,8 @@ from prunus import SearchCallback, UPop, anatomy, extract
 from tests.families import build
 
 SEVEN = {
-    "blip_nlvr": "AutoModel", "blip_answers": "AutoModel", "blip_caption": "AutoModelForImageTextToText",
-    "vit": "AutoModelForImageClassification", "blip_retrieval": "AutoModel", "clip_retrieval": "AutoModel",
+    "blip_nlvr": "AutoModel", "blip_answers": "AutoModelForVisualQuestionAnswering", "blip_caption": "AutoModelForImageTextToText",
+    "vit": "AutoModelForImageClassification", "blip_retrieval": "AutoModel", "clip_retrieval": "AutoModelForZeroShotImageClassification",
     "segmenter": "AutoModelForSemanticSegmentation",
 }  # fmt: skip
 """Family → the Auto class that loads it. A DeiT is a ViT."""
