@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, BlipConfig, BlipForQuestionAnswering
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForVisualQuestionAnswering,
+    BlipConfig,
+    BlipForQuestionAnswering,
+)
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 from transformers.utils import ModelOutput
 
@@ -53,8 +59,11 @@ class BlipForVqa(BlipForQuestionAnswering):  # type: ignore[misc]
     A question may have several answers, each with a weight. `generate` lets answers see padding, as the published code does.
 
     Example:
-        >>> model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=answers).loss  # doctest: +SKIP
-        >>> model.rank(ids, pixels, mask, candidate_ids, candidate_mask, best=128)  # doctest: +SKIP
+        >>> model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=answers).loss.shape
+        torch.Size([])
+        >>> best, looked_at, losses = model.rank(ids, pixels, mask, candidate_ids, candidate_mask, best=2)
+        >>> looked_at.shape == (len(ids), 2)
+        True
     """
 
     config_class = BlipVqaConfig
@@ -176,3 +185,4 @@ def _rows(mask: Tensor | None, rows: Tensor) -> Tensor | None:
 
 AutoConfig.register(BlipVqaConfig.model_type, BlipVqaConfig)
 AutoModel.register(BlipVqaConfig, BlipForVqa)
+AutoModelForVisualQuestionAnswering.register(BlipVqaConfig, BlipForVqa)

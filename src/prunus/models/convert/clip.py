@@ -12,6 +12,7 @@ from prunus.models.convert.published import (
     Published,
     Rule,
     Shapes,
+    heads,
     layers,
     mlp_width,
     square_side,
@@ -59,7 +60,7 @@ def clip_sizes(shapes: Shapes, head_width: int) -> dict[str, Any]:
     words, narrow = shapes["token_embedding.weight"]
     vision, text = (
         {
-            "hidden_size": width, "num_attention_heads": width // head_width, "num_hidden_layers": layers(shapes, f"{path}.resblocks."),
+            "hidden_size": width, "num_attention_heads": heads(width, head_width), "num_hidden_layers": layers(shapes, f"{path}.resblocks."),
             "intermediate_size": mlp_width(shapes, rf"{path}\.resblocks\.\d+\.mlp\.c_fc\.bias", width),
             "projection_dim": shapes["text_projection"][1],
         }
@@ -84,6 +85,7 @@ class Clip(Published):
     )
     left_out: ClassVar[dict[str, str]] = {
         "input_resolution|context_length|vocab_size": "a size that the shapes tell, too",
+        r".+\.attn_mask": "the causal mask, which is not learned",
     }
     positions: ClassVar[dict[str, int]] = {r"visual(_m)?\.positional_embedding": 1}
     patches = "visual.conv1.weight"
@@ -106,7 +108,7 @@ class ClipRetrieval(Clip):
         *clip_rules("_m"),
         *QUEUES,
     )
-    left_out: ClassVar[dict[str, str]] = {
+    left_out: ClassVar[dict[str, str]] = Clip.left_out | {
         r"ln_final_m\.\w+": "the published code reads the norm of the model itself in its place",
     }
 
