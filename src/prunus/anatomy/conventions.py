@@ -25,7 +25,9 @@ ROLE = re.compile(r"(?:to_|w|lin_|linear_)?(q|k|v)(?:uer(?:y|ies)|eys?|alues?)?(
 """How the layers that make queries, keys and values are called."""
 OUT = re.compile(r"(?:.*_)?(?:o|out|output|dense|proj|projection|fc_out|final)(?:_?(?:proj|lin|linear|layer|net))?")
 """How the output layer is called, where there are several others."""
-WIDTHS = re.compile(r"(?:.*_)?(?:head_(?:dim|size|width|features)|key_value_proj_dim|dim_per_head|d_kv|kv_channels)")
+WIDTHS = re.compile(
+    r"(?!all_)(?:.*_)?(?:head_(?:dim|size|width|features)|key_value_proj_dim|dim_per_head|d_kv|kv_channels)"
+)
 """Attributes that hold the head width."""
 HEADS = re.compile(r"num_(?:attention_)?heads|(?:n|num)_?heads?")
 """Attributes that hold the number of heads of the queries."""
@@ -140,7 +142,7 @@ class AttentionByConvention(Layout):
         widths = [name for name in _sizes(inside) if WIDTHS.fullmatch(name)]
         counts = [name for name in _sizes(inside) if HEADS.fullmatch(name)]
         named = [replace(base, width=name) for name in widths] or [replace(base, heads=name) for name in counts]
-        rotations = [None, *ROTATIONS] if tables_of(module) or tables_of(inside) else [None]
+        rotations = [None, *ROTATIONS] if tables_of(module) else [None]
         for guess in named:
             try:
                 width, columns = guess._width(module), linear_at(module, out).in_features

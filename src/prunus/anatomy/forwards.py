@@ -71,7 +71,8 @@ class NarrowRotation:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if self.name in kwargs:
             return args, {**kwargs, self.name: self._narrowed(module, kwargs[self.name])}
-        place = list(inspect.signature(type(module).forward).parameters).index(self.name) - 1  # without self
+        asked = list(inspect.signature(type(module).forward).parameters)[1:]  # without self
+        place = asked.index(self.name) if self.name in asked else len(args)
         if place >= len(args):
             return args, kwargs
         return (*args[:place], self._narrowed(module, args[place]), *args[place + 1 :]), kwargs
