@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from prunus.anatomy.catalog import CROSS_ATTENTION, OPAQUE, entry, layouts_of
+from prunus.anatomy.catalog import BY_SHAPE, CROSS_ATTENTION, OPAQUE, entry, layouts_of
 from prunus.anatomy.mirrors import copies_of, is_inside, mirrors_of
 from prunus.anatomy.proof import settle
 from prunus.anatomy.routers import ROUTER, is_router
@@ -41,7 +41,7 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
             continue
         is_described = False
         for layout in layouts_of(module):
-            if is_described and not layout.name:
+            if (is_described and not layout.name) or (layout in BY_SHAPE and places[path].block == path):
                 continue
             try:
                 found_layout, sites = settle(layout, module)
@@ -130,7 +130,7 @@ def _account(
             in_block = block != path
             is_bias = name.endswith("bias") and not isinstance(module, nn.Linear)
             is_matrix = (
-                parameter.ndim >= 2 and not isinstance(module, nn.Embedding | nn.Conv2d | nn.Conv3d) and not is_bias
+                parameter.ndim >= 2 and not isinstance(module, nn.Embedding | nn.modules.conv._ConvNd) and not is_bias
             )
             if is_inside(path, mirrors):
                 reason = "momentum copies: they follow their originals"
@@ -168,6 +168,8 @@ def _why_dense(module: nn.Module, parameter: nn.Parameter, in_block: bool) -> st
         return "embeddings: their width is the model's width"
     if isinstance(module, nn.Conv2d | nn.Conv3d):
         return "patch convolution: its output is the model's width"
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "convolutions: they are no linear map"
     if isinstance(module, nn.Linear) and in_block:
         return BIASES
     if isinstance(module, nn.Linear):
