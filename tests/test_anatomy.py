@@ -574,3 +574,13 @@ def test_an_entry_from_outside_makes_an_architecture_known(tmp_path: Path) -> No
     prune(loaded, Wanda(sparsity=0.5), [inputs], options=options)
     for name, tensor in load_model(tmp_path / "sparse").state_dict().items():
         torch.testing.assert_close(tensor, loaded.state_dict()[name], msg=name)
+
+
+@pytest.mark.parametrize("name", ["vit", "blip_caption", "llama"])
+def test_parameters_that_others_put_into_layers_do_no_harm(name: str) -> None:
+    """Adapters lie there while a model is repaired, and checkpoints are described meanwhile."""
+    model = build(name, 0).model
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.extra = torch.nn.Parameter(torch.zeros(2, module.in_features))
+    anatomy(model)

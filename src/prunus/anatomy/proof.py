@@ -113,7 +113,7 @@ def _objection(layout: Layout, sites: Sites, sample: nn.Module, arguments: dict[
         linear = masked.get_submodule(site.linear)
         of_rows = mask.repeat(site.repeats)
         linear.__dict__["_parameters"] = {
-            name: None if p is None else p * of_rows.view(-1, *[1] * (p.ndim - 1))
+            name: p if p is None or name not in ("weight", "bias") else p * of_rows.view(-1, *[1] * (p.ndim - 1))
             for name, p in linear._parameters.items()
         }
     try:
