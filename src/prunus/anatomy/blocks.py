@@ -77,7 +77,7 @@ class MlpByShape(Layout):
         first = {path.partition(".")[0] for path in layers}
         if len(first) == 1 and not type(module.get_submodule(first.pop())).__module__.startswith("torch."):
             return
-        for down in reversed(layers):
+        for down in list(layers)[:0:-1]:  # not the first
             ups, width = [path for path in layers if path != down], layers[down].in_features
             if all(layers[path].out_features == width for path in ups):
                 yield CutMlp(ups[-1], down, gate=ups[0] if len(ups) == 2 else None)

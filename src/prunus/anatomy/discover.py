@@ -40,8 +40,10 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
         if is_inside(path, mirrors):
             continue
         is_described = False
+        in_list = bool(path) and isinstance(model.get_submodule(path.rpartition(".")[0]), nn.ModuleList)
+        in_block = in_list or places[path].block != path
         for layout in layouts_of(module):
-            if (is_described and not layout.name) or (layout in BY_SHAPE and places[path].block == path):
+            if (is_described and not layout.name) or (layout in BY_SHAPE and not in_block):
                 continue
             try:
                 found_layout, sites = settle(layout, module)
@@ -170,10 +172,8 @@ def _why_dense(module: nn.Module, parameter: nn.Parameter, in_block: bool) -> st
         return "patch convolution: its output is the model's width"
     if isinstance(module, nn.modules.conv._ConvNd):
         return "convolutions: they are no linear map"
-    if isinstance(module, nn.Linear) and in_block:
-        return BIASES
     if isinstance(module, nn.Linear):
-        return "heads and projections between towers"
+        return BIASES if in_block else "heads and projections between towers"
     if parameter.ndim == 1 or "Norm" in type(module).__name__:
         return "norms and scales: they act on the model's width"
     return "position tables, class tokens and other free parameters"
