@@ -24,7 +24,6 @@ from prunus.typed import known
 from prunus.unstructured import sparsity_of
 from tests.speakers import SPEAKERS, pictures, save
 
-
 ROOT = Path(__file__).parents[1]
 STRANGERS = ROOT / "tests" / "strangers"
 
