@@ -47,8 +47,8 @@ def test_a_class_built_from_the_config_is_narrow_and_takes_the_weights(name: str
     assert {k: v.shape for k, v in bare.state_dict().items()} == {k: v.shape for k, v in small.state_dict().items()}
 
 
-def narrowed_bart():
-    """Encoder and decoder share one config and have units of the same names, with other channels kept."""
+def narrowed_bart(is_copied: bool = False):
+    """Encoder and decoder share one config, or one has a copy of it, and have units of the same names, with other channels kept."""
     torch.manual_seed(0)
     config = tf.OPTConfig(
         vocab_size=50, hidden_size=16, ffn_dim=20, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64,
@@ -61,7 +61,7 @@ def narrowed_bart():
         def __init__(self, config):
             super().__init__(config)
             self.first = tf.models.opt.modeling_opt.OPTDecoder(config)
-            self.second = tf.models.opt.modeling_opt.OPTDecoder(config)
+            self.second = tf.models.opt.modeling_opt.OPTDecoder(copy.deepcopy(config) if is_copied else config)
             self.post_init()
 
         def forward(self, input_ids):
@@ -85,6 +85,14 @@ def test_parts_that_share_a_config_keep_their_own_plans(tmp_path) -> None:
     assert set(records_of(small.config)) == {""}, "saving a part leaves the shared config as it was"
     small.save_pretrained(tmp_path / "whole")
     assert same(type(small).from_pretrained(tmp_path / "whole").eval(), small, case)
+
+
+def test_a_part_whose_config_is_a_copy_of_anothers_keeps_its_own_plan(tmp_path) -> None:
+    small, case = narrowed_bart(is_copied=True)
+    small.save_pretrained(tmp_path)
+    loaded = type(small).from_pretrained(tmp_path).eval()
+    assert plan_of(loaded) == plan_of(small)
+    assert same(loaded, small, case)
 
 
 def test_plans_of_parts_and_of_parts_of_parts_compose() -> None:

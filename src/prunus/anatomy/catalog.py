@@ -205,6 +205,7 @@ OPAQUE: dict[str, str] = {
 
 FUSED_EXPERTS: dict[str, bool] = {
     "transformers.models.llama4.modeling_llama4:Llama4TextExperts": True,
+    "transformers.models.jetmoe.modeling_jetmoe:JetMoeParallelExperts": False,
 }
 """Modules with one parameter for all experts, (experts, …, …), that do not say themselves whether they store each matrix as
 (inputs, outputs). Their forward multiplies all experts at once, and rows that were not routed to one are zero."""

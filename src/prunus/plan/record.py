@@ -256,7 +256,11 @@ def _owner(
         config, inside = parts[path].config, _relative(spot.path, path)
         if id(config) not in saved:
             continue
-        others = (_join(other, inside) for other, part in parts.items() if part.config is config and other != path)
+        others = (  # a config that is not saved may be built as a copy of this one
+            _join(other, inside)
+            for other, part in parts.items()
+            if other != path and (part.config is config or id(part.config) not in saved)
+        )
         namesakes = [Spot(other, spot.suffix) for other in others if has_module(root, other)]
         if all(other in done and done[other].plan == done[spot].plan for other in namesakes):
             return path
