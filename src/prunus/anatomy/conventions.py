@@ -16,15 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from prunus.anatomy.forwards import keep_rotation
-from prunus.anatomy.layouts import Attention, Layout, Site, Sites
-from prunus.anatomy.rotation import ROTATIONS, Rotation, tables_of, turned_features, turned_sizes
+from prunus.anatomy.layers import Site
+from prunus.anatomy.layouts import Attention, Layout, Sites
+from prunus.anatomy.rotation import ROTATIONS, tables_of, turned_features, turned_sizes
 from prunus.anatomy.trial import MisfitError, linear_at, without_hooks
 
 ROLE = re.compile(r"(?:to_|w|lin_|linear_)?(q|k|v)(?:uer(?:y|ies)|eys?|alues?)?(?:_?(?:proj|lin|linear|layer|states))?")
 """How the layers that make queries, keys and values are called."""
 OUT = re.compile(r"(?:.*_)?(?:o|out|output|dense|proj|projection|fc_out|final)(?:_?(?:proj|lin|linear|layer|net))?")
 """How the output layer is called, where there are several others."""
-WIDTHS = re.compile(r"(?:.*_)?(?:head_(?:dim|size|width|features)|key_value_proj_dim|dim_per_head|d_kv|kv_channels)")
+WIDTHS = re.compile(
+    r"(?!all_)(?:.*_)?(?:head_(?:dim|size|width|features)|key_value_proj_dim|dim_per_head|d_kv|kv_channels)"
+)
 """Attributes that hold the head width."""
 HEADS = re.compile(r"num_(?:attention_)?heads|(?:n|num)_?heads?")
 """Attributes that hold the number of heads of the queries."""
@@ -53,8 +56,6 @@ class TriedAttention(Attention):
     """Layers whose outputs multiply what the heads give."""
     norms: tuple[Norm, ...] = field(default=(), kw_only=True)
     """Over the channels; where they are root-mean-square norms, cutting them is exact."""
-    rotation: Rotation | None = field(default=None, kw_only=True)
-    """How the heads turn."""
 
     def sites(self, module: nn.Module) -> Sites:
         columns = linear_at(module, self.out).in_features
@@ -80,7 +81,7 @@ class TriedAttention(Attention):
                 Site(name, layer.out_features // width, layer.in_features + (layer.bias is not None))
                 for name, layer in layers.items()
             ),
-            consumer=Site(self.out, columns // width, linear_at(module, self.out).out_features),
+            consumer=Site(self.out, columns // width, linear_at(module, self.out).out_features, 1),
             channels=width // span, span=span, order=() if order == plain else order, norms=tuple(norms), turned=turned,
         )  # fmt: skip
 
@@ -141,7 +142,7 @@ class AttentionByConvention(Layout):
         widths = [name for name in _sizes(inside) if WIDTHS.fullmatch(name)]
         counts = [name for name in _sizes(inside) if HEADS.fullmatch(name)]
         named = [replace(base, width=name) for name in widths] or [replace(base, heads=name) for name in counts]
-        rotations = [None, *ROTATIONS] if tables_of(module) or tables_of(inside) else [None]
+        rotations = [None, *ROTATIONS] if tables_of(module) else [None]
         for guess in named:
             try:
                 width, columns = guess._width(module), linear_at(module, out).in_features

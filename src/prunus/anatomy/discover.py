@@ -11,6 +11,7 @@ from torch import nn
 from prunus.anatomy.catalog import CROSS_ATTENTION, OPAQUE, entry, layouts_of
 from prunus.anatomy.mirrors import copies_of, is_inside, mirrors_of
 from prunus.anatomy.proof import settle
+from prunus.anatomy.routers import ROUTER, is_router
 from prunus.anatomy.towers import Location, locate
 from prunus.anatomy.trial import MisfitError
 from prunus.anatomy.units import Anatomy, Unit, Unmapped, linears
@@ -81,7 +82,7 @@ def _merge_twins(model: nn.Module, units: list[Unit]) -> list[Unit]:
     first: dict[tuple[int, ...], int] = {}
     merged: list[Unit] = []
     for unit in units:
-        key = tuple(id(linear.weight) for _, linear in linears(model, unit))
+        key = tuple(id(layer.weight) for _, layer in linears(model, unit))
         if key in first:
             original = merged[first[key]]
             merged[first[key]] = replace(original, twins=(*original.twins, unit.path))
@@ -101,10 +102,10 @@ def _account(
     """Where every parameter that no unit can remove lives, and why it stays."""
     claimed: set[int] = set()
     for unit in units:
-        for site, linear in linears(model, unit):
-            claimed.add(id(linear.weight))
-            if site is not unit.consumer and linear.bias is not None:
-                claimed.add(id(linear.bias))
+        for site, layer in linears(model, unit):
+            claimed.add(id(layer.weight))
+            if site is not unit.consumer and layer.bias is not None:
+                claimed.add(id(layer.bias))
         claimed |= {id(model.get_submodule(f"{unit.path}.{norm.linear}").weight) for norm in unit.norms}
     modules: dict[str, nn.Module] = {}
     opaque: dict[str, str | None] = {}
@@ -115,7 +116,7 @@ def _account(
     for path, module in model.named_modules():
         modules[path] = module
         opaque[path] = entry(OPAQUE, module) or (opaque[path.rpartition(".")[0]] if path else None)
-        for parameter in module.parameters(recurse=False):
+        for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in counted:
                 continue
             counted.add(id(parameter))
@@ -127,18 +128,32 @@ def _account(
             if owner is None:
                 owner = path.rpartition(".")[0] if isinstance(module, nn.Linear) and "." in path else path
             in_block = block != path
-            is_matrix = parameter.ndim >= 2 and not isinstance(module, nn.Embedding | nn.Conv2d | nn.Conv3d)
+            is_bias = name.endswith("bias") and not isinstance(module, nn.Linear)
+            is_matrix = (
+                parameter.ndim >= 2 and not isinstance(module, nn.Embedding | nn.Conv2d | nn.Conv3d) and not is_bias
+            )
             if is_inside(path, mirrors):
                 reason = "momentum copies: they follow their originals"
+            elif is_matrix and in_block and is_router(module, _around(modules, path)):
+                reason = ROUTER
             elif opaque[path] or (is_matrix and in_block):
                 why = opaque[path] or refused.get(owner) or "no layout in the catalog names this type"
                 reason, before = "left dense: no layout fits", unmapped.get(owner)
                 count = parameter.numel() + (before.parameters if before else 0)
                 unmapped[owner] = Unmapped(owner, type(modules[owner]).__name__, count, why)
             else:
-                reason = _why_dense(module, parameter, in_block)
+                reason = BIASES if is_bias and in_block else _why_dense(module, parameter, in_block)
             dense[reason] = dense.get(reason, 0) + parameter.numel()
     return list(unmapped.values()), dense, towers
+
+
+BIASES = "biases of output layers: they stay with the model's width"
+
+
+def _around(modules: Mapping[str, nn.Module], path: str) -> list[tuple[nn.Module, str]]:
+    """The modules around a path, the model first, each with the component of the path that follows it."""
+    parts = path.split(".")
+    return [(modules[".".join(parts[:depth])], part) for depth, part in enumerate(parts)]
 
 
 def _upwards(path: str) -> Iterator[str]:
@@ -154,7 +169,7 @@ def _why_dense(module: nn.Module, parameter: nn.Parameter, in_block: bool) -> st
     if isinstance(module, nn.Conv2d | nn.Conv3d):
         return "patch convolution: its output is the model's width"
     if isinstance(module, nn.Linear) and in_block:
-        return "biases of output layers: they stay with the model's width"
+        return BIASES
     if isinstance(module, nn.Linear):
         return "heads and projections between towers"
     if parameter.ndim == 1 or "Norm" in type(module).__name__:

@@ -97,7 +97,8 @@ def assembled(
     with no_init_weights():
         model = type(bare)(bare.config)
     expected = model.state_dict()
-    weights = {name: _own(ours[name], expected[name].dtype) for name in expected if name in ours}
+    used: set[int] = set()
+    weights = {name: _own(ours[name], expected[name].dtype, used) for name in expected if name in ours}
     for first, *others in _tied(bare):
         given = [name for name in (first, *others) if name in weights]
         if any(not torch.equal(weights[given[0]], weights[name]) for name in given[1:]):
@@ -164,10 +165,16 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
-def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor by itself, of a type, sharing memory with no other."""
-    is_view = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
-    return tensor.detach().to(dtype, copy=is_view).contiguous()
+def _own(tensor: Tensor, dtype: torch.dtype, used: set[int]) -> Tensor:
+    """The tensor by itself, of a type, sharing memory with no other.
+
+    Args:
+        used: where the memory of others lies; that of this one is added.
+    """
+    storage = tensor.untyped_storage()
+    is_shared = storage.nbytes() != tensor.numel() * tensor.element_size() or storage.data_ptr() in used
+    used.add(storage.data_ptr())
+    return tensor.detach().to(dtype, copy=is_shared).contiguous()
 
 
 def _tied(model: PreTrainedModel) -> list[list[str]]:
