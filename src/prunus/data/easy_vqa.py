@@ -28,6 +28,20 @@ LIMIT = 8
 """Repeats of a question at the most, for its answer's sake."""
 
 
+def questions_of(split: Literal["train", "test"]) -> tuple[list[tuple[int, str, str]], dict[int, str]]:
+    """Rows (image, question, answer) of a split, and paths of its images.
+
+    Raises:
+        PrunusError: the package of the data is not installed.
+    """
+    try:
+        import easy_vqa
+    except ImportError:
+        raise PrunusError("task", "easy_vqa", "its data are not installed; run: pip install 'prunus[demo]'") from None
+    questions, answers, images = getattr(easy_vqa, f"get_{split}_questions")()
+    return list(zip(images, questions, answers, strict=True)), getattr(easy_vqa, f"get_{split}_image_paths")()
+
+
 class Questions(Dataset[Any]):
     """A split. Item i is an image and `questions_per_item` of its questions and answers.
 
@@ -36,31 +50,13 @@ class Questions(Dataset[Any]):
     """
 
     def __init__(self, split: Literal["train", "test"], image_size: int, questions_per_item: int):
-        questions, answers, images = getattr(self.package(), f"get_{split}_questions")()
-        self.rows: list[tuple[int, str, str]] = list(zip(images, questions, answers, strict=True))
-        """(image, question, answer)."""
-        self._paths: dict[int, str] = getattr(self.package(), f"get_{split}_image_paths")()
+        self.rows, self._paths = questions_of(split)
         self.image_size, self.questions_per_item = image_size, questions_per_item
         groups: dict[int, list[int]] = {}
-        for row, image in enumerate(images):
+        for row, (image, _, _) in enumerate(self.rows):
             groups.setdefault(image, []).append(row)
         self.items = [item for rows in groups.values() for item in self.grouped(rows)]
         """Rows of every item."""
-
-    @staticmethod
-    def package() -> Any:
-        """The package of the data.
-
-        Raises:
-            PrunusError: it is not installed.
-        """
-        try:
-            import easy_vqa
-        except ImportError:
-            raise PrunusError(
-                "task", "easy_vqa", "its data are not installed; run: pip install 'prunus[demo]'"
-            ) from None
-        return easy_vqa
 
     def grouped(self, rows: list[int]) -> list[list[int]]:
         """Rows of one image, cut into items of equal length."""

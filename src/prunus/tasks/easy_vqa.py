@@ -16,7 +16,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from prunus.batches import for_model
 from prunus.calibration import Batch, spread
-from prunus.data import IMAGE_MEAN, IMAGE_STD, Questions
+from prunus.data import IMAGE_MEAN, IMAGE_STD, Questions, questions_of
 from prunus.losses import Prediction, next_tokens
 from prunus.metric import Metric
 from prunus.models import DEC, SEP, SPECIAL_TOKENS, bare_blip, question_states, warm_blip
@@ -46,7 +46,7 @@ class EasyVQA(Task):
     measured_on_items: ClassVar = ("loss", "accuracy")
 
     def check(self) -> None:
-        Questions.package()
+        questions_of("test")
 
     @cached_property
     def words(self) -> list[str]:

@@ -1,0 +1,122 @@
+"""Images of users, whatever they are: opened as a model is to see them, or refused by their name."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from prunus.errors import PrunusError
+
+LARGEST = 89_478_485
+"""Pixels of an image, 9,459 × 9,459: what Pillow takes without a warning. A small file can claim to have any number."""
+IGNORED = 255
+"""Class of the pixels of a mask that are not counted."""
+
+
+class BrokenImage(PrunusError):  # noqa: N818
+    """An image that cannot be read; the error names its file, or the file and row that it is in."""
+
+
+def open_image(value: Any, where: str = "") -> Image.Image:
+    """An image in RGB, turned as its EXIF entry says.
+
+    Args:
+        value: of a column `image`: a mapping with `bytes` or `path`; also bytes, a path, or an image that is open.
+        where: file and row that it comes from.
+
+    Raises:
+        BrokenImage: there is no such file, it is damaged or no image, or it is too large.
+    """
+    with _opened(value, where) as image:
+        turned = ImageOps.exif_transpose(image)
+        if turned.mode in ("P", "PA") and "transparency" in turned.info:
+            turned = turned.convert("RGBA")
+        if turned.mode.startswith("I"):  # 16 bits of grey, which would all be white
+            turned = Image.fromarray((np.asarray(turned).clip(0, 65535) // 256).astype(np.uint8))
+        if turned.mode == "F":
+            raise ValueError("its pixels are fractions; save it with 8 bits a channel")
+        return turned if turned.mode == "RGB" else turned.convert("RGB")
+
+
+def open_mask(value: Any, where: str = "", first_class: int = 0) -> Image.Image:
+    """Classes of the pixels, as an image of whole numbers: mode L, or I where there are more than 255 classes.
+
+    Args:
+        value: as of `open_image`.
+        where: file and row that it comes from.
+        first_class: what the image gives the first class. That becomes 0; what lies below becomes `IGNORED`.
+
+    Raises:
+        BrokenImage: as of `open_image`; or the image has colours and no numbers of classes.
+    """
+    with _opened(value, where) as image:
+        if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+            raise ValueError(f"a mask holds one number a pixel, and this has {len(image.getbands())} channels")
+        classes = np.array(image).astype(np.int32) - first_class
+    classes[classes < 0] = IGNORED
+    return Image.fromarray(classes if classes.max() > IGNORED else classes.astype(np.uint8))
+
+
+def look_at(value: Any, where: str = "", whole: bool = False) -> tuple[int, int]:
+    """(width, height) of an image, of which only the head is read; or the `whole`, at an eighth of the size where that is quicker.
+
+    Raises:
+        BrokenImage: as of `open_image`.
+    """
+    with _opened(value, where) as image:
+        size = image.size
+        if whole:
+            image.draft(None, (1, 1))
+            image.load()
+    return size
+
+
+@contextmanager
+def _opened(value: Any, where: str) -> Iterator[Image.Image]:
+    """An image whose head has been read. What goes wrong inside of the block is the image's fault, too."""
+    file, name = value, value if isinstance(value, str) else type(value).__name__
+    if isinstance(value, Mapping):
+        file = value.get("path") if value.get("bytes") is None else value["bytes"]
+        name = value.get("path") or name
+    if isinstance(file, bytes | bytearray):
+        name = f"{len(file):,} bytes" if not isinstance(name, str) or name in ("bytes", "bytearray", "dict") else name
+        file = io.BytesIO(file)
+    field = where or "image"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a damaged EXIF entry, which takes nothing from the picture
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if isinstance(file, Image.Image):
+                yield file
+                return
+            if not isinstance(file, str | os.PathLike | io.BytesIO):
+                raise ValueError("it is no image; give a path or bytes")
+            with Image.open(file) as image:
+                width, height = image.size
+                if width * height > LARGEST:
+                    raise Image.DecompressionBombError
+                if width * height < 2:
+                    raise ValueError("it is a single pixel, as placeholders of lost images are")
+                yield image
+    except (MemoryError, BrokenImage):
+        raise
+    except FileNotFoundError:
+        raise BrokenImage(field, name, "there is no such file") from None
+    except IsADirectoryError:
+        raise BrokenImage(field, name, "it is a folder, and no image") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BrokenImage(
+            field, name, f"it has more than {LARGEST:,} pixels, which would fill the memory; make it smaller"
+        ) from None
+    except UnidentifiedImageError:
+        raise BrokenImage(field, name, "it is damaged, or no image of a known format") from None
+    except Exception as error:  # decoders raise anything
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise BrokenImage(field, name, f"it cannot be read ({said[0][:200]})") from None

@@ -1,0 +1,15 @@
+"""Layout `flickr30k`: Flickr30k in Karpathy's split, five captions a picture."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from prunus.data.layouts.coco_karpathy import CocoKarpathy
+
+
+class Flickr30k(CocoKarpathy):
+    """Flickr30k captions: Karpathy's `dataset_flickr30k.json`, or `flickr30k_train.json` as BLIP has it; images in `flickr30k-images`."""
+
+    layout: Literal["flickr30k"] = "flickr30k"  # type: ignore[assignment]
+    names: ClassVar = ("dataset_flickr30k.json", "flickr30k_{}.json")
+    folders: ClassVar = ("flickr30k-images", "flickr30k_images")

@@ -1,0 +1,224 @@
+"""Rows of any source, checked one by one and kept as an Arrow file that is mapped into memory."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from prunus.data.columns import COLUMNS, WHERE
+from prunus.data.images import BrokenImage
+from prunus.data.reading import REMEMBERED, SHOWN, Reading, image_state, images_of
+from prunus.errors import PrunusError
+from prunus.storage import cache_folder, locked, new_folder, write_text
+
+if TYPE_CHECKING:
+    import datasets
+
+    from prunus.data.source import Data
+
+FORMAT = "prunus.data/1"
+ROWS, LABELS, ABOUT = "rows.arrow", "labels.arrow", "about.json"
+TOGETHER, HEAVY = 1000, 32 << 20
+"""Rows and bytes that are written at a time."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A data set in the cache."""
+
+    folder: Path
+    title: str
+    skips: bool
+    about: dict[str, Any]
+
+    @property
+    def names(self) -> list[str] | None:
+        """Of the classes, by number."""
+        names: list[str] | None = self.about["names"]
+        return names
+
+    @property
+    def skipped(self) -> int:
+        """Rows that were left out, since they are broken."""
+        return int(self.about["skipped"])
+
+    def rows(self) -> datasets.Dataset:
+        """All rows that are kept."""
+        import datasets
+
+        rows = datasets.Dataset.from_file(str(self.folder / ROWS))
+        rows = rows.select_columns([*(name for name in COLUMNS if name in self.about["columns"]), WHERE])
+        if "label" not in self.about["columns"]:
+            return rows
+        kind = datasets.Value("int64") if self.names is None else datasets.ClassLabel(names=self.names)
+        info = datasets.DatasetInfo(features=datasets.Features({"label": kind}))
+        labels = datasets.Dataset.from_file(str(self.folder / LABELS), info=info)
+        return datasets.concatenate_datasets([rows.remove_columns("label"), labels], axis=1)
+
+    def having(self, needs: Sequence[str]) -> datasets.Dataset:
+        """The rows that have these columns.
+
+        Raises:
+            PrunusError: there is no such column; or a row lacks one, and none is to be skipped.
+        """
+        rows = self.rows()
+        lacking: set[int] = set()
+        for name in needs:
+            if name not in rows.column_names:
+                raise self._no_such_column(name)
+            column = rows.data.column(name)
+            if column.null_count:
+                places = column.is_null().to_numpy().nonzero()[0].tolist()
+                if not self.skips:
+                    raise PrunusError(
+                        f"{rows[places[0]][WHERE]}: {name}", None, f"the row has no {name}, and neither have {len(places) - 1} others; add it, "
+                        "or leave such rows out: on_broken: skip",
+                    )  # fmt: skip
+                lacking.update(places)
+        if not lacking:
+            return rows
+        _say(self.title, len(lacking), len(rows), [f"{rows[min(lacking)][WHERE]} lacks one of {', '.join(needs)}"])
+        if len(lacking) == len(rows):
+            raise PrunusError("data", self.title, f"no row has all of {', '.join(needs)}")
+        return rows.select([place for place in range(len(rows)) if place not in lacking])
+
+    def _no_such_column(self, name: str) -> PrunusError:
+        there: list[str] = self.about["found"]
+        near = difflib.get_close_matches(name, there, n=1) or [name.rstrip("s")] * (name.rstrip("s") in there)
+        other = near[0] if near else "the name it has there"
+        return PrunusError(
+            f"{self.title}: {name}", None, f"there is no such column; there are {', '.join(there)}. If one of them is meant, say so: "
+            f"columns: {{{name}: {other}}}",
+        )  # fmt: skip
+
+    def check_images(self) -> None:
+        """Refuses a data set whose image files have gone since it was read.
+
+        Raises:
+            BrokenImage: naming the first.
+        """
+        rows = self.rows()
+        names = [name for name in ("image", "images", "mask") if name in rows.column_names]
+        there: set[str] = set()
+        for batch in rows.select_columns([*names, WHERE]).with_format("arrow").iter(TOGETHER) if names else ():
+            for name in names:
+                for where, path in _paths(batch, name):
+                    if path not in there:
+                        if not Path(path).is_file():
+                            raise BrokenImage(f"{where}: {name}", path, "there is no such file any more")
+                        if len(there) < REMEMBERED:
+                            there.add(path)
+
+
+def _paths(table: Any, name: str) -> Iterator[tuple[str, str]]:
+    """(where, path) of the images of a column that have files; the bytes of others are not touched."""
+    import pyarrow.compute
+
+    wheres, start = table.column(WHERE).to_pylist(), 0
+    for chunk in table.column(name).chunks:
+        images, rows = chunk, range(len(chunk))
+        if name == "images":
+            images, rows = chunk.flatten(), pyarrow.compute.list_parent_indices(chunk).to_pylist()
+        paths, embedded = images.field("path").to_pylist(), images.field("bytes").is_valid().to_pylist()
+        for row, path, inside in zip(rows, paths, embedded, strict=True):
+            if path is not None and not inside:
+                yield wheres[start + row], path
+        start += len(chunk)
+
+
+def keep(data: Data) -> Kept:
+    """A data set from the cache, where it is put if it is not there, or if a file has changed.
+
+    Raises:
+        PrunusError: it cannot be read, or something in it is wrong; the error names file, row and column.
+    """
+    settings = data.model_dump(mode="json")
+    states = [_state(file) for file in data.inputs()]
+    key = hashlib.sha256(json.dumps([FORMAT, settings, states]).encode()).hexdigest()[:16]
+    folder = cache_folder() / "data" / f"{data.layout}-{key}"
+    try:
+        with locked(folder, "cache", wait=True):
+            about = _about(folder / "kept")
+            if about is None:
+                with new_folder(folder / "kept") as partial:
+                    about = _write(data, partial)
+            elif about["skipped"]:
+                _say(data.title, about["skipped"], about["skipped"] + about["rows"], about["examples"])
+    except OSError as error:
+        where, why = error.filename or folder, error.strerror or error
+        raise PrunusError("cache", str(where), f"it cannot be written or read ({why})") from None
+    return Kept(folder / "kept", data.title, data.on_broken == "skip", about)
+
+
+def _state(file: Path) -> list[Any]:
+    found = file.stat()
+    return [str(file.resolve()), 0 if file.is_dir() else found.st_size, found.st_mtime_ns]
+
+
+def _about(folder: Path) -> dict[str, Any] | None:
+    """What was written of the data set; None if it is not there, or if an image that was broken has been mended since."""
+    try:
+        about: dict[str, Any] = json.loads((folder / ABOUT).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return about if all(image_state(path) == state for path, state in about["broken"].items()) else None
+
+
+def _write(data: Data, folder: Path) -> dict[str, Any]:
+    """Reads all rows, and writes those that are whole."""
+    import pyarrow
+
+    reading = Reading(data)
+    schema = _schema()
+    with pyarrow.OSFile(str(folder / ROWS), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
+        for rows in _together(reading.rows()):
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=schema))
+    about = reading.about()
+    numbers = pyarrow.array(reading.labels.final(reading.numbers), pyarrow.int64())
+    if "label" in about["columns"]:
+        batch = pyarrow.record_batch([numbers], names=["label"])
+        with pyarrow.OSFile(str(folder / LABELS), "wb") as sink, pyarrow.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+    write_text(folder / ABOUT, json.dumps(about))
+    if reading.skipped:
+        _say(data.title, reading.skipped, reading.total, reading.examples)
+    return about
+
+
+def _schema() -> Any:
+    import pyarrow
+
+    image = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    message = pyarrow.struct({"role": pyarrow.string(), "content": pyarrow.string()})
+    types = {"text": pyarrow.string(), "number": pyarrow.int64(), "image": image, "message": message}
+    kinds = {name: column.kind.rpartition(" ") for name, column in COLUMNS.items()}
+    fields = {name: pyarrow.list_(types[kind]) if many else types[kind] for name, (many, _, kind) in kinds.items()}
+    return pyarrow.schema({**fields, WHERE: pyarrow.string()})
+
+
+def _together(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += sum(len(image["bytes"] or b"") for _, image in images_of(row))
+        if len(batch) == TOGETHER or size > HEAVY:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _say(title: str, skipped: int, total: int, examples: Sequence[str]) -> None:
+    more = "" if skipped <= len(examples) else " …"
+    said = "; ".join(examples[:SHOWN])
+    Console(stderr=True).print(
+        f"{title}: skipped {skipped:,} of {total:,} rows: {said}{more}", markup=False, highlight=False
+    )
