@@ -135,7 +135,7 @@ AnyKind = TypeVar("AnyKind", bound=Kind)
 
 
 def kind_of(base: type[AnyKind], folder: str, processor: str | None = None) -> AnyKind:
-    """The kind of the model in a folder, among those that derive from `base`.
+    """The kind of the model in a folder: `base`, or one that derives from it.
 
     Raises:
         PrunusError: there is no config, or no kind fits it.
@@ -198,7 +198,7 @@ def _without_videos(cls: Any) -> Any:
 
 
 def _derived(cls: type[AnyKind]) -> Iterator[type[AnyKind]]:
+    if not getattr(cls, "__abstractmethods__", None):
+        yield cls
     for one in cls.__subclasses__():
-        if not getattr(one, "__abstractmethods__", None):
-            yield one
         yield from _derived(one)
