@@ -24,18 +24,27 @@ def files_of(field: str, pattern: str) -> list[Path]:
     Raises:
         PrunusError: there are none, or one is a folder or of an unknown format.
     """
-    found = [given_path(field, pattern)]
-    if glob.has_magic(pattern) and not Path(pattern).exists():
-        found = [Path(name) for name in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
-        if not found:
-            raise PrunusError(field, pattern, "no file has such a name")
-    for file in found:
+    for file in (found := paths_of(field, pattern)):
         if file.is_dir():
             raise PrunusError(
                 field, str(file), f"it is a folder; name the files in it, such as {file}/*.jsonl, or take a layout for folders: imagefolder, hub"
             )  # fmt: skip
         if file.suffix.lower() not in READERS:
             raise PrunusError(field, str(file), f"its ending says no format; there are {', '.join(READERS)}")
+    return found
+
+
+def paths_of(field: str, pattern: str) -> list[Path]:
+    """What a path or a glob names, sorted.
+
+    Raises:
+        PrunusError: it is nothing.
+    """
+    if not glob.has_magic(pattern) or Path(pattern).exists():
+        return [given_path(field, pattern)]
+    found = [Path(name) for name in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
+    if not found:
+        raise PrunusError(field, pattern, "no file has such a name")
     return found
 
 

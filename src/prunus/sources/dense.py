@@ -42,7 +42,8 @@ def dense_folder(source: Source, task: Task, seed: int, console: Console) -> Pat
 
 def _key(source: Source, task: Task, seed: int) -> str:
     """What tells dense models apart; of sources that 0.1 knew it is what 0.1 wrote, so that its caches are found."""
-    settings = source.model_dump(mode="json")
+    settings = source.model_dump(mode="json", exclude={"train": {"__all__": {"workers"}}})
     if source.source in SETTINGS_OF_0_1:
-        settings = {**dict.fromkeys(SETTINGS_OF_0_1), **source.model_dump(mode="json", exclude={"source"})}
+        settings = {**dict.fromkeys(SETTINGS_OF_0_1), **settings}
+        del settings["source"]
     return hashlib.sha256(json.dumps([settings, task.model_dump(mode="json"), seed]).encode()).hexdigest()[:16]

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from prunus.errors import PrunusError
 from prunus.modules import caches_kept
 from prunus.storage import write_text
+from prunus.training.workers import Carried, Carrying
 from prunus.typed import Count, Steps, Typed
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Training(Typed):
     """Steps between checkpoints."""
     evaluate_every: Steps | None = None
     """Steps between evaluations on a part of the evaluation split; None does none."""
+    workers: int = Field(default=0, ge=0, le=256)
+    """Processes that make batches while the model trains; 0 makes them in between. What is learned is the same."""
 
     @model_validator(mode="after")
     def _decay_shrinks(self) -> Training:
@@ -122,7 +125,7 @@ def finetune(
         report_to="none",
         remove_unused_columns=False,
         label_names=[],
-        dataloader_num_workers=0,
+        dataloader_num_workers=training.workers,
         dataloader_pin_memory=False,
         ddp_broadcast_buffers=False,  # all processes have made the same
     )
@@ -132,9 +135,9 @@ def finetune(
         trainer = TaskTrainer(
             model,
             arguments,
-            train_dataset=data,
+            train_dataset=Carried(data) if training.workers else data,
             eval_dataset=data if evaluating else None,
-            data_collator=collate,
+            data_collator=Carrying(collate) if training.workers else collate,
             callbacks=[Finished(), *callbacks, Complete()],
         )
         trainer.model_accepts_loss_kwargs = False  # a task's loss is a mean: it is divided by the accumulation steps
@@ -176,7 +179,8 @@ def refuse_foreign(folder: Path) -> None:
 def _claim(folder: Path, model: nn.Module, training: Training, seed: int, identity: Mapping[str, Any]) -> None:
     """Takes a folder for this training: what other settings have left there is not gone on with."""
     shapes = [[name, list(p.shape)] for name, p in model.named_parameters() if p.requires_grad]
-    parts = {"training": training.model_dump(mode="json"), "seed": seed, "trains": shapes, **identity}
+    settings = training.model_dump(mode="json", exclude={"workers"})  # what does not change the result
+    parts = {"training": settings, "seed": seed, "trains": shapes, **identity}
     ours = {
         name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16] for name, part in parts.items()
     }

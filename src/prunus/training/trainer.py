@@ -18,6 +18,7 @@ from prunus.anatomy import locate, per_tower
 from prunus.errors import PrunusError
 from prunus.modules import replaced
 from prunus.storage import write_text
+from prunus.training.workers import refuse_failed
 
 COMPLETE = "complete"
 """Marks a checkpoint folder in which everything has been written."""
@@ -35,6 +36,7 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
     """Whether a loss has been computed."""
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        refuse_failed(inputs)
         loss = self._loss(model, inputs)
         self.begun = True
         if not torch.isfinite(loss):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from prunus.data.source import Data, Found, given_path
+from prunus.data.files import paths_of
+from prunus.data.source import Data, Found
 from prunus.errors import PrunusError
 
 
@@ -23,17 +23,11 @@ class TextFiles(Data):
 
     @cached_property
     def _paths(self) -> list[Path]:
-        paths: list[Path] = []
-        for pattern in [self.files] if isinstance(self.files, str) else self.files:
-            found = [Path(name) for name in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
-            paths += [given_path("files", pattern)] if Path(pattern).exists() or not glob.has_magic(pattern) else found
+        patterns = [self.files] if isinstance(self.files, str) else self.files
+        paths = [path for pattern in patterns for path in paths_of("files", pattern)]
         folder = next((path for path in paths if path.is_dir()), None)
-        if not paths or folder is not None:
-            raise PrunusError(
-                "files",
-                self.files,
-                "name text files" if folder is None else f"{folder} is a folder; name the files in it",
-            )
+        if folder is not None or not paths:
+            raise PrunusError("files", self.files, f"{folder or 'an empty list'} is no text file; name the files")
         return paths
 
     def inputs(self) -> list[Path]:
