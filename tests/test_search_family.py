@@ -204,7 +204,7 @@ def test_the_gradient_of_a_gate_is_autograds_whatever_the_gate_is(name: str) -> 
             for site, linear in linears(case.model, unit, path)[:-1]:
                 handles.append(
                     linear.register_forward_hook(
-                        lambda _, __, out, z=explicit[unit.name], n=unit.span * site.repeats: out * z.repeat(n)
+                        lambda _, __, out, z=explicit[unit.name], u=unit, n=site.repeats: out * u.spread(z, n)
                     )
                 )
     loss_of(case).backward()

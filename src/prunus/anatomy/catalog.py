@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from prunus.anatomy.conventions import AttentionByConvention
 from prunus.anatomy.forwards import fused_attention
 from prunus.anatomy.layouts import Attention, Layout, Mlp, TriedMlp
 from prunus.errors import PrunusError
@@ -112,7 +113,7 @@ CATALOG: dict[str, tuple[Layout, ...]] = {
 }
 """Qualified name of a module type, `package.module:Class` → its layouts."""
 
-CONVENTIONS: tuple[TriedMlp, ...] = (
+CONVENTIONS: tuple[TriedMlp | AttentionByConvention, ...] = (
     TriedMlp("up_proj", "down_proj", gate="gate_proj"),
     TriedMlp("gate_up_proj", "down_proj", gate="gate_up_proj", activation="activation_fn"),
     TriedMlp("fc1", "fc2", activation="activation_fn"),
@@ -120,6 +121,7 @@ CONVENTIONS: tuple[TriedMlp, ...] = (
     TriedMlp("fc1", "fc2", activation="activation"),
     TriedMlp("wi", "wo", activation="act"),
     TriedMlp("w1", "w2", activation="act"),
+    AttentionByConvention(),
 )
 """Layouts tried on types that the catalog does not name. A match counts only if a trial run equals the formula."""
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from prunus.anatomy.catalog import CROSS_ATTENTION, OPAQUE, entry, layouts_of
 from prunus.anatomy.mirrors import copies_of, is_inside, mirrors_of
+from prunus.anatomy.proof import settle
 from prunus.anatomy.towers import Location, locate
 from prunus.anatomy.trial import MisfitError
 from prunus.anatomy.units import Anatomy, Unit, Unmapped, linears
@@ -42,7 +43,7 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
             if is_described and not layout.name:
                 continue
             try:
-                sites = layout.sites(module)
+                found_layout, sites = settle(layout, module)
             except MisfitError as misfit:
                 refused[path] = str(misfit)
                 continue
@@ -50,7 +51,8 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
             kind = layout.kind or _kind_by_place(path)
             tower, block = places[path]
             found.setdefault(
-                name, Unit(**vars(sites), name=name, path=path, kind=kind, tower=tower, block=block, layout=layout)
+                name,
+                Unit(**vars(sites), name=name, path=path, kind=kind, tower=tower, block=block, layout=found_layout),
             )
             refused.pop(path, None)
             is_described = is_described or not layout.name
@@ -103,6 +105,7 @@ def _account(
             claimed.add(id(linear.weight))
             if site is not unit.consumer and linear.bias is not None:
                 claimed.add(id(linear.bias))
+        claimed |= {id(model.get_submodule(f"{unit.path}.{norm.linear}").weight) for norm in unit.norms}
     modules: dict[str, nn.Module] = {}
     opaque: dict[str, str | None] = {}
     unmapped: dict[str, Unmapped] = {}

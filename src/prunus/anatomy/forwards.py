@@ -3,12 +3,15 @@ width where the stock one derives its width from something else."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from prunus.errors import PrunusError
 
 # B: batch, T: tokens, H: heads, W: head width, D: model width
 
@@ -45,19 +48,39 @@ class NarrowRotation:
     Args:
         index: the columns, (kept,), int64. It stays on the CPU, neither weight nor buffer, so that no loader, no `meta`
             device and no offloader can lose it; a copy follows the tables to where they are.
+        width: columns of the tables that the model makes; None is not looked at.
+        turned: features of a head that still turn, where that does not follow from the columns.
+        name: argument of the forward that holds the tables: one tensor, or several.
     """
 
-    def __init__(self, index: Tensor):
+    def __init__(
+        self, index: Tensor, width: int | None = None, turned: int | None = None, name: str = "position_embeddings"
+    ):
         self.index = self._there = index
+        self.width, self.turned, self.name = width, turned, name
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        cos, sin = kwargs["position_embeddings"]
-        index = self._on(cos.device)
-        narrowed = (cos.index_select(-1, index), sin.index_select(-1, index))
-        return args, {**kwargs, "position_embeddings": narrowed}
+        if self.name in kwargs:
+            return args, {**kwargs, self.name: self._narrowed(module, kwargs[self.name])}
+        place = list(inspect.signature(type(module).forward).parameters).index(self.name) - 1  # without self
+        if place >= len(args):
+            return args, kwargs
+        return (*args[:place], self._narrowed(module, args[place]), *args[place + 1 :]), kwargs
+
+    def _narrowed(self, module: nn.Module, tables: Any) -> Any:
+        if tables is None:
+            return None
+        if not isinstance(tables, Tensor):
+            return type(tables)([self._narrowed(module, table) for table in tables])
+        if self.width is not None and tables.shape[-1] != self.width:
+            raise PrunusError(
+                self.name, tuple(tables.shape), f"a {type(module).__name__} was narrowed for tables of {self.width} columns; "
+                "leave the sizes of its rotary positions as they were",
+            )  # fmt: skip
+        return tables.index_select(-1, self._on(tables.device))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"index": self.index, "_there": self.index}
+        return {**vars(self), "_there": self.index}
 
     def _on(self, device: torch.device) -> Tensor:
         there = self._there
@@ -69,13 +92,20 @@ class NarrowRotation:
         return there
 
 
-def keep_rotation(module: nn.Module, index: Tensor) -> None:
-    """Keeps the columns `index` (on the CPU) of the rotation tables, relative to those a module uses now."""
+def keep_rotation(
+    module: nn.Module,
+    index: Tensor,
+    width: int | None = None,
+    turned: int | None = None,
+    name: str = "position_embeddings",
+) -> None:
+    """Keeps the columns `index` (on the CPU) of the rotation tables, relative to those a module uses now; the rest is as of
+    `NarrowRotation`."""
     for key, hook in module._forward_pre_hooks.items():
         if isinstance(hook, NarrowRotation):
-            module._forward_pre_hooks[key] = NarrowRotation(hook.index[index])
+            module._forward_pre_hooks[key] = NarrowRotation(hook.index[index], hook.width, turned, hook.name)
             return
-    module.register_forward_pre_hook(NarrowRotation(index), with_kwargs=True)
+    module.register_forward_pre_hook(NarrowRotation(index, width, turned, name), with_kwargs=True)
 
 
 class Narrowed:

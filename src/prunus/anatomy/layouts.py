@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -43,6 +43,37 @@ class Sites:
     """Channels of the unit."""
     span: int = 1
     """Features of one channel in each repeat: 2 for rotary pairs."""
+    order: tuple[int, ...] = ()
+    """Feature of one repeat → its channel. Empty: feature f belongs to channel f mod channels."""
+    norms: tuple[Site, ...] = ()
+    """Norms over the features, which lose as many weights."""
+    turned: int = 0
+    """Features of each repeat that rotary positions turn, where the layout has to know."""
+
+    def features_of(self, site: Site, kept: Tensor) -> Tensor:
+        """Features of `site` that belong to the channels `kept` (sorted, int64), in storage order."""
+        if self.order:
+            width, stays = len(self.order), torch.zeros(self.channels, dtype=torch.bool, device=kept.device)
+            within = stays.index_fill_(0, kept, True)[self._order(kept)].nonzero().flatten()
+        else:
+            width = self.channels * self.span
+            within = torch.cat([kept + span * self.channels for span in range(self.span)])
+        starts = torch.arange(site.repeats, device=kept.device)[:, None] * width
+        return (starts + within).flatten()
+
+    def spread(self, values: Tensor, repeats: int) -> Tensor:
+        """A value for every channel, (channels,), as one for every feature of a layer with so many repeats, (features,)."""
+        return values[self._order(values)].repeat(repeats) if self.order else values.repeat(self.span * repeats)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The sum over the features of every channel: (features,) → (channels,)."""
+        if not self.order:
+            return values.view(-1, self.channels).sum(0)
+        of_features = values.view(-1, len(self.order)).sum(0)
+        return of_features.new_zeros(self.channels).index_add_(0, self._order(values), of_features)
+
+    def _order(self, beside: Tensor) -> Tensor:
+        return torch.tensor(self.order, device=beside.device)
 
 
 @dataclass(frozen=True)
@@ -51,6 +82,8 @@ class Layout(ABC):
 
     is_attention: ClassVar[bool]
     """Whether its scores are compared with those of attentions, else with those of MLPs."""
+    is_tried: ClassVar[bool] = False
+    """Whether it counts for a module only if a trial proves it; others count unless a trial proves them wrong."""
     name: str = field(default="", kw_only=True)
     """What the unit's name adds to the path of its module, where a module holds several units or is a whole block. All
     named layouts of a type that fit are units; of those without a name, the first that fits."""
@@ -66,8 +99,16 @@ class Layout(ABC):
         """
 
     def factor(self, linear: str, share: float) -> float:
-        """By what a producer's rows are multiplied when this share of the channels stays."""
+        """By what a producer's rows, or the columns of the consumer, are multiplied when this share of the channels stays."""
         return 1.0
+
+    def refit(self, norm: str, weight: Tensor, share: float) -> Tensor:
+        """What becomes of the weights of a norm that stay."""
+        return weight
+
+    def candidates(self, module: nn.Module) -> Iterable[Layout]:
+        """What is to be tried on a module; itself, where there is no choice."""
+        return (self,)
 
     @abstractmethod
     def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunus.anatomy.catalog import layouts_of
 from prunus.anatomy.layouts import Layout, Site, Sites
@@ -47,8 +46,8 @@ class Unit(Sites):
 
     @property
     def channel_cost(self) -> int:
-        """Parameters that leave with one channel: producer rows with their biases, consumer columns."""
-        return self.span * sum(site.repeats * site.features for site in (*self.producers, self.consumer))
+        """Parameters that leave with one channel: producer rows with their biases, weights of norms, consumer columns."""
+        return self.span * sum(site.repeats * site.features for site in (*self.producers, *self.norms, self.consumer))
 
     @property
     def linear_paths(self) -> tuple[str, ...]:
@@ -64,13 +63,6 @@ class Unit(Sites):
     def is_attention(self) -> bool:
         """Whether its scores are compared with those of attentions, else with those of MLPs."""
         return self.layout.is_attention
-
-    def feature_indices(self, site: Site, kept: Tensor, channels: int | None = None) -> Tensor:
-        """Features of `site` that belong to the channels `kept` (sorted, int64), in storage order."""
-        width = (channels or self.channels) * self.span
-        within = torch.cat([kept + span * (width // self.span) for span in range(self.span)])
-        starts = torch.arange(site.repeats, device=kept.device)[:, None] * width
-        return (starts + within).flatten()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from prunus.anatomy import Site, Unit, linears
+from prunus.anatomy import Site, Sites, Unit, linears
 from prunus.errors import PrunusError
 from prunus.structured.scores import column_products
 
@@ -28,13 +28,15 @@ class GateHook:
     """Forward hook of one producer.
 
     Attributes:
+        sites: how the channels lie in the layer.
         feature_gate: (features,), None while every gate is one.
         leaf: zeros (channels,) in whose `grad` `backward` leaves this layer's part of ∂L/∂ζ, whatever ζ is; None where nobody asks for it.
         is_saved: whether whoever saves the model saves the gates, too.
         followers: the same layer of momentum copies, which carry no gate of their own.
     """
 
-    def __init__(self, followers: tuple[nn.Linear, ...] = ()) -> None:
+    def __init__(self, sites: Sites, followers: tuple[nn.Linear, ...] = ()) -> None:
+        self.sites = sites
         self.feature_gate: Tensor | None = None
         self.leaf: Tensor | None = None
         self.is_saved = False
@@ -65,12 +67,12 @@ class GateHook:
         if output is None:  # after an error of the layer
             return None
         if self.feature_gate is None:
-            return output if self.leaf is None else _gated(output, None, self.leaf, module)
+            return output if self.leaf is None else _gated(output, None, self, module)
         if self.feature_gate.device != output.device:  # a twin on another device, or a model that was moved
             self.feature_gate = self.feature_gate.to(output.device)
         if self.leaf is None or not torch.is_grad_enabled():
             return output.mul_(self.feature_gate)
-        return _gated(output, self.feature_gate, self.leaf, module)
+        return _gated(output, self.feature_gate, self, module)
 
 
 class _Gated(torch.autograd.Function):
@@ -80,23 +82,25 @@ class _Gated(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, feature_gate: Tensor | None, leaf: Tensor, layer: nn.Module) -> Tensor:
+    def forward(
+        ctx: Any, output: Tensor, feature_gate: Tensor | None, leaf: Tensor, sites: Sites, layer: nn.Module
+    ) -> Tensor:
         ctx.save_for_backward(output, feature_gate)
-        ctx.leaf, ctx.weight = leaf, layer.weight
+        ctx.leaf, ctx.sites, ctx.weight = leaf, sites, layer.weight
         return output.clone() if feature_gate is None else _scaled(output, feature_gate)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, Tensor, None]:
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, Tensor, None, None]:
         output, feature_gate = ctx.saved_tensors
         if ctx.weight.requires_grad and ctx.weight.grad is None:
             ctx.leaf.grad = None
         of_features = column_products(output.reshape(-1, output.shape[-1]), slope.reshape(-1, slope.shape[-1]))
-        of_channels = of_features.view(-1, len(ctx.leaf)).sum(0).to(ctx.leaf.device)
-        return slope if feature_gate is None else _scaled(slope, feature_gate), None, of_channels, None
+        of_channels = ctx.sites.gather(of_features).to(ctx.leaf.device)
+        return slope if feature_gate is None else _scaled(slope, feature_gate), None, of_channels, None, None
 
 
-def _gated(output: Tensor, feature_gate: Tensor | None, leaf: Tensor, layer: nn.Module) -> Tensor:
-    return cast(Tensor, _Gated.apply(output, feature_gate, leaf, layer))  # type: ignore[no-untyped-call]
+def _gated(output: Tensor, feature_gate: Tensor | None, hook: GateHook, layer: nn.Module) -> Tensor:
+    return cast(Tensor, _Gated.apply(output, feature_gate, hook.leaf, hook.sites, layer))  # type: ignore[no-untyped-call]
 
 
 def _scaled(values: Tensor, feature_gate: Tensor) -> Tensor:
@@ -121,7 +125,7 @@ class Gates:
             copies = [linears(model, unit, path) for path in unit.mirrors]
             for path in (unit.path, *unit.twins):
                 for place, (site, linear) in enumerate(linears(model, unit, path)[:-1]):
-                    hook = GateHook(tuple(copy[place][1] for copy in copies))
+                    hook = GateHook(unit, tuple(copy[place][1] for copy in copies))
                     self._handles.append(linear.register_forward_pre_hook(hook.before))
                     self._handles.append(linear.register_forward_hook(hook, always_call=True))
                     hooks.append((site, hook))
@@ -141,7 +145,7 @@ class Gates:
                 gate = self.values[name] = gate.detach().to(self.values[name])  # noqa: PLW2901
             is_open = bool((gate == 1).all())
             for site, hook in self._hooks[name]:
-                repeated = gate.repeat(unit.span * site.repeats)
+                repeated = unit.spread(gate, site.repeats)
                 hook.feature_gate = None if is_open else repeated
 
     def take_gradients(self) -> None:

@@ -25,14 +25,14 @@ def gate_gradient(model: nn.Module, unit: Unit, gate: Tensor) -> Tensor | None:
     if gate.requires_grad:
         return gate.grad
     total, came = torch.zeros_like(gate), False
-    for site, linear in linears(model, unit)[:-1]:
+    for _, linear in linears(model, unit)[:-1]:
         if linear.weight.grad is None:
             continue
         came = True
         rows = _row_products(linear.weight, linear.weight.grad)
         if linear.bias is not None and linear.bias.grad is not None:
             rows += linear.bias.float() * linear.bias.grad.float()
-        total += rows.view(site.repeats * unit.span, unit.channels).sum(0).to(total.device)
+        total += unit.gather(rows).to(total.device)
     if not came:
         return None
     return torch.where(gate > 0, total / gate.clamp_min(torch.finfo(gate.dtype).tiny), 0.0)

@@ -26,7 +26,7 @@ class WeightMagnitude(Importance):
             of_features = linear.weight.float().square().sum(0 if is_consumer else 1)
             if linear.bias is not None and not is_consumer:
                 of_features = of_features + linear.bias.float().square()
-            squares += of_features.view(-1, unit.channels).sum(0).to(gate.device)
+            squares += unit.gather(of_features).to(gate.device)
         return squares.sqrt()
 
     def scores(self, state: State) -> dict[str, Tensor]:

@@ -1,0 +1,260 @@
+"""Attentions that nobody has named: what parts of a module look like one, and every way in which they may make one.
+
+A guess is no knowledge: it counts only if a trial proves that the module, cut as the guess says, computes what the masked
+one does (`proof`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any, ClassVar, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from prunus.anatomy.forwards import keep_rotation
+from prunus.anatomy.layouts import Attention, Layout, Site, Sites
+from prunus.anatomy.rotation import ROTATIONS, Rotation, tables_of, turned_features, turned_sizes
+from prunus.anatomy.trial import MisfitError, linear_at, without_hooks
+
+ROLE = re.compile(r"(?:to_|w|lin_|linear_)?(q|k|v)(?:uer(?:y|ies)|eys?|alues?)?(?:_?(?:proj|lin|linear|layer|states))?")
+"""How the layers that make queries, keys and values are called."""
+OUT = re.compile(r"(?:.*_)?(?:o|out|output|dense|proj|projection|fc_out|final)(?:_?(?:proj|lin|linear|layer|net))?")
+"""How the output layer is called, where there are several others."""
+WIDTHS = re.compile(r"(?:.*_)?(?:head_(?:dim|size|width|features)|key_value_proj_dim|dim_per_head|d_kv|kv_channels)")
+"""Attributes that hold the head width."""
+HEADS = re.compile(r"num_(?:attention_)?heads|(?:n|num)_?heads?")
+"""Attributes that hold the number of heads of the queries."""
+EPSILONS = ("eps", "variance_epsilon", "epsilon")
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm over the channels of one head, or of all."""
+
+    path: str
+    weightless: bool = False
+    """It has no weight, so that what it loses goes to the output layer."""
+    offset: float = 0.0
+    """It multiplies by weight + offset."""
+
+
+@dataclass(frozen=True)
+class TriedAttention(Attention):
+    """One guess at an attention whose queries, keys and values are layers of their own."""
+
+    is_tried: ClassVar[bool] = True
+    heads: str = field(default="", kw_only=True)
+    """Attribute with the number of heads, where none holds their width."""
+    gates: tuple[str, ...] = field(default=(), kw_only=True)
+    """Layers whose outputs multiply what the heads give."""
+    norms: tuple[Norm, ...] = field(default=(), kw_only=True)
+    """Over the channels; where they are root-mean-square norms, cutting them is exact."""
+    rotation: Rotation | None = field(default=None, kw_only=True)
+    """How the heads turn."""
+
+    def sites(self, module: nn.Module) -> Sites:
+        columns = linear_at(module, self.out).in_features
+        width, turned = self._width(module), 0
+        names = tuple(dict.fromkeys(name for name in (self.query, self.key, self.value, *self.gates) if name))
+        layers = {name: linear_at(module, name) for name in names}
+        for name, rows in {self.out: columns, **{name: layer.out_features for name, layer in layers.items()}}.items():
+            if rows % width:
+                raise MisfitError(f"its {name} has {rows} features there, no multiple of head width {width}")
+        order: tuple[int, ...] = ()
+        if self.rotation is not None:
+            turned = turned_features(module, width)
+            order = self.rotation.order(width, turned)
+        norms = [
+            Site(norm.path, module.get_submodule(norm.path).weight.numel() // width, 1)  # type: ignore[operator]
+            for norm in self.norms
+            if not norm.weightless
+        ]
+        span = 1 if self.rotation is None else self.rotation.span
+        plain = tuple(f % (width // span) for f in range(width))
+        return Sites(
+            producers=tuple(
+                Site(name, layer.out_features // width, layer.in_features + (layer.bias is not None))
+                for name, layer in layers.items()
+            ),
+            consumer=Site(self.out, columns // width, linear_at(module, self.out).out_features),
+            channels=width // span, span=span, order=() if order == plain else order, norms=tuple(norms), turned=turned,
+        )  # fmt: skip
+
+    def factor(self, linear: str, share: float) -> float:
+        if linear == self.out and any(norm.weightless for norm in self.norms):
+            return float(share**-0.5)
+        return super().factor(linear, share)
+
+    def refit(self, norm: str, weight: Tensor, share: float) -> Tensor:
+        """The mean of squares is over fewer channels, so it is larger by the share that left: weights make up for it."""
+        offset = next(known.offset for known in self.norms if known.path == norm)
+        return weight.add(offset).mul(share**-0.5).sub(offset)
+
+    def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
+        core, width = module.get_submodule(self.core), len(kept) * before.span
+        for name, size in dict.fromkeys(self.totals, width * before.consumer.repeats).items():
+            setattr(core, name, size)
+        if self.width:
+            setattr(core, self.width, width)
+        for norm in self.norms:
+            _shrink_norm(module.get_submodule(norm.path), before.channels, len(kept))
+        if self.rotation is not None:
+            index, columns = self.rotation.columns(kept, before.turned)
+            turned = int((kept < before.turned // before.span).sum()) * before.span
+            for name, _ in turned_sizes(module):
+                setattr(module, name, turned)
+            keep_rotation(module, index, columns, turned, tables_of(module) or "")
+
+    def _width(self, module: nn.Module) -> int:
+        if self.width:
+            return super()._width(module)
+        heads = getattr(module.get_submodule(self.core), self.heads, None)
+        columns = linear_at(module, self.out).in_features
+        if not isinstance(heads, int) or heads < 1 or columns % heads:
+            raise MisfitError(f"it has no head width, and no number of heads that divides {columns}")
+        return columns // heads
+
+
+@dataclass(frozen=True)
+class AttentionByConvention(Layout):
+    """Whatever has layers that are called queries, keys, values and output."""
+
+    is_attention: ClassVar[bool] = True
+    is_tried: ClassVar[bool] = True
+
+    def resembles(self, module: nn.Module) -> bool:
+        """Whether a module has such layers, and no module in it has them all."""
+        return _layers(module) is not None
+
+    def candidates(self, module: nn.Module) -> Iterator[Layout]:
+        layers = _layers(module)
+        if layers is None:
+            return
+        query, key, value, out, gates = layers
+        core = _core(module, query)
+        inside = module.get_submodule(core)
+        base = TriedAttention(query, key, value, out, core=core, width="", gates=gates)
+        widths = [name for name in _sizes(inside) if WIDTHS.fullmatch(name)]
+        counts = [name for name in _sizes(inside) if HEADS.fullmatch(name)]
+        named = [replace(base, width=name) for name in widths] or [replace(base, heads=name) for name in counts]
+        rotations = [None, *ROTATIONS] if tables_of(module) or tables_of(inside) else [None]
+        for guess in named:
+            try:
+                width, columns = guess._width(module), linear_at(module, out).in_features
+            except MisfitError:
+                yield guess
+                continue
+            norms = _norms(module, guess, width)
+            totals = tuple(n for n, size in _sizes(inside).items() if size == columns and n not in (*widths, *counts))
+            choices = product(
+                rotations, [norms, ()] if norms else [()], [(), totals] if totals else [()], (False, True)
+            )
+            for rotation, over, sizes, scale in choices:
+                yield replace(guess, rotation=rotation, norms=over, totals=sizes, scale_follows_width=scale)
+
+    def sites(self, module: nn.Module) -> Sites:
+        raise MisfitError("it has no layers for queries, keys, values and output")
+
+    def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
+        raise NotImplementedError
+
+
+def _layers(module: nn.Module) -> tuple[str, str, str, str, tuple[str, ...]] | None:
+    """Paths of the layers for queries, keys, values (empty, where keys serve) and output, and of those that gate the output."""
+    layers = dict(_linears(module))
+    roles: dict[str, str] = {}
+    for path in layers:
+        role = next(filter(None, (ROLE.fullmatch(part) for part in reversed(path.split(".")))), None)
+        if role is not None:
+            if role[1] in roles:
+                return None
+            roles[role[1]] = path
+    others = [path for path in layers if path not in roles.values()]
+    if not {"q", "k"} <= roles.keys() or not others:
+        return None
+    named = [path for path in others if any(OUT.fullmatch(part) for part in path.split("."))]
+    if len(others) > 1 and len(named) != 1:
+        return None
+    out = named[0] if named else others[0]
+    first = {path.partition(".")[0] for path in (*roles.values(), out)}
+    if len(first) == 1:  # a module in it has them all
+        return None
+    columns = getattr(layers[out], "in_features", None)
+    gates = tuple(path for path in others if path != out and getattr(layers[path], "out_features", None) == columns)
+    return roles["q"], roles["k"], roles.get("v", ""), out, gates
+
+
+def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Linear layers at most two steps down, adapted ones too."""
+    for name, child in module._modules.items():
+        if child is None:
+            continue
+        if _is_linear(child):
+            yield name, child
+        else:
+            yield from ((f"{name}.{part}", leaf) for part, leaf in child._modules.items() if _is_linear(leaf))
+
+
+def _is_linear(module: nn.Module | None) -> TypeGuard[nn.Module]:
+    return isinstance(module, nn.Linear) or hasattr(module, "base_layer")
+
+
+def _core(module: nn.Module, query: str) -> str:
+    """Path of the module that holds the sizes: the one around the queries, unless it holds nothing else."""
+    around = query.rpartition(".")[0]
+    return (
+        around
+        if around and any(WIDTHS.fullmatch(n) or HEADS.fullmatch(n) for n in _sizes(module.get_submodule(around)))
+        else ""
+    )
+
+
+def _sizes(module: nn.Module) -> dict[str, int]:
+    return {name: size for name, size in vars(module).items() if type(size) is int and size > 0}
+
+
+def _norms(module: nn.Module, guess: TriedAttention, width: int) -> tuple[Norm, ...]:
+    """Norms in a module over as many channels as one head has, or all heads of a layer."""
+    totals = {width, *(linear_at(module, name).out_features for name in (guess.query, guess.key, guess.value) if name)}
+    found = []
+    for name, child in module._modules.items():
+        if child is None or "Norm" not in type(child).__name__ or not _epsilon(child):
+            continue
+        weight = child._parameters.get("weight")
+        if weight is None and not child._parameters:
+            if ROLE.match(name) and name.startswith("v"):
+                found.append(Norm(name, weightless=True))
+        elif weight is not None and weight.numel() in totals:
+            found.append(Norm(name, offset=_offset(child, weight.numel())))
+    return tuple(found)
+
+
+def _offset(norm: nn.Module, width: int) -> float:
+    """What a norm adds to its weight: 1, if it still speaks where all its weights are zero."""
+    copy: Any = without_hooks(norm)
+    vars(copy)["_parameters"] = {
+        name: None if p is None else torch.zeros(p.shape) for name, p in norm._parameters.items()
+    }
+    try:
+        with torch.no_grad():
+            return float(copy(torch.ones(1, 1, width)).abs().max() > 0)
+    except Exception:  # a stranger's forward may raise anything; the trial says whether it matters
+        return 0.0
+
+
+def _epsilon(norm: nn.Module) -> str | None:
+    return next((name for name in EPSILONS if isinstance(getattr(norm, name, None), float)), None)
+
+
+def _shrink_norm(norm: nn.Module, before: int, after: int) -> None:
+    """ε is added to a mean over fewer channels, so it grows with it; reckoned from what it was at first, so that two cuts are one."""
+    name = _epsilon(norm)
+    first, width = vars(norm).setdefault("_dense_epsilon", (getattr(norm, name or ""), before))
+    setattr(norm, name or "", first * width / after)
+    shape = getattr(norm, "normalized_shape", None)
+    if isinstance(shape, tuple):
+        norm.normalized_shape = (shape[0] * after // before,)  # type: ignore[assignment]

@@ -1,0 +1,270 @@
+"""Trials of attentions: whether a module that is cut as a layout says computes what the masked one does.
+
+A copy of the module with small random weights is run with the arguments that its forward asks for, once masked and once cut.
+What is found holds for every module of the same type and shape.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Iterable, Iterator
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.anatomy.cutting import cut
+from prunus.anatomy.layouts import Layout, Sites
+from prunus.anatomy.rotation import TABLES, tables_of, turned_features
+from prunus.anatomy.trial import MisfitError, without_hooks
+
+TOKENS = 3
+LARGEST = 1 << 24
+"""Weights of a copy; a larger one is not tried."""
+OTHERS = (
+    "key_value_states", "encoder_hidden_states", "cross_attention_states", "context", "memory", "key", "value",
+    "key_states", "value_states", "keys", "values", "image_hidden_states", "vision_hidden_states",
+)  # fmt: skip
+"""Arguments that hold other hidden states."""
+SHARED = "shared_kv_states"
+"""Argument through which keys and values are handed to other layers."""
+
+_KNOWN: dict[Any, tuple[Layout | None, str]] = {}
+"""Layout, type and shape of a module → the layout that holds, or why there is none."""
+
+
+def settle(layout: Layout, module: nn.Module) -> tuple[Layout, Sites]:
+    """The layout that holds for a module, and its sites.
+
+    Raises:
+        MisfitError: it does not describe the module; or a trial proves it wrong, or does not prove what is a guess.
+    """
+    if not layout.is_attention:
+        return layout, layout.sites(module)
+    if not layout.is_tried:
+        layout.sites(module)  # says why it cannot be cut
+    key = layout, _shape_of(module)
+    found = _KNOWN.get(key)
+    if found is None:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            found = _first_that_holds(layout, module)
+        if "forward" not in vars(module):
+            _KNOWN[key] = found
+    if found[0] is None:
+        raise MisfitError(found[1])
+    return found[0], found[0].sites(module)
+
+
+def _first_that_holds(layout: Layout, module: nn.Module) -> tuple[Layout | None, str]:
+    why, runs = "", None
+    for candidate in layout.candidates(module):
+        try:
+            sites = candidate.sites(module)
+        except MisfitError as misfit:
+            why = why or str(misfit)
+            continue
+        if not all(isinstance(module.get_submodule(s.linear), nn.Linear) for s in (*sites.producers, sites.consumer)):
+            return candidate, ""
+        if runs is None:
+            try:
+                runs = list(_runs(module, sites))
+            except Exception as error:  # a stranger's forward may raise anything
+                runs, why = [], f"a trial run of it failed ({type(error).__name__}: {error})"
+            if not runs and not layout.is_tried:
+                return candidate, ""
+        if not runs:
+            return None, why or "no trial run of it passes: prunus does not know the arguments that it asks for"
+        objections = [_objection(candidate, sites, *run) for run in runs]
+        if not all(objections):
+            return candidate, ""
+        why = why or objections[0]
+    return None, why or "it has no layers for queries, keys, values and output"
+
+
+def _objection(layout: Layout, sites: Sites, sample: nn.Module, arguments: dict[str, Any]) -> str:
+    """What a trial says against a layout."""
+    generator = torch.Generator().manual_seed(1)
+    kept = torch.randperm(sites.channels, generator=generator)[: max(1, sites.channels // 2)].sort().values
+    mask = sites.spread(torch.zeros(sites.channels).index_fill_(0, kept, 1.0), 1)
+    masked, narrow = without_hooks(sample), without_hooks(sample)
+    for site in sites.producers:
+        linear = masked.get_submodule(site.linear)
+        of_rows = mask.repeat(site.repeats)
+        linear.__dict__["_parameters"] = {
+            name: None if p is None else p * of_rows.view(-1, *[1] * (p.ndim - 1))
+            for name, p in linear._parameters.items()
+        }
+    try:
+        if len(kept) < sites.channels:
+            cut(narrow, layout, sites, kept, {})
+        whole, expected, found = (_output(one, arguments) for one in (sample, masked, narrow))
+    except Exception as error:  # a stranger's forward may raise anything
+        return f"a trial run of it failed once it was narrow ({type(error).__name__}: {error})"
+    if len(kept) < sites.channels and _agree(whole, expected):
+        return "what a trial run of it gives does not depend on its channels"
+    return "" if _agree(expected, found) else "a trial run of it, narrowed, does not give what the masked one gives"
+
+
+def _agree(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape or not bool(first.isfinite().all()):
+        return False
+    return bool((first - second).abs().max() <= 1e-5 * first.abs().max().clamp_min(1.0))
+
+
+def _output(module: nn.Module, arguments: dict[str, Any]) -> Tensor:
+    """The first tensor that a run gives.
+
+    Raises:
+        MisfitError: it hands its keys and values to other layers.
+    """
+    shared: dict[Any, Any] = {}
+    given = {**arguments, SHARED: shared} if SHARED in arguments else dict(arguments)
+    found = module(**given)
+    if shared:
+        raise MisfitError("other layers use its keys and values")
+    while not isinstance(found, Tensor):
+        found = found[0]
+    return found.float()
+
+
+def _runs(module: nn.Module, sites: Sites) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
+    """Copies of a module, each with arguments that it takes: of small model widths, or else of its own."""
+    turned = turned_features(module, len(sites.order) or sites.channels * sites.span)
+    last: Exception | None = None
+    for is_small in (True, False):
+        sample = _sample(module, sites, is_small)
+        if sample is None:
+            continue
+        widths = [sample.get_submodule(s.linear)._parameters["weight"].shape[1] for s in sites.producers]  # type: ignore[union-attr]
+        passed = False
+        for arguments in _arguments(sample, widths, turned):
+            try:
+                _output(sample, arguments)
+            except MisfitError:
+                raise
+            except Exception as error:  # a stranger's forward may raise anything
+                last = error
+                continue
+            passed = True
+            yield sample, arguments
+            break
+        if passed:
+            return
+    if last is not None:
+        raise last
+
+
+def _sample(module: nn.Module, sites: Sites, is_small: bool) -> nn.Module | None:
+    """A copy with random weights; a small one has model widths of a few numbers."""
+    generator = torch.Generator().manual_seed(0)
+    sample = without_hooks(module)
+    narrow: dict[int, int] = {}
+    layers = {site.linear for site in (*sites.producers, sites.consumer)}
+    shapes: dict[str, list[int]] = {}
+    for name, parameter in sample.named_parameters(remove_duplicate=False):
+        path, shape = name.rpartition(".")[0], list(parameter.shape)
+        if is_small and path in layers:
+            side = 0 if path == sites.consumer.linear else 1
+            if side < len(shape):
+                shape[side] = narrow.setdefault(shape[side], 6 + len(narrow))
+        shapes[name] = shape
+    if sum(map(math.prod, shapes.values())) > LARGEST:
+        return None
+    configs: dict[int, Any] = {}
+    for path, part in sample.named_modules():
+        known = {}
+        for name, parameter in part._parameters.items():
+            if parameter is None or not parameter.is_floating_point():
+                known[name] = parameter
+                continue
+            shape = shapes[f"{path}.{name}" if path else name]
+            spread = shape[1] ** -0.5 if len(shape) > 1 else 0.5
+            known[name] = torch.randn(shape, generator=generator, dtype=torch.float32) * spread
+        buffers = {name: None if b is None else _at_hand(b) for name, b in part._buffers.items()}
+        vars(part).update({"_parameters": known, "_buffers": buffers})
+        config = vars(part).get("config")
+        if hasattr(config, "_attn_implementation"):
+            if id(config) not in configs:
+                configs[id(config)] = copy.copy(config)
+                vars(configs[id(config)])["_attn_implementation_internal"] = "eager"
+            vars(part)["config"] = configs[id(config)]
+    return sample
+
+
+def _at_hand(buffer: Tensor) -> Tensor:
+    if buffer.is_meta:
+        return torch.zeros(buffer.shape, dtype=buffer.dtype)
+    return buffer.cpu().float() if buffer.is_floating_point() else buffer.cpu()
+
+
+def _arguments(sample: nn.Module, widths: list[int], turned: int) -> Iterator[dict[str, Any]]:
+    """Arguments to try, the likeliest first.
+
+    Args:
+        widths: inputs of the layers for queries, keys, values and so on.
+    """
+    asked = dict(inspect.signature(type(sample).forward).parameters)
+    names = list(asked)[1:]  # without self
+    required = [
+        name for name in names if asked[name].default is inspect.Parameter.empty and asked[name].kind.value == 1
+    ]
+    first = names[0]
+    generator = torch.Generator().manual_seed(2)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float32)
+
+    other = widths[1] if len(widths) > 1 else widths[0]
+    flat = (True, False) if "cu_seqlens" in names else (False, True)
+    crossed = (True, False) if other != widths[0] else (False, True)
+    table = tables_of(sample)
+    tables = product((turned, turned // 2), ("two", "one"), (False, True)) if table else [(0, "", False)]
+    for is_flat, is_crossed, tokens, (columns, form, is_long) in product(flat, crossed, _lengths(sample), list(tables)):
+        batch = () if is_flat else (1,)
+        given: dict[str, Any] = dict.fromkeys(required)
+        given[first] = random(*batch, tokens, widths[0])
+        for name in names[1:]:
+            if name in OTHERS and (is_crossed or name in required):
+                given[name] = random(*batch, tokens, other)
+        if "cu_seqlens" in names:
+            given["cu_seqlens"] = torch.tensor([0, tokens], dtype=torch.int32)
+        if "position_ids" in required:
+            given["position_ids"] = torch.arange(tokens)[None]
+        if SHARED in names:
+            given[SHARED] = {}
+        if table and form == "two":
+            lead = (1, tokens) if is_long else (tokens,)
+            given[table] = random(*lead, columns), random(*lead, columns)
+        elif table:
+            lead = (1, tokens) if is_long else (tokens,)
+            given[table] = torch.polar(torch.ones(*lead, columns), random(*lead, columns))
+        for name in TABLES:
+            if name in required and name != table:
+                given[name] = None
+        yield given
+
+
+def _lengths(sample: nn.Module) -> Iterable[int]:
+    """Numbers of tokens to try: a few, or as many as a window has."""
+    windows = [getattr(module, "window_size", None) for module in sample.modules()]
+    sides = [(size, size) if isinstance(size, int) else size for size in windows if size]
+    return dict.fromkeys([TOKENS, *(math.prod(side) for side in sides if len(side) == 2)])
+
+
+def _shape_of(module: nn.Module) -> Any:
+    """What a trial depends on: types, shapes and settings of a module and its parts."""
+    return tuple(
+        (
+            path, type(part), tuple((n, None if p is None else (p.shape, p.dtype)) for n, p in part._parameters.items()),
+            tuple((n, v) for n, v in vars(part).items() if isinstance(v, bool | int | float | str) and n not in PLACE),
+            turned_features(part, 0) if not path else 0,
+        )
+        for path, part in module.named_modules()
+    )  # fmt: skip
+
+
+PLACE = ("layer_idx", "training", "layer_index", "layer_id", "_is_hf_initialized")
+"""Attributes that differ from layer to layer, and that no trial depends on."""
