@@ -238,7 +238,7 @@ class Generative(Speaker):
         labels: list[int] = []
         for text, learnt in rest:
             piece = self._following(before, text)
-            if learnt and piece[-1:] != [self.tokenizer.eos_token_id] and piece[-1:] not in self._ends:
+            if learnt and piece[-1:] not in self._ends:
                 piece = [*piece, self.tokenizer.eos_token_id]
             ids += piece
             labels += piece if learnt else [IGNORED] * len(piece)
@@ -248,7 +248,7 @@ class Generative(Speaker):
     @cached_property
     def _ends(self) -> list[list[int]]:
         """Special tokens, any of which may end what is said."""
-        return [[number] for number in self.tokenizer.all_special_ids]
+        return [[number] for number, token in self.tokenizer.added_tokens_decoder.items() if token.special]
 
     def _following(self, before: str, text: str) -> list[int]:
         """Tokens of a text as they are behind another."""

@@ -135,13 +135,13 @@ AnyKind = TypeVar("AnyKind", bound=Kind)
 
 
 def kind_of(base: type[AnyKind], folder: str, processor: str | None = None) -> AnyKind:
-    """The kind of the model in a folder: `base`, or one that derives from it.
+    """The kind of the model in a folder, among those that derive from `base`.
 
     Raises:
         PrunusError: there is no config, or no kind fits it.
     """
     config = read_config(folder)
-    found = next((cls for cls in _derived(base) if cls.fits(config)), None)
+    found = next((cls for cls in _finished(base) if cls.fits(config)), None)
     if found is None:
         name = (config.architectures or [config.model_type])[0]
         raise PrunusError("task", name, "the task does not know how such a model takes its inputs; take another task")
@@ -197,8 +197,9 @@ def _without_videos(cls: Any) -> Any:
     return Still
 
 
-def _derived(cls: type[AnyKind]) -> Iterator[type[AnyKind]]:
+def _finished(cls: type[AnyKind]) -> Iterator[type[AnyKind]]:
+    """A class and those that derive from it, as far as they are no mere bases."""
     if not getattr(cls, "__abstractmethods__", None):
         yield cls
     for one in cls.__subclasses__():
-        yield from _derived(one)
+        yield from _finished(one)

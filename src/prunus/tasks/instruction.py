@@ -1,0 +1,51 @@
+"""Chats about images, on a user's own data: what generative models are trained and repaired with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from prunus.batches import for_model
+from prunus.calibration import Batch
+from prunus.metric import Metric
+from prunus.metrics import with_interval
+from prunus.tasks.kinds import Generative
+from prunus.tasks.on_data import DataTask, Row
+
+PLACE = "<image>"
+"""How data write where an image stands; ours stand before the first message."""
+
+
+class Instruction(DataTask):
+    """Chats, with an image, several or none. What the assistant says is learnt, and measured by its perplexity."""
+
+    name: Literal["instruction"] = "instruction"
+
+    metrics: ClassVar = {"perplexity": Metric(unit="plain", higher_is_better=False)}
+    needs: ClassVar = ("messages",)
+    kinds: ClassVar = Generative
+
+    def collate(self, items: Sequence[Row]) -> Batch:
+        chats = [
+            [{**message, "content": message["content"].replace(PLACE, "").strip()} for message in row["messages"]]
+            for row in items
+        ]
+        batch: Batch = self.kind.chats([self.images(row) for row in items], chats)
+        return batch
+
+    def read_off(self, model: Any, rows: Sequence[Row]) -> Sequence[tuple[float, int]]:
+        """Of each chat the negative log-likelihood of what the assistant says, and its tokens."""
+        found = []
+        for row in rows:
+            batch = for_model(self.collate([row | {"part": 0}]), model)
+            prediction = self.predict(model, batch)
+            count = int(prediction.counted.sum())
+            found.append((float(prediction.loss) * count, count))
+        return found
+
+    def figures(self, found: Sequence[tuple[float, int]]) -> dict[str, float]:
+        """Perplexity over all tokens, with an interval over chats."""
+        sums = torch.tensor(found, dtype=torch.double)
+        return with_interval(sums, lambda of: {"perplexity": (of[..., 0] / of[..., 1]).exp()}, "perplexity")

@@ -1,0 +1,160 @@
+"""What every task over a user's own data has in common: rows, pictures, and the kind of the model."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from PIL.Image import Image
+from torch import nn
+from torch.utils.data import Dataset
+
+from prunus.batches import for_model
+from prunus.calibration import Batch
+from prunus.data import AnyData, Data, open_image
+from prunus.errors import PrunusError
+from prunus.losses import Prediction
+from prunus.progress import track
+from prunus.tasks.kinds import Kind, kind_of
+from prunus.tasks.task import Task
+from prunus.typed import Count
+
+Row = dict[str, Any]
+"""A row of data: the fixed columns, `where` it is from, and its `split`."""
+
+
+class Rows(Dataset[Any]):
+    """Items of a table of rows: row i, or row r with one of its parts, such as its second caption."""
+
+    def __init__(self, table: Any, places: Sequence[tuple[int, int]] | None = None):
+        """
+        Args:
+            table: rows by number.
+            places: row and part of every item; None takes every row as it is.
+        """
+        self.table, self.places = table, places
+
+    def __len__(self) -> int:
+        return len(self.table if self.places is None else self.places)
+
+    def __getitem__(self, index: int) -> Row:
+        row, part = (index, 0) if self.places is None else self.places[index]
+        return {**self.table[row], "part": part}
+
+
+class DataTask(Task):
+    """Base of the tasks over a user's own data. One of your own has a `name`, `metrics`, the columns it `needs`, the base of the
+    `kinds` of models that can do it, and `collate`, `read_off` and `figures`.
+    """
+
+    train: AnyData | None = None
+    """Rows that are trained on, and that calibration takes."""
+    evaluation: AnyData | None = None
+    """Rows that the metrics are measured on."""
+    processor: str | None = None
+    """Folder or hub id of the processor; None is the model's own."""
+    config: str | None = None
+    """Folder of a model with the config that says what kind it is; None is the evaluated one."""
+    batch_size: Count = 16
+    """Rows of an evaluation batch."""
+
+    needs: ClassVar[tuple[str, ...]]
+    """Columns that every row has to have."""
+    kinds: ClassVar[type[Kind]]
+    """What the task asks of a model."""
+
+    @abstractmethod
+    def read_off(self, model: Any, rows: Sequence[Row]) -> Sequence[Any]:
+        """What a model makes of rows of the evaluation split, one by one, for `figures`."""
+
+    @abstractmethod
+    def figures(self, found: Sequence[Any]) -> dict[str, float]:
+        """The metrics, of what `read_off` has returned."""
+
+    def check(self) -> None:
+        for field in ("train", "evaluation"):
+            data: Data | None = getattr(self, field)
+            if data is not None:
+                try:
+                    data.check(self.needs)
+                except PrunusError as error:
+                    raise PrunusError(f"task.{field}: {error.field}", error.value, error.remedy) from None
+
+    def for_model(self, folder: Path) -> Self:
+        """The same for the kind of the model in `folder`, unless another is named."""
+        return self if self.config else self.model_copy(update={"config": str(folder)})
+
+    def check_model(self, folder: Path) -> None:
+        """Refuses a model of a kind that cannot do the task, and one without a processor."""
+        self.for_model(folder).kind.check()
+
+    @cached_property
+    def kind(self) -> Any:
+        """How the model takes images and words: one of `kinds`."""
+        if self.config is None:
+            raise PrunusError("task.config", None, "name the folder of a model")
+        return kind_of(self.kinds, self.config, self.processor)
+
+    def rows(self, field: str) -> Any:
+        """The table of a split, by its field.
+
+        Raises:
+            PrunusError: there is none.
+        """
+        data: Data | None = getattr(self, field)
+        if data is None:
+            raise PrunusError(f"task.{field}", None, "there are no such data; name a file, or a layout and its folder")
+        return data.read(self.needs)
+
+    def images(self, row: Row) -> list[Image]:
+        """The pictures of a row, from one file or several; none where the row has none."""
+        held = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
+        return [open_image(image, row.get("where", "")) for image in held]
+
+    def train_data(self) -> Dataset[Any]:
+        return Rows(self.rows("train"))
+
+    def predict(self, model: nn.Module, batch: Batch) -> Prediction:
+        return self.kind.predict(model, batch)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:
+        model.eval()
+        found: list[Any] = []
+        for rows in track(list(self._batches(limit)), f"evaluating {self.name}", progress):
+            found += self.read_off(model, [self.rows("evaluation")[place] for place in rows])
+        return self.figures(found)
+
+    def _batches(self, limit: int | None) -> Iterator[range]:
+        count = len(self.rows("evaluation"))
+        count = count if limit is None else min(limit, count)
+        return (range(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size))
+
+    def example(self, model: Any, batch_size: int) -> Callable[[], object]:
+        """A forward pass over rows that are trained on, or else evaluated."""
+        if self.train is not None:
+            return super().example(model, batch_size)
+        table = Rows(self.rows("evaluation"))
+        batch = for_model(self.collate([table[place % len(table)] for place in range(batch_size)]), model)
+        return lambda: model(**batch)
+
+    def save_processor(self, folder: Path) -> None:
+        self.kind.save(folder)
+
+
+def said(text: str, row: Mapping[str, Any], field: str) -> str:
+    """A prompt with the columns of a row in their places.
+
+    Raises:
+        PrunusError: it names a column that is not there.
+    """
+    try:
+        return text.format_map(row)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise PrunusError(
+            f"task.{field}", text, f"{{column}} stands for a column of the data, and this does not fit ({error})"
+        ) from None

@@ -1,0 +1,175 @@
+"""How models that speak about images take them: tiny random models of every family, by processors as they are published."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from prunus import PrunusError
+from prunus.checkpoint import load_model
+from prunus.tasks.kinds import Generative, Speaker, kind_of
+from tests.speakers import SPEAKERS, save
+
+IMAGES = [[Image.new("RGB", (20, 16), (200, 10, 10))], [Image.new("RGB", (16, 25), (0, 10, 200))]]
+QUESTIONS = ["what?", "what is this?"]
+ANSWERS = [["red"], ["black", "blue", "blue"]]
+CANDIDATES = ["red", "blue", "black"]
+FEW = ["blip2_t5", "blip2_opt", "qwen2_vl", "paligemma", "blip_answers", "blip_all_answers", "blip_captions"]
+"""One of each way that scores are computed."""
+GENERATIVE = [name for name in SPEAKERS if not name.startswith(("blip_", "vilt"))]
+
+Folder = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """Of a family's tiny model; made once."""
+    place = tmp_path_factory.mktemp("speakers")
+
+    def made(name: str) -> Path:
+        if name == "smolvlm":
+            pytest.importorskip("num2words")
+        return place / name if (place / name).exists() else save(name, place / name)
+
+    return made
+
+
+def prompts(kind: Speaker) -> list[str]:
+    return [kind.prompt.format(question=question) for question in QUESTIONS]
+
+
+@pytest.mark.parametrize("name", SPEAKERS)
+def test_a_row_does_not_depend_on_the_others(name: str, folder: Folder) -> None:
+    kind, model = kind_of(Speaker, str(folder(name))), load_model(folder(name)).eval()
+    asked = prompts(kind)
+    together = kind.generate(model, IMAGES, asked, 4)
+    assert together == [kind.generate(model, [some], [one], 4)[0] for some, one in zip(IMAGES, asked, strict=True)]
+    scores = kind.score(model, IMAGES, asked, CANDIDATES, 9)
+    assert scores.shape == (2, 3)
+    alone = torch.cat(
+        [kind.score(model, [some], [one], CANDIDATES, 9) for some, one in zip(IMAGES, asked, strict=True)]
+    )
+    torch.testing.assert_close(scores, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_scores_are_the_losses_of_the_answers(name: str, folder: Folder) -> None:
+    """One by one, the loss of a batch is its mean over tokens; of `BlipForVqa` it is the sum."""
+    kind, model = kind_of(Speaker, str(folder(name))), load_model(folder(name)).eval()
+    for some, one in zip(IMAGES, prompts(kind), strict=True):
+        scores = kind.score(model, [some], [one], CANDIDATES, 9)[0]
+        for score, candidate in zip(scores, CANDIDATES, strict=True):
+            with torch.no_grad():
+                found = kind.predict(model, kind.batch([some], [one], [[candidate]]))
+            times = 1 if name == "blip_all_answers" else int(found.counted.sum())
+            assert float(found.loss) * times == pytest.approx(-float(score), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [*FEW, "vilt"])
+def test_ranking_can_look_at_the_likeliest_beginnings_only(name: str, folder: Folder) -> None:
+    kind, model = kind_of(Speaker, str(folder(name))), load_model(folder(name)).eval()
+    every = kind.score(model, IMAGES, prompts(kind), CANDIDATES, 9)
+    first = kind.score(model, IMAGES, prompts(kind), CANDIDATES, 1)
+    looked_at = first.isfinite()
+    assert looked_at.any(1).all()
+    assert name == "vilt" or (looked_at.sum(1) == 1).all()
+    torch.testing.assert_close(first[looked_at], every[looked_at], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in SPEAKERS if name != "vilt"])
+def test_a_batch_can_be_learnt_from(name: str, folder: Folder) -> None:
+    """Labels are the answers and nothing else; a few steps on them make them likelier than others."""
+    kind, model = kind_of(Speaker, str(folder(name))), load_model(folder(name)).train()
+    batch = kind.batch(IMAGES, prompts(kind), ANSWERS)
+    learnt = [
+        kind.processor.tokenizer.decode(row[row != -100], skip_special_tokens=True).strip() for row in batch["labels"]
+    ]
+    assert learnt == (["red", "blue", "black"] if name == "blip_all_answers" else ["red", "blue"])
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = kind.predict(model, batch).loss
+        loss.backward()
+        optimizer.step()
+    scores = kind.score(model.eval(), IMAGES, prompts(kind), ["red", "blue", "tin"], 9)
+    assert (scores.argmin(1) == 2).all()
+
+
+@pytest.mark.parametrize("name", SPEAKERS)
+def test_the_processor_goes_along(name: str, folder: Folder, tmp_path: Path) -> None:
+    kind = kind_of(Speaker, str(folder(name)))
+    kind.save(tmp_path)
+    shutil.copyfile(folder(name) / "config.json", tmp_path / "config.json")
+    assert not list(tmp_path.glob("*.safetensors"))
+    before, after = (each.batch(IMAGES, prompts(kind), ANSWERS) for each in (kind, kind_of(Speaker, str(tmp_path))))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_vilt_learns_how_far_answers_are_right(folder: Folder) -> None:
+    kind = kind_of(Speaker, str(folder("vilt")))
+    labels = kind.batch(IMAGES, QUESTIONS, [["Red"], ["blue"] * 2 + ["the black"] * 7 + ["grey"]])["labels"]
+    torch.testing.assert_close(labels, torch.tensor([[1.0, 0, 0, 0, 0, 0], [0, 0, 0.6, 1.0, 0, 0]]))
+    scores = kind.score(load_model(folder("vilt")).eval(), IMAGES, QUESTIONS, ["grey", "red"], 9)
+    assert scores[:, 0].isinf().all()
+    assert scores[:, 1].isfinite().all()
+
+
+CHAT = [
+    {"role": "user", "content": "Which colour?"}, {"role": "assistant", "content": "Red."},
+    {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes, red."},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GENERATIVE)
+def test_of_a_chat_the_answers_are_learnt(name: str, folder: Folder) -> None:
+    kind = kind_of(Generative, str(folder(name)))
+    batch = kind.chats(IMAGES, [CHAT, CHAT[:2]])
+    said = [kind.tokenizer.decode(row[row != -100], skip_special_tokens=True).split() for row in batch["labels"]]
+    every = ["Red.", "Yes,", "red."] if kind.template else ["Yes,", "red."]
+    assert ["".join(words) for words in said] == ["".join(every), "Red."]
+    read = kind.tokenizer.decode(batch["input_ids"][0])
+    assert [read.count(message["content"]) for message in CHAT[:3]] == [1, 1, 1]
+    with torch.no_grad():
+        assert kind.predict(load_model(folder(name)), batch).loss.isfinite()
+
+
+@pytest.mark.parametrize("name", [name for name in GENERATIVE if "blip" not in name and name != "paligemma"])
+def test_a_chat_may_have_no_image(name: str, folder: Folder) -> None:
+    kind, model = kind_of(Generative, str(folder(name))), load_model(folder(name)).eval()
+    batch = kind.chats([[], []], [CHAT, CHAT[:2]])
+    assert "pixel_values" not in batch
+    with torch.no_grad():
+        assert kind.predict(model, batch).loss.isfinite()
+
+
+def test_a_template_without_a_place_for_images_is_refused(folder: Folder, tmp_path: Path) -> None:
+    shutil.copytree(folder("llava"), tmp_path / "llava")
+    template = tmp_path / "llava" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<image>\n", ""))
+    with pytest.raises(PrunusError, match="leaves 0 places for 1 images"):
+        kind_of(Speaker, str(tmp_path / "llava")).batch(IMAGES, QUESTIONS)
+
+
+def test_what_has_nothing_to_learn_is_refused(folder: Folder) -> None:
+    kind = kind_of(Generative, str(folder("llava")))
+    with pytest.raises(PrunusError, match="give an answer of the assistant's"):
+        kind.chats(IMAGES[:1], [CHAT[:1]])
+
+
+def test_a_folder_without_a_processor_is_refused(folder: Folder, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(folder("llava") / name, tmp_path / name)
+    with pytest.raises(PrunusError, match="processor"):
+        kind_of(Speaker, str(tmp_path)).check()
+
+
+def test_a_model_that_does_not_speak_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "architectures": ["ViTForImageClassification"]}')
+    with pytest.raises(PrunusError, match="ViTForImageClassification"):
+        kind_of(Speaker, str(tmp_path))
