@@ -84,7 +84,8 @@ def test_a_classifier_learns_and_says_the_model_s_numbers(tmp_path: Path) -> Non
     expected = model(pixel_values=batch["pixel_values"], labels=torch.arange(4)).loss
     torch.testing.assert_close(kind.predict(model, batch).loss, expected)
     smooth = F.cross_entropy(logits, torch.arange(4), label_smoothing=0.1)
-    torch.testing.assert_close(kind.predict(model, batch, 0.1).loss, smooth)
+    kind.smoothing = 0.1
+    torch.testing.assert_close(kind.predict(model, batch).loss, smooth)
     kind.config.label2id = {"red": 2, "green": 0, "blue": 1, "white": 3}
     names = list(COLOURS)
     assert kind.labelled(PICTURES, [0, 1, 2, 3], names, ())["labels"].tolist() == [2, 0, 1, 3]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
 
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from prunus.sources.source import Source
 from prunus.steps import Bench
@@ -31,6 +33,7 @@ def dense_folder(source: Source, task: Task, seed: int, console: Console) -> Pat
         console.rule("dense model")
         bench.seed_generators()
         model = source.build(task) if given is None else bench.load()
+        bench = dataclasses.replace(bench, task=task.for_model(given or _described(model, folder / "config")))
         course: list[dict[str, float]] = []
         for phase, training in enumerate(source.train, start=1):
             title = f"dense {phase}/{len(source.train)}" if len(source.train) > 1 else "dense"
@@ -38,6 +41,13 @@ def dense_folder(source: Source, task: Task, seed: int, console: Console) -> Pat
         write_text(folder / "course.json", json.dumps({"log": course}))
         bench.save(model)
     return bench.output
+
+
+def _described(model: PreTrainedModel, folder: Path) -> Path:
+    """A folder with a model's config, for a task to see what it is."""
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    return folder
 
 
 def _key(source: Source, task: Task, seed: int) -> str:

@@ -84,6 +84,9 @@ class Looker(Kind):
 class Classifier(Looker, Labeller):
     """A picture → logits of classes."""
 
+    smoothing = 0.0
+    """Share of a target that is spread over all classes."""
+
     @classmethod
     def fits(cls, config: Any) -> bool:
         return "ForImageClassification" in architecture(config)
@@ -117,12 +120,12 @@ class Classifier(Looker, Labeller):
             raise PrunusError("label", max(known), f"the model knows {self.config.num_labels} classes, from 0")
         return {"pixel_values": pixels(self.processor, images, sized), "labels": torch.tensor(known)}
 
-    def predict(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Prediction:
-        """The cross-entropy, with a share of the target spread over all classes."""
+    def predict(self, model: nn.Module, batch: Batch) -> Prediction:
+        """The cross-entropy."""
         inputs = for_model(dict(batch), model)
         labels = inputs.pop("labels")
         logits = model(**inputs).logits
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
         return Prediction(loss, logits, torch.ones_like(labels, dtype=torch.bool))
 
     @torch.no_grad()

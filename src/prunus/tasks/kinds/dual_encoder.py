@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES as MATCHING
 
 from prunus.batches import for_model
 from prunus.calibration import Batch
 from prunus.errors import PrunusError
+from prunus.losses import own_loss
 from prunus.tasks.kinds.classifier import Labeller
 from prunus.tasks.kinds.kind import architecture
 from prunus.tasks.kinds.parts import Parted, pixels
@@ -48,6 +49,9 @@ class DualEncoder(Parted, Labeller):
         """
         pairs = {**self.tokens(texts, length), "pixel_values": pixels(self.pictures, images, sized)}
         return pairs | {"labels": torch.tensor(numbers)} if hasattr(self.config, "queue_size") else pairs
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return own_loss(model, batch)  # BLIP's has no logits behind it
 
     def check_classes(self, names: Sequence[str] | None, templates: Sequence[str]) -> None:
         if not names:

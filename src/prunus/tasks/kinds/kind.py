@@ -67,6 +67,10 @@ class Kind(ABC):
         """The training loss of a batch, with the logits behind it."""
         return own_prediction(model, batch)
 
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The training loss of a batch, a scalar."""
+        return self.predict(model, batch).loss
+
     def save(self, folder: Path) -> None:
         """Puts the processor beside a model: its files as they are, where they are at hand."""
         source = Path(self.source)

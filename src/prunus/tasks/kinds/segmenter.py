@@ -12,14 +12,12 @@ from torch.nn import functional as F
 
 from prunus.batches import for_model
 from prunus.calibration import Batch
+from prunus.data import IGNORED
 from prunus.losses import Prediction
 from prunus.models import in_windows
 from prunus.tasks.kinds.classifier import Looker
 from prunus.tasks.kinds.kind import architecture
 from prunus.tasks.kinds.parts import pixels
-
-IGNORED = 255
-"""The class of pixels that no loss and no metric counts."""
 
 
 class Segmenting(Looker):
