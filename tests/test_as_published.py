@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.published_compressed import ROWS, Component, Row, between, costs, is_printed, judged, most, narrowed
+from benchmarks.published_compressed import counted as counted_row
 from benchmarks.published_counts import counted
 from typer.testing import CliRunner
 
@@ -36,6 +38,63 @@ def test_uncompressed_models_count_what_the_paper_prints(name: str) -> None:
 
 def test_half_of_every_unit_leaves_what_the_paper_says() -> None:
     assert f"{counted('BLIP-NLVR, half of every unit').parameters / 1e6:.2f}" == "146.03"
+
+
+def test_mask_based_pruning_of_nlvr_leaves_what_the_paper_prints() -> None:
+    """146.18 million parameters and 66.88 G: half of every component, but for the channel at its cut."""
+    row = next(row for row in ROWS if (row.model, row.method) == ("BLIP-NLVR", "mask-based"))
+    count = counted_row(row)
+    assert count is not None
+    assert (count.parameters, f"{count.flops / 1e9:.2f}") == (146_184_340, "66.88")
+    assert judged(row)[2] == "M yes, G yes"
+
+
+@pytest.mark.parametrize("name", ["DeiT-S", pytest.param("BLIP-Retrieval", marks=pytest.mark.long)])
+def test_channels_cost_what_leaves_with_them(name: str) -> None:
+    """Of the model and, in the second, of its momentum copies; parameters to the unit."""
+    model = costs(name)
+    kept = {component: part.channels // 3 + place for place, (component, part) in enumerate(model.components.items())}
+    count = narrowed(name, kept)
+    gone = {component: part.channels - kept[component] for component, part in model.components.items()}
+    parameters = sum(part.parameters * gone[component] for component, part in model.components.items())
+    macs = sum(part.macs * gone[component] for component, part in model.components.items())
+    assert count.parameters == model.dense.parameters - parameters
+    assert count.flops == pytest.approx(model.dense.flops - macs, rel=1e-9)
+
+
+def test_no_plan_of_a_ratio_leaves_more_or_less_than_is_said() -> None:
+    parts = [Component(10, 9, 3.0, 5.0, 2.0), Component(20, 18, 1.0, 1.5, 4.0)]
+    plans = [(first, second) for first in range(10) for second in range(19) if 3 * first + second == 24]
+    worth = [5.0 * first + 1.5 * second for first, second in plans]
+    assert most(parts, [5.0, 1.5], 24) == pytest.approx(max(worth), abs=5.0)
+    assert most(parts, [5.0, 1.5], 24) >= max(worth)
+    assert -most(parts, [-5.0, -1.5], 24) <= min(worth)
+
+
+def test_what_a_plan_of_a_ratio_leaves_lies_between_what_is_said() -> None:
+    """Also where its multiply-accumulates are asked with its parameters."""
+    model = costs("DeiT-S")
+    attention, mlp = model.components["vision.attention"], model.components["vision.mlp"]
+    gone = 100
+    ratio = (attention.cost * gone + 3 * gone) / (attention.cost * attention.channels + mlp.channels)
+    count = narrowed("DeiT-S", {"vision.attention": attention.channels - gone, "vision.mlp": mlp.channels - 3 * gone})
+    (least, largest), macs = between(Row("DeiT-S", "UPop", ratio, f"{count.parameters / 1e6:.6f}", ""))
+    assert least <= count.parameters <= largest
+    assert macs is not None
+    assert macs[0] == pytest.approx(count.flops, rel=1e-3)  # two kinds of channels and two conditions: one plan
+    assert macs[1] == pytest.approx(count.flops, rel=1e-3)
+    assert between(Row("DeiT-S", "UPop", ratio, "3.0", ""))[1] is None
+    assert is_printed(3.04, "3.0")
+    assert not is_printed(3.06, "3.0")
+
+
+@pytest.mark.long
+def test_each_of_the_seven_has_compressed_rows_that_are_as_printed() -> None:
+    said = {(row.model, row.method, row.ratio): judged(row)[2] for row in ROWS}
+    assert {model for model, _, _ in said} == COUNTS.keys()
+    assert [row for row, verdict in said.items() if "outside" in verdict] == [("Segmenter-S", "UPop", 0.3)]
+    exact = [row[0] for row, verdict in said.items() if verdict == "M yes, G yes"]
+    assert {"BLIP-NLVR", "BLIP-VQA", "DeiT-S"} <= set(exact)
 
 
 def test_inspect_prints_the_count(tmp_path: Path) -> None:

@@ -133,11 +133,18 @@ def test_weights_are_found_in_what_a_trainer_saves(wrapper: str, tmp_path: Path)
     }
 
 
+def test_weights_are_found_beside_a_tensor_that_is_none(tmp_path: Path) -> None:
+    file = saved({"model": small_deit(), "best": torch.tensor(0.8), "optimizer": {"state": {}}}, tmp_path)
+    assert read_tensors(file).keys() == small_deit().keys()
+
+
 def test_files_of_old_and_of_other_kinds_hold_the_same_tensors(tmp_path: Path) -> None:
     tensors = small_deit()
     file = saved(tensors, tmp_path, _use_new_zipfile_serialization=False)
     save_file(tensors, tmp_path / "published.safetensors")
-    for found in (read_tensors(file), read_tensors(tmp_path / "published.safetensors")):
+    save_file(tensors, tmp_path / "published.bin")  # as it is called by some who download it
+    for name in (file.name, "published.safetensors", "published.bin"):
+        found = read_tensors(tmp_path / name)
         assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
 
@@ -244,6 +251,47 @@ def test_a_family_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
     assert "of no family" in refusal(saved({"weight": torch.zeros(2)}, tmp_path), out)
     assert "no checkpoint of blip_vqa" in refusal(saved(small_deit(), tmp_path), out, "blip_vqa")
     assert "no such family" in refusal(saved(small_deit(), tmp_path), out, "resnet")
+
+
+def test_what_a_wrong_family_lacks_is_named(tmp_path: Path) -> None:
+    file, out = saved(small_deit(), tmp_path), tmp_path / "out"
+    for name in families().keys() - {"deit", "eva_vit"}:  # ViTs both, of the same names
+        said = refusal(file, out, name)
+        assert re.search("missing: |no image encoder in it", said), said
+        assert "Error" not in said
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_file_that_lacks_a_tensor_is_refused_by_its_name(name: str) -> None:
+    tensors, family = section(fixture("clip" if name == "clip_retrieval" else name), "sd"), families()[name]
+    needed = [key for key in tensors if not any(re.fullmatch(pattern, key) for pattern in family.left_out)]
+    for lacking in needed[:: len(needed) // 5]:
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items() if key != lacking}
+        if "cls.predictions" not in lacking:  # parameters of two names
+            with pytest.raises(PrunusError, match=r"missing: "):
+                consumed(family, shapes, HEAD_WIDTH)
+
+
+def test_a_narrowed_file_that_lacks_a_bias_of_queries_is_refused() -> None:
+    tensors = fixture("clip")
+    narrow = section(tensors, "sd") | section(tensors, "extracted_sd")
+    del narrow["visual.transformer.resblocks.0.attn.in_proj_bias"]
+    with pytest.raises(PrunusError, match=r"missing: vision_model\.encoder\.layers\.0\.self_attn\.[qkv]_proj\.bias"):
+        assembled(families()["clip_retrieval"], narrow, head_width=HEAD_WIDTH)
+
+
+def test_heads_that_do_not_make_up_the_model_are_refused(tmp_path: Path) -> None:
+    file = saved(small_deit(), tmp_path)
+    for width in (3, 64, None):
+        with pytest.raises(PrunusError, match=r"head_width = .* do not make up the model's 8"):
+            convert(file, tmp_path / "out", head_width=width)
+
+
+def test_a_place_where_nothing_can_be_made_is_refused_before_the_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file" / "out", tmp_path / "file" / "more" / "out"):
+        with pytest.raises(PrunusError, match="nothing can be made in"):
+            convert(tmp_path / "absent.pth", out)
 
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
-"""LAVIS's names of BLIP-2: what transformers' classes hold, published that way, comes back as it was."""
+"""LAVIS's names of BLIP-2 and InstructBLIP: what transformers' classes hold, published that way, comes back as it was."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 import transformers as tf
 from torch import Tensor
 
-from prunus import PrunusError
-from prunus.models.convert import assembled, families, recognised
+from prunus import PrunusError, anatomy, extract, load_model
+from prunus.models import Blip2Images, InstructBlipImages
+from prunus.models.convert import assembled, convert, recognised
 from prunus.models.convert.assembly import shapes_of
+from tests.test_equivalence import masked, random_plan
 
 LAVIS = (
     (r"vision_model\.embeddings\.class_embedding", "visual_encoder.cls_token"),
@@ -22,6 +25,7 @@ LAVIS = (
     (r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.projection", r"visual_encoder.blocks.\1.attn.proj"),
     (r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.", r"visual_encoder.blocks.\1.attn."),
     (r"vision_model\.encoder\.layers\.(\d+)\.", r"visual_encoder.blocks.\1."),
+    (r"qformer\.embeddings\.layernorm\.", "Qformer.bert.embeddings.LayerNorm."),
     (r"qformer\.layernorm\.", "Qformer.bert.embeddings.LayerNorm."),
     (
         r"qformer\.encoder\.layer\.(\d+)\.(cross)?attention\.attention\.",
@@ -46,47 +50,96 @@ def published(model: tf.PreTrainedModel) -> dict[str, Tensor]:
     return state
 
 
-def tiny(kind: type[tf.PreTrainedModel], texts: bool) -> tf.PreTrainedModel:
+def tiny(name: str) -> tf.PreTrainedModel:
+    """What transformers has for a family, with a language model where it has that, at a tiny size."""
     torch.manual_seed(0)
     sizes = {"num_hidden_layers": 2, "intermediate_size": 24}
     vision = {"hidden_size": 16, "num_attention_heads": 2, "image_size": 8, "patch_size": 4, **sizes}
     qformer = {"hidden_size": 64, "num_attention_heads": 1, "encoder_hidden_size": 16, "vocab_size": 20, **sizes}
-    qformer |= {"max_position_embeddings": 12, "use_qformer_text_input": texts}
-    config = tf.Blip2Config(vision_config=vision, qformer_config=qformer, num_query_tokens=3, image_text_hidden_size=10)
-    model = kind(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_()
-            if name.endswith("qkv.bias"):
-                parameter.view(3, -1)[1].zero_()
-    return model
-
-
-@pytest.mark.parametrize("name", ["blip2_itm", "blip2_image"])
-def test_lavis_names_fill_the_class_of_transformers(name: str) -> None:
-    texts = name == "blip2_itm"
-    model = tiny(tf.Blip2ForImageTextRetrieval if texts else tf.Blip2VisionModelWithProjection, texts)
-    state = published(model) | {"Qformer.bert.embeddings.position_ids": torch.arange(12)[None]}
-    if texts:
-        state |= {"temp": torch.tensor(0.07), "Qformer.cls.predictions.bias": torch.zeros(20)}
+    qformer["max_position_embeddings"] = 12
+    parts = {"vision_config": vision, "qformer_config": qformer, "num_query_tokens": 3}
+    language = {"model_type": "t5", "d_model": 10, "num_layers": 1, "d_ff": 8, "vocab_size": 9}
+    if name == "blip2_itm":
+        qformer["use_qformer_text_input"] = True
+        model = tf.Blip2ForImageTextRetrieval(tf.Blip2Config(**parts, image_text_hidden_size=10))
+    elif name == "blip2_image":
+        model = tf.Blip2ForConditionalGeneration(tf.Blip2Config(**parts, text_config=language))
     else:
-        state = {key.replace("vision_proj", "t5_proj"): tensor for key, tensor in state.items()}
-        state["t5_model.shared.weight"] = torch.zeros(4, 10)
+        model = tf.InstructBlipForConditionalGeneration(tf.InstructBlipConfig(**parts, text_config=language))
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            parameter.normal_()
+            if path.endswith("qkv.bias"):
+                parameter.view(3, -1)[1].zero_()
+    return model.eval()
+
+
+def test_lavis_names_fill_the_class_of_transformers() -> None:
+    model = tiny("blip2_itm")
+    state = published(model) | {"Qformer.bert.embeddings.position_ids": torch.arange(12)[None]}
+    state |= {"temp": torch.tensor(0.07), "Qformer.cls.predictions.bias": torch.zeros(20)}
     family = recognised(shapes_of(state), "file")
-    assert family.name == name
+    assert family.name == "blip2_itm"
     made = assembled(family, state, head_width=8)
-    assert type(made) is type(model)
+    assert type(made) is tf.Blip2ForImageTextRetrieval
     assert made.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in made.state_dict().items())
-    pixels = torch.randn(2, 3, 8, 8)
-    ids = {"input_ids": torch.randint(1, 20, (2, 5))} if texts else {}
+    given = {"pixel_values": torch.randn(2, 3, 8, 8), "input_ids": torch.randint(1, 20, (2, 5))}
     with torch.no_grad():
-        found, expected = (each(pixel_values=pixels, **ids)[0] for each in (made, model))
-    assert torch.equal(found, expected)
+        assert torch.equal(made(**given)[0], model(**given)[0])
 
 
-def test_a_file_without_its_image_encoder_is_refused() -> None:
-    state = published(tiny(tf.Blip2ForImageTextRetrieval, True))
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("visual_encoder")}
-    with pytest.raises(PrunusError, match="no checkpoint of blip2_itm"):
-        assembled(families()["blip2_itm"], state, head_width=8)
+@pytest.mark.parametrize(
+    ("name", "projection", "kind"),
+    [
+        ("blip2_image", "t5", Blip2Images), ("blip2_image", "opt", Blip2Images),
+        ("instructblip_image", "t5", InstructBlipImages), ("instructblip_image", "llm", InstructBlipImages),
+    ],
+)  # fmt: skip
+def test_lavis_names_give_what_the_language_model_reads(
+    name: str, projection: str, kind: type[tf.PreTrainedModel], tmp_path: Path
+) -> None:
+    model = tiny(name)
+    state = {
+        key.replace("language_projection", f"{projection}_proj").replace(
+            "language_model", f"{projection}_model"
+        ): tensor
+        for key, tensor in published(model).items()
+    }
+    torch.save({"model": state}, tmp_path / "published.pth")
+    made = convert(tmp_path / "published.pth", tmp_path / "out", head_width=8)
+    assert type(made) is kind
+    assert made.state_dict().keys() == {key for key in model.state_dict() if not key.startswith("language_model")}
+    given = {"pixel_values": torch.randn(2, 3, 8, 8)}
+    if name == "instructblip_image":
+        given["qformer_input_ids"] = torch.randint(1, 20, (2, 5))
+        given["qformer_attention_mask"] = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    with torch.no_grad():
+        expected = model.get_image_features(**given).pooler_output
+        assert expected.shape == (2, 3, 10)
+        for each in (made, load_model(tmp_path / "out"), tf.AutoModel.from_pretrained(tmp_path / "out").eval()):
+            assert type(each) is kind
+            assert torch.equal(each(**given).pooler_output, expected)
+    model.language_projection.reset_parameters()
+    missing, unexpected = model.load_state_dict(made.state_dict(), strict=False)
+    assert not unexpected
+    assert all(key.startswith("language_model") for key in missing)
+    assert {part.tower for part in anatomy(made)} == {"vision", "connector"}
+    plan = random_plan(made, 1)
+    small = extract(made, plan)
+    masked(made, plan)
+    with torch.no_grad():
+        torch.testing.assert_close(small(**given).pooler_output, made(**given).pooler_output, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["blip2_itm", "blip2_image", "instructblip_image"])
+def test_a_file_without_its_image_encoder_says_where_that_is(name: str) -> None:
+    state = {
+        key.replace("language_", "t5_").replace("projection", "proj"): tensor
+        for key, tensor in published(tiny(name)).items()
+    }
+    state = {key: tensor for key, tensor in state.items() if not key.startswith("visual_encoder")}
+    family = recognised(shapes_of(state), "file")
+    assert family.name == name
+    with pytest.raises(PrunusError, match="no image encoder in it: LAVIS publishes that apart"):
+        assembled(family, state, head_width=8)

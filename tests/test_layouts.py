@@ -18,7 +18,8 @@ from pyarrow import parquet
 from pydantic import TypeAdapter
 
 from prunus import PrunusError
-from prunus.data import AnyData, Data, open_image, open_mask
+from prunus.data import COLUMNS, AnyData, Data, open_image, open_mask
+from prunus.extensions import load_extension
 from tests.shared import FOLDER
 
 ADAPTER: TypeAdapter[Data] = TypeAdapter(AnyData)
@@ -468,6 +469,23 @@ def test_rows_are_mapped_and_not_held_in_memory(tmp_path: Path) -> None:
     rows = made(str(tmp_path / "a.jsonl")).read()
     assert len(rows.cache_files) == 2
     assert all(file["filename"].endswith(".arrow") for file in rows.cache_files)
+
+
+def test_the_page_lists_every_column_and_every_layout() -> None:
+    page = (Path(__file__).parents[1] / "docs/your-own-data.md").read_text()
+    for name, column in COLUMNS.items():
+        assert f"| `{name}` | {column.kind} | {column.holds} |\n" in page
+    for layout in (*PUBLISHED_NAMES, "table", "imagefolder", "hub", "easy_vqa", "text"):
+        assert f"`{layout}`" in page
+    code = (Path(__file__).parent / "strangers/own_layout.py").read_text()
+    assert f"```python\n{code}```" in page
+
+
+def test_a_layout_of_one_s_own_is_known_once_it_is_imported(tmp_path: Path) -> None:
+    load_extension(Path(__file__).parent / "strangers/own_layout.py")
+    picture(tmp_path / "a.png", 4)
+    (tmp_path / "pairs.txt").write_text("a.png: a cat\n")
+    assert seen(made({"layout": "pairs", "file": str(tmp_path / "pairs.txt")})) == [{"image": 4, "captions": ["a cat"]}]
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSemanticSegmentation, Trainer, TrainingArguments, ViTConfig
+from transformers import AutoModelForSemanticSegmentation, ViTConfig
 
-from prunus import PrunusError, SearchCallback, UPop, anatomy, extract, load_model
-from prunus.evaluation.fresh import in_fresh_process
+from prunus import PrunusError, anatomy, extract, load_model
 from prunus.models import SegmenterConfig, SegmenterForSemanticSegmentation
 from prunus.structured.gates import Gates
 from tests.families import IMAGE, build
@@ -75,32 +74,6 @@ def test_a_folder_is_loaded_by_name_and_by_the_auto_class(tmp_path: Path) -> Non
     for loaded in (load_model(tmp_path), AutoModelForSemanticSegmentation.from_pretrained(tmp_path)):
         assert type(loaded) is SegmenterForSemanticSegmentation
         assert torch.equal(loaded.eval()(**case.inputs).logits, expected)
-
-
-def classes(folder: str, pixels: str) -> list[float]:
-    """In a new process: what the model in a folder says."""
-    model = load_model(folder)
-    with torch.no_grad():
-        return model(torch.load(pixels)).logits.flatten().tolist()  # type: ignore[no-any-return]
-
-
-def test_the_trainer_searches_it(tmp_path: Path) -> None:
-    case = build("segmenter", 6)
-    items = [{name: tensor[row % 2] for name, tensor in (case.inputs | case.losses).items()} for row in range(8)]
-    settings = TrainingArguments(
-        output_dir=str(tmp_path / "run"), max_steps=3, per_device_train_batch_size=4, report_to="none", disable_tqdm=True,
-        save_strategy="no", logging_strategy="no", use_cpu=True,
-    )  # fmt: skip
-    callback = SearchCallback(UPop(ratio=0.5, interval=1))
-    Trainer(case.model, settings, None, items, callbacks=[callback]).train()
-    small = extract(case.model.eval(), callback.plan())
-    pixels = case.inputs["pixel_values"]
-    with torch.no_grad():
-        masked, narrow = case.model(pixels).logits, small(pixels).logits
-    torch.testing.assert_close(narrow, masked, rtol=1e-5, atol=1e-5)
-    small.save_pretrained(tmp_path / "small")
-    torch.save(pixels, tmp_path / "pixels.pt")
-    assert in_fresh_process(classes, str(tmp_path / "small"), str(tmp_path / "pixels.pt")) == narrow.flatten().tolist()
 
 
 def test_large_images_are_looked_at_in_crops() -> None:

@@ -73,10 +73,15 @@ def _load_file(path: Path) -> ModuleType:
     return module
 
 
+def load_own() -> None:
+    """Imports our own models, which register themselves with the Auto classes of transformers."""
+    importlib.import_module(OWN)
+
+
 @functools.cache
 def load_installed() -> None:
     """Imports our own models, and what installed packages offer under the entry point `prunus.extensions`, once."""
-    importlib.import_module(OWN)
+    load_own()
     for point in entry_points(group=GROUP):
         load_extension(point.value)
 

@@ -17,7 +17,7 @@ class Manual(Allocator):
     """Sparsities by hand, per tower, block or matrix; what is named more narrowly wins.
 
     Example:
-        >>> Manual(sparsity={"vision": 0.3, "language": 0.6, "vision_model.encoder.layers.0": 0.0})  # doctest: +SKIP
+        >>> by_hand = Manual(sparsity={"vision": 0.3, "language": 0.6, "vision_model.encoder.layers.0": 0.0})
     """
 
     method: Literal["manual"] = "manual"

@@ -27,7 +27,9 @@ def mirrored(model: Model, mirrors: Mapping[str, str]) -> Model:
         PrunusError: a path does not exist, or the two modules do not have the same parameters.
 
     Example:
-        >>> mirrored(model, {"vision_model_m": "vision_model"})  # doctest: +SKIP
+        >>> model = mirrored(model, {"vision_model_m": "vision_model"})
+        >>> mirrors_of(model)
+        {'vision_model_m': 'vision_model'}
     """
     check_mirrors(model, mirrors)
     setattr(model, MIRRORS, dict(mirrors))

@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from prunus.anatomy import Anatomy, anatomy, has_module, module_of, survey, weight_of
 from prunus.checkpoint.checksums import weight_files
 from prunus.checkpoint.naming import keys_in_files
 from prunus.errors import PrunusError
+from prunus.extensions import load_own
 from prunus.plan import (
     RECORD,
     DensePart,
@@ -224,12 +225,13 @@ def check_file(path: Path, model: PreTrainedModel) -> None:
 
 
 def teach_transformers() -> None:
-    """Lets transformers' own constructors and loaders know of narrowed models, once in a process."""
+    """Lets transformers' own constructors and loaders know of narrowed models, and of our own, once in a process."""
     if getattr(PreTrainedModel.post_init, "__wrapped__", None) is not None:
         return
     post_init = PreTrainedModel.post_init
     from_pretrained = PreTrainedModel.from_pretrained.__func__
     from_dict = PreTrainedConfig.from_dict.__func__
+    get_config_dict = PreTrainedConfig.get_config_dict.__func__
 
     @wraps(post_init)
     def narrowing_post_init(self: PreTrainedModel) -> None:
@@ -256,9 +258,18 @@ def teach_transformers() -> None:
             del config_dict["quantization_config"]
         return from_dict(cls, config_dict, **kwargs)
 
+    @wraps(get_config_dict)
+    def registering_get_config_dict(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        found = get_config_dict(cls, *args, **kwargs)
+        kind = found[0].get("model_type")
+        if isinstance(kind, str) and kind not in CONFIG_MAPPING and "auto_map" not in found[0]:
+            load_own()  # whose names transformers may not have heard yet
+        return found
+
     PreTrainedModel.post_init = narrowing_post_init
     PreTrainedModel.from_pretrained = classmethod(explaining_from_pretrained)
     PreTrainedConfig.from_dict = classmethod(reading_from_dict)
+    PreTrainedConfig.get_config_dict = classmethod(registering_get_config_dict)
 
 
 teach_transformers()

@@ -1,6 +1,7 @@
 """Models that transformers lacks or that no hub is needed for."""
 
 from prunus.models.as_published import PublishedCount, as_published
+from prunus.models.blip2_images import Blip2Images, Blip2ImagesConfig, InstructBlipImages, InstructBlipImagesConfig
 from prunus.models.blip_nlvr import BlipForImagesAndTextClassification, BlipNlvrConfig
 from prunus.models.blip_retrieval import BlipForRetrievalTraining, BlipRetrievalConfig
 from prunus.models.blip_vqa import BlipForVqa, BlipVqaConfig
@@ -13,9 +14,9 @@ from prunus.models.smollm2 import smollm2
 from prunus.models.warm_blip import question_states, warm_blip
 
 __all__ = [
-    "DEC", "SEP", "SPECIAL_TOKENS", "BlipForImagesAndTextClassification", "BlipForRetrievalTraining", "BlipForVqa",
+    "DEC", "SEP", "SPECIAL_TOKENS", "Blip2Images", "Blip2ImagesConfig", "BlipForImagesAndTextClassification", "BlipForRetrievalTraining", "BlipForVqa",
     "BlipNlvrConfig", "BlipRetrievalConfig", "BlipVqaConfig", "CLIPForRetrieval", "CLIPRetrievalConfig", "EvaVitConfig",
-    "EvaVitForImageClassification", "Published",
+    "EvaVitForImageClassification", "InstructBlipImages", "InstructBlipImagesConfig", "Published",
     "PublishedCount", "Rule", "SegmenterConfig", "SegmenterForSemanticSegmentation", "as_published", "bare_blip", "consumed",
     "convert", "families", "in_windows", "published_skeleton", "question_states", "small_blip", "smollm2", "warm_blip", "whiten",
 ]  # fmt: skip

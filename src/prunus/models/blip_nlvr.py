@@ -85,7 +85,8 @@ class BlipForImagesAndTextClassification(BlipPreTrainedModel):  # type: ignore[m
     """Two images and a sentence, classified.
 
     Example:
-        >>> model(input_ids=ids, attention_mask=mask, pixel_values=pixels_B23HW, labels=labels).loss  # doctest: +SKIP
+        >>> model(input_ids=ids, attention_mask=mask, pixel_values=pixels_B23HW, labels=labels).loss.shape
+        torch.Size([])
     """
 
     config_class = BlipNlvrConfig

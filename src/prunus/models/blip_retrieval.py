@@ -63,7 +63,8 @@ class BlipForRetrievalTraining(WithCopies, BlipForImageTextRetrieval):  # type: 
     `copy_momentum` gives it its copies.
 
     Example:
-        >>> model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=image_numbers).loss  # doctest: +SKIP
+        >>> model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=image_numbers).loss.shape
+        torch.Size([])
     """
 
     config_class = BlipRetrievalConfig

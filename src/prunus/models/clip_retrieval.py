@@ -43,8 +43,9 @@ class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
     has the names of a `CLIPModel`, whose `from_pretrained` reads the folders, too.
 
     Example:
-        >>> model = CLIPForRetrieval.around(clip, queue_size=4096)  # doctest: +SKIP
-        >>> model(input_ids=ids, pixel_values=pixels, labels=image_numbers).loss  # doctest: +SKIP
+        >>> model = CLIPForRetrieval.around(clip, queue_size=4096)
+        >>> model(input_ids=ids, pixel_values=pixels, labels=image_numbers).loss.shape
+        torch.Size([])
     """
 
     config_class = CLIPRetrievalConfig

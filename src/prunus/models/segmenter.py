@@ -132,9 +132,9 @@ class SegmenterForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
     """A class for every pixel of images of any size.
 
     Example:
-        >>> model = SegmenterForSemanticSegmentation(SegmenterConfig(num_labels=150))  # doctest: +SKIP
-        >>> model(torch.randn(1, 3, 512, 512)).logits.shape  # doctest: +SKIP
-        torch.Size([1, 150, 512, 512])
+        >>> model = SegmenterForSemanticSegmentation(SegmenterConfig(num_labels=5, image_size=64))
+        >>> model(torch.randn(1, 3, 50, 70)).logits.shape
+        torch.Size([1, 5, 50, 70])
     """
 
     config_class, main_input_name, input_modalities = SegmenterConfig, "pixel_values", ("image",)

@@ -122,8 +122,8 @@ def hold_zeros(model: nn.Module) -> HeldZeros:
         PrunusError: nothing in the model is pruned.
 
     Example:
-        >>> with hold_zeros(model):  # doctest: +SKIP
-        ...     trainer.train()
+        >>> with hold_zeros(model):
+        ...     log = trainer.train()
     """
     return HeldZeros(model)
 

@@ -59,12 +59,13 @@ class Search:
             that is compiled, sharded, not in memory, or under another search.
 
     Example:
-        >>> search = Search(model, UPop(ratio=0.5), total_steps=1000)  # doctest: +SKIP
-        >>> for batch in loader:  # doctest: +SKIP
+        >>> search = Search(model, UPop(ratio=0.5), total_steps=len(loader))
+        >>> for batch in loader:
         ...     model(**batch).loss.backward()
         ...     search.step()
-        ...     optimizer.step(); optimizer.zero_grad()
-        >>> small = extract(model, search.plan())  # doctest: +SKIP
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        >>> small = extract(model, search.plan())
     """
 
     def __init__(

@@ -40,7 +40,9 @@ class Classification(DataTask):
         super().check()
         named = [data.class_names() for data in (self.train, self.evaluation) if data is not None]
         if self.classes is None and len(named) == 2 and named[0] != named[1]:
-            raise PrunusError("task.evaluation", named[1], "its classes are not those of task.train; give both the same ones")
+            raise PrunusError(
+                "task.evaluation", named[1], "its classes are not those of task.train; give both the same ones"
+            )
         if self.classes is not None and any(names is not None and len(names) != len(self.classes) for names in named):
             raise PrunusError("task.classes", len(self.classes), "the data have another number of classes")
 
@@ -57,7 +59,9 @@ class Classification(DataTask):
     def collate(self, items: Sequence[Any]) -> Batch:
         rows, sized = self.versions(items)
         labels = [int(row["label"]) for row in rows]
-        batch: Batch = self.kind.labelled([self.images(row)[0] for row in rows], labels, self.names, self.templates, sized)
+        batch: Batch = self.kind.labelled(
+            [self.images(row)[0] for row in rows], labels, self.names, self.templates, sized
+        )
         return batch
 
     @cached_property

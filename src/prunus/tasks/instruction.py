@@ -9,17 +9,15 @@ import torch
 
 from prunus.batches import for_model
 from prunus.calibration import Batch
+from prunus.data import IMAGE_PLACE
 from prunus.metric import Metric
 from prunus.metrics import with_interval
 from prunus.tasks.kinds import Generative
 from prunus.tasks.on_data import DataTask, Row
 
-PLACE = "<image>"
-"""How data write where an image stands; ours stand before the first message."""
-
 
 class Instruction(DataTask):
-    """Chats, with an image, several or none. What the assistant says is learnt, and measured by its perplexity."""
+    """Chats, with an image, several or none. What the assistant says is learnt, and measured by its perplexity. Images stand before the first message."""
 
     name: Literal["instruction"] = "instruction"
 
@@ -28,11 +26,12 @@ class Instruction(DataTask):
     kinds: ClassVar = Generative
 
     def collate(self, items: Sequence[Row]) -> Batch:
+        rows, _ = self.versions(items)
         chats = [
-            [{**message, "content": message["content"].replace(PLACE, "").strip()} for message in row["messages"]]
-            for row in items
+            [{**message, "content": message["content"].replace(IMAGE_PLACE, "").strip()} for message in row["messages"]]
+            for row in rows
         ]
-        batch: Batch = self.kind.chats([self.images(row) for row in items], chats)
+        batch: Batch = self.kind.chats([self.images(row) for row in rows], chats)
         return batch
 
     def read_off(self, model: Any, rows: Sequence[Row]) -> Sequence[tuple[float, int]]:

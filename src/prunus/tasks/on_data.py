@@ -146,7 +146,7 @@ class DataTask(Task):
     def opened(self, row: Row) -> Row:
         """A row with its pictures open, for versions to be made of them."""
         seen = self.images(row)
-        return {**row, "images": seen} if len(seen) > 1 else {**row, "image": seen[0]}
+        return row | ({"images": seen} if len(seen) != 1 else {"image": seen[0]})
 
     def still_data(self) -> Dataset[Any]:
         """The training items, with their pictures as they are."""

@@ -36,7 +36,10 @@ class Reasoning(DataTask):
         if len(seen) == 1:
             width, height = seen[0].size
             third = max(1, width // 3)
-            seen = [seen[0].crop((0, 0, width - third, height)), seen[0].crop((third, 0, max(width, third + 1), height))]
+            seen = [
+                seen[0].crop((0, 0, width - third, height)),
+                seen[0].crop((third, 0, max(width, third + 1), height)),
+            ]
         if len(seen) != 2:
             raise PrunusError(f"{row[WHERE]}: images", len(seen), "the model reads two pictures; give one or two")
         return seen

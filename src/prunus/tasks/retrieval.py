@@ -61,13 +61,16 @@ class Retrieval(DataTask):
         batch: Batch = self.kind.batch(images, texts, numbers, sized, self.length)
         return batch
 
+    def calibration(self, samples: int, batch_size: int) -> list[Batch]:
+        """Pairs alone: a model with a matching head then reads every text while it looks at its picture."""
+        batches = super().calibration(samples, batch_size)
+        return [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
+
     def read_off(self, model: Any, rows: Sequence[Row]) -> Sequence[Seen]:
         """What the model makes of each picture, with its captions."""
         features, states = self.kind.embed_images(model, [self.images(row)[0] for row in rows])
         kept: Sequence[Tensor | None] = [None] * len(rows) if self.rerank is None or states is None else list(states)
-        return [
-            (feature, state, list(row["captions"])) for feature, state, row in zip(features, kept, rows, strict=True)
-        ]
+        return [(feature, state, row["captions"]) for feature, state, row in zip(features, kept, rows, strict=True)]
 
     def finish(self, model: Any, found: Sequence[Seen]) -> Sequence[Tensor]:
         """What each picture and its captions add to the sums."""
@@ -95,7 +98,10 @@ class Retrieval(DataTask):
         starts = range(0, len(texts), self.batch_size)
         parts = [slice(start, start + self.batch_size) for start in starts]
         return torch.cat(
-            [self.kind.match(model, torch.stack(list(states[p])), self.kind.tokens(texts[p], self.length)) for p in parts]
+            [
+                self.kind.match(model, torch.stack(list(states[p])), self.kind.tokens(texts[p], self.length))
+                for p in parts
+            ]
         )
 
     def figures(self, found: Sequence[Tensor]) -> dict[str, float]:

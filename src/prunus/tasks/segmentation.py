@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field
@@ -40,39 +41,43 @@ class Segmentation(DataTask):
     needs: ClassVar = ("image", "mask")
     kinds: ClassVar = Segmenting
 
-    def mask(self, row: Row) -> Tensor:
-        """Classes of the pixels, (H, W), `IGNORED` where none counts."""
-        if isinstance(row["mask"], Image.Image):  # of a version
-            return open_mask(row["mask"], row[WHERE])
+    def mask(self, row: Row) -> Image.Image:
+        """Classes of the pixels, `IGNORED` where none counts."""
+        if row.get("sized"):  # a version of one
+            return row["mask"]  # type: ignore[no-any-return]
         first = max((data.first_class for data in (self.train, self.evaluation) if data is not None), default=0)
-        classes = open_mask(row["mask"], row[WHERE], first)
-        for number in self.ignore:
-            classes[classes == number] = IGNORED
-        return classes
+        mask = open_mask(row["mask"], row[WHERE], first)
+        classes = np.array(mask)
+        classes[np.isin(classes, self.ignore)] = IGNORED
+        return Image.fromarray(classes)
 
     def opened(self, row: Row) -> Row:
-        """With the mask as a picture, for it to be cut and mirrored."""
-        mask = Image.fromarray(self.mask(row).clamp(max=IGNORED).to(torch.uint8).numpy())
-        return super().opened(row) | {"mask": mask}
+        return super().opened(row) | {"mask": self.mask(row)}
 
     def collate(self, items: Sequence[Any]) -> Batch:
         rows, sized = self.versions(items)
         images, masks = [self.images(row)[0] for row in rows], [self.mask(row) for row in rows]
         if not sized:
-            height, width = self.kind.size
-            images = [image.resize((width, height), Image.Resampling.BILINEAR) for image in images]
-            nearest = [mask[None, None].float() for mask in masks]
-            masks = [torch.nn.functional.interpolate(mask, (height, width))[0, 0].long() for mask in nearest]
-        batch: Batch = self.kind.batch(images, masks)
+            size = self.kind.size[::-1]
+            images = [image.resize(size, Image.Resampling.BILINEAR) for image in images]
+            masks = [mask.resize(size, Image.Resampling.NEAREST) for mask in masks]
+        batch: Batch = self.kind.batch(images, [torch.from_numpy(np.array(mask)) for mask in masks])
         return batch
 
     def read_off(self, model: Any, rows: Sequence[Row]) -> Sequence[Tensor]:
         """What each picture adds to the sums."""
-        classes = self.kind.config.num_labels
-        return [overlap_row(self.segment(model, self.images(row)[0], self.mask(row)), self.mask(row), classes) for row in rows]
+        found = []
+        for row in rows:
+            mask = torch.from_numpy(np.array(self.mask(row)).astype(np.int64))
+            found.append(
+                overlap_row(
+                    self.segment(model, self.images(row)[0], tuple(mask.shape)), mask, self.kind.config.num_labels
+                )
+            )
+        return found
 
-    def segment(self, model: Any, image: Image.Image, mask: Tensor) -> Tensor:
-        """The likeliest class of every pixel of the mask, (H, W), on the CPU."""
+    def segment(self, model: Any, image: Image.Image, size: tuple[int, ...]) -> Tensor:
+        """The likeliest class of every pixel of a mask of this height and width, on the CPU."""
         window = self.kind.size[0]
         side = self.side or window
         fit = min(4 * side / max(image.size), side / min(image.size))
@@ -81,7 +86,6 @@ class Segmentation(DataTask):
             width, height = (max(1, int(length * fit * scale + 0.5)) for length in image.size)
             resized = image.resize((width, height), Image.Resampling.BILINEAR)
             for mirrored in (False, True)[: 1 + self.mirror]:
-                size = (mask.shape[0], mask.shape[1])
                 total = total + self.kind.likelihoods(model, resized, size, self.stride or window, mirrored)
         classes: Tensor = total.argmax(0)
         return classes.cpu()

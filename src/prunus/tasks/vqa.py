@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -49,8 +50,9 @@ class Vqa(DataTask):
     def check(self) -> None:
         super().check()
         if self.answer_by == "ranking":
-            self.choices()
+            _ = self.choices
 
+    @cached_property
     def choices(self) -> list[str]:
         """What ranking chooses from.
 
@@ -61,7 +63,9 @@ class Vqa(DataTask):
             try:
                 lines = self.candidates.read_text(encoding="utf-8").splitlines()
             except (OSError, ValueError) as error:
-                raise PrunusError("task.candidates", str(self.candidates), f"it cannot be read as text ({error})") from None
+                raise PrunusError(
+                    "task.candidates", str(self.candidates), f"it cannot be read as text ({error})"
+                ) from None
         elif self.candidates is not None:
             lines = self.candidates
         else:
@@ -77,8 +81,9 @@ class Vqa(DataTask):
         return [self.images(row) for row in rows], [said(prompt, row, "prompt") for row in rows]
 
     def collate(self, items: Sequence[Row]) -> Batch:
-        images, prompts = self._asked(items)
-        batch: Batch = self.kind.batch(images, prompts, [row["answers"] for row in items])
+        rows, _ = self.versions(items)
+        images, prompts = self._asked(rows)
+        batch: Batch = self.kind.batch(images, prompts, [row["answers"] for row in rows])
         return batch
 
     def read_off(self, model: Any, rows: Sequence[Row]) -> Sequence[tuple[float, bool]]:
@@ -87,11 +92,12 @@ class Vqa(DataTask):
         if self.answer_by == "generation":
             given = self.kind.generate(model, images, prompts, self.new_tokens, self.beams)
         else:
-            choices = self.choices()
+            choices = self.choices
             scores = self.kind.score(model, images, prompts, choices, self.best)
             given = [choices[place] for place in scores.argmax(1).tolist()]
         return [
-            (vqa_accuracy(answer, row["answers"]), yes_or_no(row["answers"])) for answer, row in zip(given, rows, strict=True)
+            (vqa_accuracy(answer, row["answers"]), yes_or_no(row["answers"]))
+            for answer, row in zip(given, rows, strict=True)
         ]
 
     def figures(self, found: Sequence[tuple[float, bool]]) -> dict[str, float]:
@@ -108,7 +114,9 @@ class Vqa(DataTask):
             }
 
         measured = with_interval(rows, shares, "accuracy")
-        return {name: value for name, value in measured.items() if not math.isnan(value)}  # without those of no question
+        return {
+            name: value for name, value in measured.items() if not math.isnan(value)
+        }  # without those of no question
 
 
 def yes_or_no(answers: Sequence[str]) -> bool:

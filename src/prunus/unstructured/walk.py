@@ -83,11 +83,11 @@ class Walk:
         sequential: whether what a block computes after it was changed goes on to the next one, or what it did before.
 
     Example:
-        >>> with Walk(model, batches, blocks) as walk:  # doctest: +SKIP
+        >>> with Walk(model, batches, blocks) as walk:
         ...     for stop in walk:
         ...         for visit in stop.visits:
-        ...             stop.run(visit)
-        ...             stop.rest(visit)
+        ...             before = stop.run(visit)
+        ...             after = stop.rest(visit)
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,6 +54,9 @@ def convert(
     folder = writable_path(out, "out")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PrunusError("out", str(out), "it is there already; take another folder")
+    around = next(place for place in folder.absolute().parents if place.exists())
+    if not around.is_dir() or not os.access(around, os.W_OK):
+        raise PrunusError("out", str(out), f"nothing can be made in {around}; take another folder")
     family, tensors = _read(file, as_)
     model = assembled(family, tensors, str(file), image_size, head_width)
     with new_folder(folder) as partial:
@@ -125,12 +129,16 @@ def _arranged(
     """(the model on the meta device, narrow as the tensors are; our name → tensor)."""
     if head_width is not None and head_width < 1:
         raise PrunusError("head_width", head_width, "it must be at least 1; the published models have 64")
-    with refusing("file", file, f"it is no checkpoint of {family.name}, or a damaged one"):
+    wrong = f"it is no checkpoint of {family.name}, or a damaged one"
+    with refusing("file", file, wrong):
         tensors = family.prepare(tensors)
         if image_size is not None:
             tensors = family.resized(tensors, image_size)
-        with torch.device("meta"):
-            model = family.build(shapes_of(tensors), head_width or family.head_width)
+        try:
+            with torch.device("meta"):
+                model = family.build(shapes_of(tensors), head_width or family.head_width)
+        except KeyError as error:
+            raise PrunusError("file", file, f"{wrong}; missing: {error.args[0]}") from None
         model.tie_weights()
         ours, left_over = family.renamed(tensors)
     _narrow(family, model, ours)
@@ -147,7 +155,7 @@ def _arranged(
     }
     told = [f"{kind}: {_listed(names)}" for kind, names in problems.items() if names]
     if told:
-        raise PrunusError("file", file, f"it is no checkpoint of {family.name}, or a damaged one; {'; '.join(told)}")
+        raise PrunusError("file", file, f"{wrong}; {'; '.join(told)}")
     return model, ours
 
 
@@ -195,4 +203,5 @@ def _narrow(family: Published, model: PreTrainedModel, ours: dict[str, Tensor]) 
                 for path in (unit.path, *unit.mirrors):
                     for kind in ("weight", "bias"):
                         name = f"{path}.{layout.query}.{kind}"
-                        ours[name] = ours[name] / math.sqrt(share)
+                        if name in ours:
+                            ours[name] = ours[name] / math.sqrt(share)

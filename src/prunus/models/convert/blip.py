@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from transformers import BlipConfig
 
-from prunus.models.convert.published import Published, Rule, Shapes, layers, mlp_width, square_side
+from prunus.models.convert.published import Published, Rule, Shapes, heads, layers, mlp_width, square_side
 
 SEP = 102
 """[SEP] of BERT's vocabulary. BLIP adds [DEC] and [ENC] at its end."""
@@ -56,7 +56,7 @@ def blip_config(
     """
     width, _, patch, _ = shapes[PublishedBlip.patches]
     vision = {
-        "hidden_size": width, "num_attention_heads": width // head_width, "patch_size": patch,
+        "hidden_size": width, "num_attention_heads": heads(width, head_width), "patch_size": patch,
         "image_size": patch * square_side(shapes["visual_encoder.pos_embed"][1] - 1),
         "num_hidden_layers": layers(shapes, "visual_encoder.blocks."), "layer_norm_eps": 1e-6,
         "intermediate_size": mlp_width(shapes, r"visual_encoder\.blocks\.\d+\.mlp\.fc1\.bias", width),
@@ -64,11 +64,11 @@ def blip_config(
     vocabulary, hidden = shapes[f"{text}.embeddings.word_embeddings.weight"]
     stem = re.escape(text)
     keys = rf"{stem}\.encoder\.layer\.\d+\.crossattention\.self\d?\.key\.weight"
-    read = next(shape[1] for name, shape in shapes.items() if re.fullmatch(keys, name))
+    reading = next((name for name in shapes if re.fullmatch(keys, name)), f"{text}.….crossattention.self.key.weight")
     language = {
-        "vocab_size": vocabulary, "hidden_size": hidden, "num_attention_heads": hidden // head_width,
+        "vocab_size": vocabulary, "hidden_size": hidden, "num_attention_heads": heads(hidden, head_width),
         "max_position_embeddings": shapes[f"{text}.embeddings.position_embeddings.weight"][0],
-        "num_hidden_layers": layers(shapes, f"{text}.encoder.layer."), "encoder_hidden_size": read,
+        "num_hidden_layers": layers(shapes, f"{text}.encoder.layer."), "encoder_hidden_size": shapes[reading][1],
         "intermediate_size": mlp_width(shapes, rf"{stem}\.encoder\.layer\.\d+\.intermediate\.dense\.bias", hidden),
         "bos_token_id": vocabulary - 2, "sep_token_id": SEP, "eos_token_id": SEP, "pad_token_id": 0,
         "label_smoothing": LABEL_SMOOTHING,

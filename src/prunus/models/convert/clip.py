@@ -12,6 +12,7 @@ from prunus.models.convert.published import (
     Published,
     Rule,
     Shapes,
+    heads,
     layers,
     mlp_width,
     square_side,
@@ -59,7 +60,7 @@ def clip_sizes(shapes: Shapes, head_width: int) -> dict[str, Any]:
     words, narrow = shapes["token_embedding.weight"]
     vision, text = (
         {
-            "hidden_size": width, "num_attention_heads": width // head_width, "num_hidden_layers": layers(shapes, f"{path}.resblocks."),
+            "hidden_size": width, "num_attention_heads": heads(width, head_width), "num_hidden_layers": layers(shapes, f"{path}.resblocks."),
             "intermediate_size": mlp_width(shapes, rf"{path}\.resblocks\.\d+\.mlp\.c_fc\.bias", width),
             "projection_dim": shapes["text_projection"][1],
         }

@@ -12,7 +12,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from prunus.models.convert.published import Published, Rule, Shapes, layers, mlp_width, square_side, thirds
+from prunus.models.convert.published import Published, Rule, Shapes, heads, layers, mlp_width, square_side, thirds
 
 
 def timm_rules(ours: str, classifier: str) -> tuple[Rule, ...]:
@@ -37,7 +37,7 @@ def timm_sizes(shapes: Shapes, head_width: int, leading: int) -> dict[str, objec
     """Entries of a config, with `leading` tokens before the patches."""
     width, _, patch, _ = shapes["patch_embed.proj.weight"]
     return {
-        "hidden_size": width, "num_attention_heads": width // head_width, "patch_size": patch,
+        "hidden_size": width, "num_attention_heads": heads(width, head_width), "patch_size": patch,
         "image_size": patch * square_side(shapes["pos_embed"][1] - leading), "num_hidden_layers": layers(shapes, "blocks."),
         "intermediate_size": mlp_width(shapes, r"blocks\.\d+\.mlp\.fc1\.bias", width), "layer_norm_eps": 1e-6,
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_labels": shapes["head.weight"][0],

@@ -8,7 +8,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunus.models.convert.blip import vision_rules
-from prunus.models.convert.published import Published, Rule, Shapes, layers, mlp_width, square_side, with_key_biases
+from prunus.models.convert.published import (
+    Published,
+    Rule,
+    Shapes,
+    heads,
+    layers,
+    mlp_width,
+    square_side,
+    with_key_biases,
+)
 from prunus.models.eva_vit import EvaVitConfig, EvaVitForImageClassification
 
 
@@ -35,7 +44,7 @@ class EvaVit(Published):
     def build(self, shapes: Shapes, head_width: int) -> PreTrainedModel:
         width, _, patch, _ = shapes["patch_embed.proj.weight"]
         config = EvaVitConfig(
-            hidden_size=width, num_attention_heads=width // head_width, num_hidden_layers=layers(shapes, "blocks."), patch_size=patch,
+            hidden_size=width, num_attention_heads=heads(width, head_width), num_hidden_layers=layers(shapes, "blocks."), patch_size=patch,
             intermediate_size=mlp_width(shapes, r"blocks\.\d+\.mlp\.fc1\.bias", width),
             image_size=patch * square_side(shapes["pos_embed"][1] - 1), num_labels=shapes["head.weight"][0],
             mean_pooling="fc_norm.weight" in shapes,

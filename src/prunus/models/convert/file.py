@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prunus.errors import PrunusError
+from prunus.errors import LONGEST, PrunusError
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "model_ema", "ema", "module")
 """Entries under which trainers save the weights beside their own state; the first that is there counts."""
@@ -48,7 +48,7 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
         raise PrunusError("file", str(file), "it is a folder; give the published checkpoint file")
     try:
         with path.open("rb") as opened:
-            begins = opened.read(4)
+            begins = opened.read(9)
     except OSError as error:
         raise PrunusError("file", str(file), f"it cannot be read ({error.strerror}); give a checkpoint file") from None
     with torch.device("cpu"):  # also where a model is being built on another
@@ -57,12 +57,12 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
 
 def _tensors(path: Path, begins: bytes) -> dict[str, Tensor]:
     file = str(path)
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or begins[8:] == b"{":  # after the length of its header
         try:
             return dict(load_file(path))
         except SafetensorError as error:
             raise PrunusError("file", file, f"it is damaged ({error}); download it again") from None
-    if begins == ZIP:
+    if begins.startswith(ZIP):
         return _state(_read_zip(path), file)
     if begins[:1] == PICKLE:
         return _state(_read(path, mmap=False), file)
@@ -171,16 +171,16 @@ def _tensors_in(shell: object, path: str) -> Iterator[tuple[str, Tensor]]:
 
 def _state(loaded: object, file: str) -> dict[str, Tensor]:
     """The state dict in what was loaded: itself, or an entry of what a trainer saved."""
-    while isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
-        inner = next((loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
-        if inner is None:
-            raise PrunusError("file", file, f"it holds {', '.join(map(str, loaded)) or 'nothing'}, and no weights")
-        loaded = inner
+    while isinstance(loaded, Mapping) and any(isinstance(loaded.get(name), Mapping) for name in WRAPPERS):
+        loaded = next(loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), Mapping))
     if not isinstance(loaded, Mapping):
         raise PrunusError("file", file, f"it holds a {type(loaded).__name__}, no weights by name")
-    others = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]
+    if not any(isinstance(value, Tensor) for value in loaded.values()):
+        held = ", ".join(str(name) for name in loaded) or "nothing"
+        raise PrunusError("file", file, f"it holds {held[:LONGEST]}, and no weights")
+    others = ", ".join(str(name) for name, value in loaded.items() if not isinstance(value, Tensor))
     if others:
-        raise PrunusError("file", file, f"among its weights are entries that are no tensors: {', '.join(others)}")
+        raise PrunusError("file", file, f"among its weights are entries that are no tensors: {others[:LONGEST]}")
     named = {str(name): tensor for name, tensor in loaded.items()}
     if all(name.startswith(PARALLEL) for name in named):
         return {name.removeprefix(PARALLEL): tensor for name, tensor in named.items()}

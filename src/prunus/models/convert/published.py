@@ -163,6 +163,21 @@ def square_side(patches: int) -> int:
     return math.isqrt(patches)
 
 
+def heads(width: int, head_width: int) -> int:
+    """How many attention heads a model of this width has.
+
+    Raises:
+        PrunusError: they do not make up the width.
+    """
+    if width % head_width:
+        raise PrunusError(
+            "head_width",
+            head_width,
+            f"heads of that width do not make up the model's {width}; say which do (--head-width)",
+        )
+    return width // head_width
+
+
 def layers(shapes: Iterable[str], prefix: str) -> int:
     """How many layers there are, `prefix` being what stands before a layer's number."""
     return len({m[1] for name in shapes if (m := re.match(re.escape(prefix) + r"(\d+)\.", name))})
@@ -172,7 +187,7 @@ def mlp_width(shapes: Shapes, biases: str, width: int) -> int:
     """Hidden width of the dense MLPs, whose first biases are called so (a regular expression). Where layers differ, the model was
     narrowed, and its MLPs were four times as wide as the model."""
     found = {shape[0] for name, shape in shapes.items() if re.fullmatch(biases, name)}
-    return max(found) if len(found) == 1 else max(4 * width, *found)
+    return max(found) if len(found) == 1 else max({4 * width, *found})
 
 
 def families() -> dict[str, Published]:

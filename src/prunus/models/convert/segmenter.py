@@ -6,7 +6,17 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel
 
-from prunus.models.convert.published import Published, Rule, Shapes, layers, mlp_width, square_side, thirds, transposed
+from prunus.models.convert.published import (
+    Published,
+    Rule,
+    Shapes,
+    heads,
+    layers,
+    mlp_width,
+    square_side,
+    thirds,
+    transposed,
+)
 from prunus.models.segmenter import SegmenterConfig, SegmenterForSemanticSegmentation
 
 BLOCK, LAYER = r"(encoder|decoder)\.blocks\.(\d+)\.", r"\1.layers.\2."
@@ -48,7 +58,7 @@ class Segmenter(Published):
         image_size = patch * square_side(shapes["encoder.pos_embed"][1] - 1)
         parts = {
             part: {
-                "hidden_size": width, "num_attention_heads": width // head_width, "num_hidden_layers": layers(shapes, f"{part}.blocks."),
+                "hidden_size": width, "num_attention_heads": heads(width, head_width), "num_hidden_layers": layers(shapes, f"{part}.blocks."),
                 "intermediate_size": mlp_width(shapes, rf"{part}\.blocks\.\d+\.mlp\.fc1\.bias", width), "patch_size": patch,
                 "image_size": image_size, "layer_norm_eps": 1e-5,
             }

@@ -18,16 +18,11 @@ from prunus.calibration import Batch
 from prunus.errors import PrunusError
 from prunus.losses import Prediction
 from prunus.tasks.kinds.kind import Kind, architecture
-from prunus.tasks.kinds.parts import image_processor, pixels, taken_size
+from prunus.tasks.kinds.parts import image_processor, pixels
 
 
 class Labeller(Kind):
     """Base of the kinds that tell which of some classes a picture shows."""
-
-    @property
-    @abstractmethod
-    def size(self) -> tuple[int, int]:
-        """Height and width of the pictures that the model takes."""
 
     def check_classes(self, names: Sequence[str] | None, templates: Sequence[str]) -> None:
         """Refuses what the model cannot tell apart.
@@ -71,11 +66,6 @@ class Looker(Kind):
     @cached_property
     def processor(self) -> Any:
         return image_processor([self.source, self.folder], self.config)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the pictures that the model takes."""
-        return taken_size(self.processor)
 
     def save(self, folder: Path) -> None:
         self.processor.save_pretrained(folder)

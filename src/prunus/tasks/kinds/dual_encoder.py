@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES as MATCHING
 
-from prunus.batches import for_model
+from prunus.batches import for_model, naming_batch
 from prunus.calibration import Batch
 from prunus.errors import PrunusError
-from prunus.losses import own_loss
+from prunus.losses import Prediction
 from prunus.tasks.kinds.classifier import Labeller
 from prunus.tasks.kinds.kind import architecture
 from prunus.tasks.kinds.parts import Parted, pixels
@@ -49,9 +49,6 @@ class DualEncoder(Parted, Labeller):
         """
         pairs = {**self.tokens(texts, length), "pixel_values": pixels(self.pictures, images, sized)}
         return pairs | {"labels": torch.tensor(numbers)} if hasattr(self.config, "queue_size") else pairs
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return own_loss(model, batch)  # BLIP's has no logits behind it
 
     def check_classes(self, names: Sequence[str] | None, templates: Sequence[str]) -> None:
         if not names:
@@ -124,6 +121,19 @@ class BlipMatching(DualEncoder):
     """BLIP for retrieval: features of two encoders, and the text encoder that attends to the picture (ITM)."""
 
     rereads = True
+
+    def predict(self, model: nn.Module, batch: Batch) -> Prediction:
+        """The loss of the model, and behind it the similarities of all pairs of the batch, as of a CLIP."""
+        blip: Any = model
+        with naming_batch():
+            found = blip(**for_model(dict(batch), model))
+        if getattr(found, "loss", None) is None:
+            raise PrunusError(
+                "loss", type(model).__name__, "such a model has none; load it as a BlipForRetrievalTraining, whose config is a BlipRetrievalConfig"
+            )  # fmt: skip
+        similar = found.image_embeds @ found.text_embeds.T / blip.temp
+        pairs = torch.cat([similar, similar.T])
+        return Prediction(found.loss.float(), pairs, torch.ones_like(pairs[:, 0], dtype=torch.bool))
 
     @classmethod
     def fits(cls, config: Any) -> bool:

@@ -18,6 +18,7 @@ from prunus.calibration import Batch
 from prunus.checkpoint import understood
 from prunus.errors import PrunusError
 from prunus.losses import Prediction, own_prediction
+from prunus.tasks.kinds.parts import taken_size
 
 PROCESSOR_FILES = (
     "*processor_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
@@ -54,6 +55,22 @@ class Kind(ABC):
     def processor(self) -> Any:
         """The model's, as transformers makes it."""
         return load_processor(self.source, self.config)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures that the model takes.
+
+        Raises:
+            PrunusError: they may have any.
+        """
+        size = taken_size(getattr(self.processor, "image_processor", self.processor))
+        if size is None:
+            raise PrunusError(
+                "task.augment",
+                architecture(self.config),
+                "such a model takes pictures of any size; leave the augmentation out",
+            )
+        return size
 
     def check(self) -> None:
         """Reads the processor.

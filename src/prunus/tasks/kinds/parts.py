@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from PIL.Image import Image
@@ -70,11 +71,14 @@ def image_size(config: Any) -> tuple[int, int]:
     return size, size
 
 
-def taken_size(processor: Any) -> tuple[int, int]:
-    """Height and width of what an image processor makes of a square picture."""
+def taken_size(processor: Any) -> tuple[int, int] | None:
+    """Height and width of what an image processor makes of a square picture; None where that depends on the picture."""
     crop = processor.crop_size if getattr(processor, "do_center_crop", None) else None
     size = crop or processor.size
-    return (size.shortest_edge, size.shortest_edge) if size.shortest_edge else (size.height, size.width)
+    height, width, side = (getattr(size, name, None) for name in ("height", "width", "shortest_edge"))
+    if not (height and width) and (not side or getattr(size, "longest_edge", None)):
+        return None
+    return (int(height), int(width)) if height and width else (int(side or 0), int(side or 0))
 
 
 def pixels(processor: Any, images: Sequence[Image], sized: bool = False) -> Tensor:
@@ -114,12 +118,7 @@ class Parted:
     @cached_property
     def processor(self) -> Any:
         """Both."""
-        return self.pictures, self.words
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the pictures that the model takes."""
-        return taken_size(self.pictures)
+        return SimpleNamespace(image_processor=self.pictures, tokenizer=self.words)
 
     def save(self, folder: Path) -> None:
         """Puts both beside a model."""

@@ -41,7 +41,7 @@ class Segmenting(Looker):
         return Prediction(loss, logits.movedim(1, -1), labels != IGNORED)
 
     @torch.no_grad()
-    def likelihoods(self, model: Any, image: Image, size: tuple[int, int], stride: int, mirrored: bool) -> Tensor:
+    def likelihoods(self, model: Any, image: Image, size: Sequence[int], stride: int, mirrored: bool) -> Tensor:
         """Of every class at every pixel of a picture, (K, H, W), fp32, on the model's device.
 
         Args:

@@ -1,0 +1,206 @@
+"""Tasks over a user's own data: from a folder of images and a JSONL file to pruned, repaired and evaluated models of every family."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prunus import PrunusError
+from prunus.checkpoint import load_model
+from prunus.evaluation import evaluate_here
+from prunus.recipe import Recipe
+from prunus.run import run
+from prunus.steps import Bench, PruneStep, RepairStep
+from prunus.tasks import Caption, DataTask, Instruction, Vqa
+from prunus.unstructured import sparsity_of
+from tests.speakers import SPEAKERS, pictures, save
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+
+
+def model(name: str, tmp_path: Path) -> Path:
+    if name == "smolvlm":
+        pytest.importorskip("num2words")
+    return save(name, tmp_path / "model")
+
+
+def data(tmp_path: Path) -> dict[str, Any]:
+    file = str(pictures(tmp_path / "pictures"))
+    return {"train": {"layout": "table", "files": file}, "evaluation": {"layout": "table", "files": file}}
+
+
+def compressed(task: DataTask, dense: Path, tmp_path: Path) -> Path:
+    """Pruned, and repaired."""
+    task.check()
+    task.check_model(dense)
+    task = task.for_model(dense)
+    prune = PruneStep.model_validate({
+        "step": "prune", "method": {"method": "wanda", "sparsity": 0.5}, "calibration": {"samples": 4, "batch_size": 2},
+    })  # fmt: skip
+    bench = Bench(task, 0, tmp_path / "1-prune", current=dense, unpruned=dense, dense=dense)
+    prune.carry_out(bench)
+    method = {"method": "lora" if type(task) is Caption else "ressa", "rank": 2}
+    repair = RepairStep.model_validate({
+        "step": "repair", "method": method, "train": {"steps": 2, "batch_size": 2, "learning_rate": 0.001, "bf16": False},
+    })  # fmt: skip
+    after = Bench(task, 0, tmp_path / "2-repair", current=bench.output, unpruned=dense, dense=dense)
+    assert repair.carry_out(after)["log"]
+    return after.output
+
+
+QUICK = ("blip2_opt", "qwen2_vl", "blip_answers", "blip_captions")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in SPEAKERS]
+)
+def test_a_folder_of_images_and_questions_takes_a_model_through(name: str, tmp_path: Path) -> None:
+    if name == "blip_captions":
+        task: DataTask = Caption(**data(tmp_path), new_tokens=4, beams=2)
+        pytest.importorskip("pycocoevalcap.cider.cider")
+    else:
+        task = Vqa(**data(tmp_path), new_tokens=3, batch_size=3)
+    folder = compressed(task, model(name, tmp_path), tmp_path)
+    record = sparsity_of(load_model(folder))
+    assert record is not None
+    assert (
+        0.4
+        < sum(one.pruned for one in record.matrices.values()) / sum(one.weights for one in record.matrices.values())
+        < 0.6
+    )
+    found = evaluate_here(folder, task, 2)
+    assert all(math.isfinite(value) for value in found.metrics.values())
+    assert task.headline in found.metrics
+    assert (folder / "tokenizer.json").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "instructblip_vicuna", "gemma3"])
+def test_chats_repair_a_model(name: str, tmp_path: Path) -> None:
+    task = Instruction(**data(tmp_path))
+    folder = compressed(task, model(name, tmp_path), tmp_path)
+    found = evaluate_here(folder, task, 2).metrics
+    assert found["perplexity_low"] <= found["perplexity"] <= found["perplexity_high"]
+
+
+def test_perplexity_is_over_all_tokens_of_the_assistant(tmp_path: Path) -> None:
+    dense = model("llava", tmp_path)
+    task = Instruction(**data(tmp_path)).for_model(dense)
+    loaded = load_model(dense).eval()
+    table = task.rows("evaluation")
+    found = task.evaluate(loaded, limit=3, progress=False)["perplexity"]
+    with torch.no_grad():
+        predictions = [task.predict(loaded, task.collate([table[place]])) for place in range(3)]
+        every = task.predict(loaded, task.collate([table[place] for place in range(3)]))
+    counts = [int(one.counted.sum()) for one in predictions]
+    total = sum(float(one.loss) * count for one, count in zip(predictions, counts, strict=True))
+    assert found == pytest.approx(math.exp(total / sum(counts)), rel=1e-5)
+    assert found == pytest.approx(math.exp(float(every.loss)), rel=1e-4)  # padding counts for nothing
+
+
+def test_accuracy_is_that_of_what_the_model_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight questions, two are about something red, of which seven of ten people say so."""
+    dense = model("llava", tmp_path)
+    task = Vqa(**data(tmp_path)).for_model(dense)
+    monkeypatch.setattr(
+        type(task.kind), "generate", lambda self, model, images, prompts, *more: ["The red."] * len(prompts)
+    )
+    found = task.evaluate(load_model(dense), progress=False)
+    assert found["accuracy"] == found["accuracy_other"] == pytest.approx(2 / 8)
+    assert "accuracy_yes_no" not in found
+    assert found["accuracy_low"] < found["accuracy"] < found["accuracy_high"]
+
+
+def test_ranking_takes_the_likeliest_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = model("blip_answers", tmp_path)
+    answers = tmp_path / "answers.txt"
+    answers.write_text("blue\n\ngreen\nblue\n")
+    task = Vqa(**data(tmp_path), answer_by="ranking", candidates=answers).for_model(dense)
+    assert task.choices == ["blue", "green"]
+    loaded = load_model(dense).eval()
+    assert set(task.evaluate(loaded, limit=4, progress=False)) >= {"accuracy"}
+    likely = torch.tensor([[-1.0, -2.0]])
+    monkeypatch.setattr(type(task.kind), "score", lambda self, model, images, *more: likely.expand(len(images), -1))
+    assert task.evaluate(loaded, progress=False)["accuracy"] == pytest.approx(2 / 8)
+    assert Vqa(**data(tmp_path), answer_by="ranking").choices == ["red", "black", "green", "blue", "white"]
+
+
+def test_every_caption_is_trained_on_with_its_image(tmp_path: Path) -> None:
+    dense = model("blip_captions", tmp_path)
+    task = Caption(**data(tmp_path)).for_model(dense)
+    items = task.train_data()
+    assert len(items) == 16  # type: ignore[arg-type]
+    batch = task.collate([items[2], items[3]])
+    read = [task.kind.processor.tokenizer.decode(row, skip_special_tokens=True) for row in batch["input_ids"]]
+    assert read == ["a picture of a green square", "a picture of all is green"]
+    learnt = [task.kind.processor.tokenizer.decode(row[row >= 0], skip_special_tokens=True) for row in batch["labels"]]
+    assert [text.strip() for text in learnt] == ["a green square", "all is green"]
+    torch.testing.assert_close(batch["pixel_values"][0], batch["pixel_values"][1])
+
+
+def test_captions_are_scored_against_all_of_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pycocoevalcap.cider.cider")
+    dense = model("blip_captions", tmp_path)
+    task = Caption(**data(tmp_path), scores=("bleu_1", "cider")).for_model(dense)
+    assert (task.headline, task.metrics["cider"].unit, task.metrics["bleu_1"].unit) == ("bleu_1", "plain", "share")
+    monkeypatch.setattr(
+        type(task.kind), "generate", lambda self, model, images, prompts, *more: ["All is red"] * len(prompts)
+    )
+    found = task.evaluate(load_model(dense), progress=False)
+    assert set(found) == {"bleu_1", "cider"}  # no interval of a score that is no mean
+    assert found["bleu_1"] == pytest.approx((2 * 3 + 6 * 2) / (8 * 3))
+
+
+@pytest.mark.long
+def test_a_recipe_takes_a_model_from_a_config_to_a_report(tmp_path: Path) -> None:
+    """A random model that is trained, searched, pruned and repaired on a user's own data, by a recipe."""
+    given = model("blip_answers", tmp_path)
+    config = json.loads((given / "config.json").read_text())
+    short = {"steps": 2, "batch_size": 2, "learning_rate": 0.001, "bf16": False}
+    recipe = Recipe.model_validate({
+        "model": {"random": config, "train": [short]},
+        "task": {"name": "vqa", "processor": str(given), **data(tmp_path)},
+        "steps": [
+            {"step": "search", "method": {"method": "upop", "ratio": 0.3}, "train": short},
+            {"step": "prune", "method": {"method": "wanda", "sparsity": 0.5}, "calibration": {"samples": 4, "batch_size": 2}},
+            {"step": "repair", "method": {"method": "masked_finetune"}, "train": short},
+        ],
+        "measure": {"batch_size": 1, "repeats": 1},
+        "output": str(tmp_path / "run"),
+    })  # fmt: skip
+    report = run(recipe)
+    assert report.headline == "accuracy"
+    assert report.ratio == pytest.approx(0.3, abs=0.1)
+    assert report.sparsity == pytest.approx(0.5, abs=0.02)
+    assert set(report.models["dense"]["metrics"]) >= {"accuracy", "accuracy_low"}
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"prompt": "{quetion}?"}, "does not fit"),
+        ({"evaluation": {"layout": "table", "files": "nowhere.jsonl"}}, "task.evaluation"),
+        ({"answer_by": "ranking", "candidates": "nowhere.txt"}, "task.candidates"),
+        ({"candidates": ["red"]}, "answer_by: ranking"),
+        ({"evaluation": None}, "task.evaluation"),
+    ],
+)
+def test_what_cannot_work_is_refused(change: dict[str, Any], match: str, tmp_path: Path) -> None:
+    dense = model("blip_answers", tmp_path)
+    with pytest.raises(PrunusError, match=match):
+        evaluate_here(dense, Vqa(**data(tmp_path) | change), 2)
+
+
+def test_a_model_that_says_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "architectures": ["ViTForImageClassification"]}')
+    with pytest.raises(PrunusError, match="ViTForImageClassification"):
+        Vqa(**data(tmp_path)).check_model(tmp_path)
