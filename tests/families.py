@@ -44,6 +44,8 @@ class Case:
 
 Builder = Callable[[random.Random], Case]
 FAMILIES: dict[str, Builder] = {}
+WITH_EXPERTS: dict[str, Builder] = {}
+"""Families whose experts lie in one parameter, for what is done to channels."""
 
 
 def family(builder: Builder) -> Builder:
@@ -51,10 +53,15 @@ def family(builder: Builder) -> Builder:
     return builder
 
 
+def with_experts(builder: Builder) -> Builder:
+    WITH_EXPERTS[builder.__name__] = builder
+    return builder
+
+
 def build(name: str, seed: int) -> Case:
     """The family's model at a random tiny size; every weight, bias and norm is random, so that nothing hides."""
     torch.manual_seed(seed)
-    case = FAMILIES[name](random.Random(seed))
+    case = {**FAMILIES, **WITH_EXPERTS}[name](random.Random(seed))
     with torch.no_grad():
         for parameter in case.model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -306,8 +313,69 @@ def qwen2(rng: random.Random) -> Case:
 
 @family
 def phi3(rng: random.Random) -> Case:
-    """Queries, keys and values in one layer, gate and up in another."""
-    return _causal(tf.Phi3ForCausalLM(tf.Phi3Config(**_llama_sizes(rng))))
+    """Queries, keys and values in one layer, gate and up in another; heads that are rotated in part, or whole."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": rng.choice((0.5, 1.0))}
+    return _causal(tf.Phi3ForCausalLM(tf.Phi3Config(**_llama_sizes(rng), rope_parameters=rope)))
+
+
+@family
+def gpt2(rng: random.Random) -> Case:
+    """`Conv1D` throughout, with queries, keys and values in one."""
+    config = tf.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=rng.choice((8, 12)), n_head=rng.choice((2, 4)), n_layer=2, n_positions=64,
+        n_inner=rng.choice((17, 24)), pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return _causal(tf.GPT2LMHeadModel(config))
+
+
+@family
+def falcon(rng: random.Random) -> Case:
+    """Heads in groups, a few queries with their key and their value; the scale follows the current width."""
+    sizes = _llama_sizes(rng)
+    config = tf.FalconConfig(
+        vocab_size=VOCABULARY, hidden_size=sizes["hidden_size"], num_attention_heads=sizes["num_attention_heads"],
+        num_kv_heads=sizes["num_key_value_heads"], num_hidden_layers=2, ffn_hidden_size=sizes["intermediate_size"],
+        new_decoder_architecture=True, alibi=False, bias=rng.random() < 0.5, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return _causal(tf.FalconForCausalLM(config))
+
+
+@family
+def modernbert(rng: random.Random) -> Case:
+    """Everything fused, and a scale that follows the current width."""
+    config = tf.ModernBertConfig(
+        **_sizes(rng), vocab_size=VOCABULARY, max_position_embeddings=64, pad_token_id=0, cls_token_id=1, sep_token_id=2,
+        local_attention=4,
+    )  # fmt: skip
+    return Case(tf.ModernBertForMaskedLM(config), _text())
+
+
+@family
+def bart(rng: random.Random) -> Case:
+    """MLPs that lie in the blocks, beside attentions over two sequences."""
+    config = tf.BartConfig(
+        vocab_size=VOCABULARY, d_model=rng.choice((8, 12)), encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=rng.choice((2, 4)), encoder_ffn_dim=17, decoder_ffn_dim=24, max_position_embeddings=64,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=None,
+    )  # fmt: skip
+    text = _text()
+    inputs = {**text, "labels": torch.randint(1, VOCABULARY, (2, 4))}
+    return Case(tf.BartForConditionalGeneration(config), inputs, {**text, "max_new_tokens": 4, "num_beams": 1})
+
+
+@with_experts
+def mixtral(rng: random.Random) -> Case:
+    """Experts in one parameter, whose channels are those of all of them."""
+    sizes = _llama_sizes(rng) | {"intermediate_size": rng.choice((16, 24))}  # kernels want rows of whole 16 bytes
+    return _causal(tf.MixtralForCausalLM(tf.MixtralConfig(**sizes, num_local_experts=3)))
+
+
+@with_experts
+def gpt_oss(rng: random.Random) -> Case:
+    """Experts that store inputs before outputs, gates and ups in turns, and biases; sinks."""
+    sizes = _llama_sizes(rng) | {"intermediate_size": rng.choice((16, 24))}
+    config = tf.GptOssConfig(**sizes, head_dim=4, num_local_experts=3, num_experts_per_tok=2, sliding_window=4)
+    return _causal(tf.GptOssForCausalLM(config))
 
 
 @family

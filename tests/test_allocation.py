@@ -244,7 +244,7 @@ def test_mean_noise_is_the_gradient_norm(together: int) -> None:
 def test_noises_may_share_a_pass(name: str) -> None:
     model, batches, chosen = family(name)
     question = Question(model, chosen[:6], batches, total_loss)
-    if name == "vilt":  # its forward branches on the padding mask
+    if name in ("vilt", "falcon"):  # one branches on the padding mask, one adds in place
         with pytest.raises(PrunusError, match="together=1"):
             loss_changes(question, draws=3, epsilon=0.05, seed=1, together=3)
         return

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from benchmarks.anatomy_speed import CONFIGS
 from torch import nn
@@ -52,12 +53,12 @@ from prunus import (
 from prunus.anatomy import CATALOG, Attention, Matrix, MisfitError, Mlp, choose, describe, locate, select, survey
 from prunus.checkpoint import bare_model
 from prunus.plan import UnitPlan
-from tests.families import FAMILIES, IMAGE, PATCH, build
+from tests.families import FAMILIES, IMAGE, PATCH, WITH_EXPERTS, build
 from tests.strangers import own_architecture
 from tests.test_equivalence import masked, random_plan
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *WITH_EXPERTS])
 def test_a_channel_costs_what_leaves_with_it(name: str) -> None:
     model = build(name, 7).model
     parts = anatomy(model)
@@ -429,14 +430,15 @@ def test_rows_that_are_no_queries_keys_and_values_are_refused(rows: int) -> None
         Attention("qkv", "qkv", "qkv", "out").sites(fused(6, 24, rows))
 
 
-def test_heads_that_are_rotated_in_part_stay_dense() -> None:
+def test_heads_that_are_rotated_in_part_have_channels_of_both_parts() -> None:
     config = Phi3Config(
         hidden_size=16, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=1, intermediate_size=8, vocab_size=9,
         pad_token_id=0, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
     )  # fmt: skip
     parts = anatomy(Phi3ForCausalLM(config))
-    assert [unit.kind for unit in parts] == ["mlp"]
-    assert "a part of each head" in parts.unmapped[0].reason
+    assert [(unit.kind, unit.channels, unit.span) for unit in parts] == [("attention", 4, 2), ("mlp", 8, 1)]
+    assert parts.units[0].order == (0, 1, 0, 1, 2, 3, 2, 3), "pairs by halves, of what turns and of what does not"
+    assert not parts.unmapped
 
 
 # where things lie
@@ -454,6 +456,30 @@ def test_locations_are_those_that_paths_and_modules_tell() -> None:
     assert places["language_model.encoder.block.0"].tower == "language"
     t5 = locate(build("t5", 0).model)
     assert (t5["encoder.block.0"].tower, t5["decoder.block.0"].tower) == ("text", "decoder")
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("WhisperForConditionalGeneration", {"model.encoder.layers.0": "audio", "model.decoder.layers.0": "decoder"}),
+        ("WhisperForCausalLM", {"model.decoder.layers.0": "language"}),
+        ("Wav2Vec2Model", {"encoder.layers.0": "audio"}),
+        ("Emu3VQVAE", {"decoder.up_block": "vision"}),
+        ("VideoLlavaModel", {"image_tower": "vision", "video_tower": "vision"}),
+        ("FlavaModel", {"image_model.encoder": "vision", "multimodal_model.encoder": "joint"}),
+        ("CvtModel", {"encoder.stages.0": "vision"}),
+        ("Qwen3VLVisionModel", {"blocks.0": "vision", "merger": "connector"}),
+        ("Qwen2AudioForConditionalGeneration", {"model.audio_tower.layers.0": "audio"}),
+    ],
+)
+def test_a_part_is_called_by_what_it_takes_in(model: str, expected: dict[str, str]) -> None:
+    with torch.device("meta"):
+        cls = getattr(transformers, model)
+        places = locate(cls._from_config(cls.config_class()))
+    for path, tower in expected.items():
+        assert {place.tower for name, place in places.items() if name.endswith(path) or path + "." in name} == {
+            tower
+        }, path
 
 
 # selectors
@@ -573,3 +599,13 @@ def test_an_entry_from_outside_makes_an_architecture_known(tmp_path: Path) -> No
     prune(loaded, Wanda(sparsity=0.5), [inputs], options=options)
     for name, tensor in load_model(tmp_path / "sparse").state_dict().items():
         torch.testing.assert_close(tensor, loaded.state_dict()[name], msg=name)
+
+
+@pytest.mark.parametrize("name", ["vit", "blip_caption", "llama"])
+def test_parameters_that_others_put_into_layers_do_no_harm(name: str) -> None:
+    """Adapters lie there while a model is repaired, and checkpoints are described meanwhile."""
+    model = build(name, 0).model
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.extra = torch.nn.Parameter(torch.zeros(2, module.in_features))
+    anatomy(model)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from prunus import Plan, PrunusError, extract, plan_of
 from prunus.plan.record import records_of
-from tests.families import FAMILIES, build
+from tests.families import FAMILIES, WITH_EXPERTS, build
 from tests.test_equivalence import outputs, random_plan
 
 RELOAD = """
@@ -35,7 +35,7 @@ def narrowed(name: str, seed: int = 2):
     return extract(case.model, random_plan(case.model, seed)), case
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *WITH_EXPERTS])
 def test_a_saved_model_reloads_bit_for_bit_with_its_stock_class(name: str, tmp_path) -> None:
     small, case = narrowed(name)
     small.save_pretrained(tmp_path)

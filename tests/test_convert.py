@@ -280,6 +280,30 @@ def test_a_narrowed_file_that_lacks_a_bias_of_queries_is_refused() -> None:
         assembled(families()["clip_retrieval"], narrow, head_width=HEAD_WIDTH)
 
 
+def test_copies_that_the_file_holds_as_one_tensor_become_two(tmp_path: Path) -> None:
+    tensors = section(fixture("clip"), "sd")
+    tensors["visual_m.proj"] = tensors["visual.proj"]
+    model = convert(saved(tensors, tmp_path), tmp_path / "out", head_width=HEAD_WIDTH)
+    model.visual_projection.weight.data.zero_()
+    assert model.visual_projection_m.weight.any()
+
+
+def test_others_may_read_the_folder_as_they_may_read_what_else_is_made(tmp_path: Path) -> None:
+    rows = torch.arange(9)
+    tensors = small_deit()
+    tensors["blocks.0.mlp.fc1.weight"] = tensors["blocks.0.mlp.fc1.weight"][rows]
+    tensors["blocks.0.mlp.fc1.bias"] = tensors["blocks.0.mlp.fc1.bias"][rows]
+    tensors["blocks.0.mlp.fc2.weight"] = tensors["blocks.0.mlp.fc2.weight"][:, rows]
+    convert(saved(tensors, tmp_path), tmp_path / "out", head_width=4)
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "file").write_text("")
+    files = [path for path in (tmp_path / "out").iterdir() if path.suffix != ".safetensors"]  # for whose library to say
+    modes = {path.name: path.stat().st_mode for path in files}
+    assert {"prunus.json", "README.md", "config.json"} <= modes.keys()
+    assert set(modes.values()) == {(tmp_path / "plain" / "file").stat().st_mode}
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_heads_that_do_not_make_up_the_model_are_refused(tmp_path: Path) -> None:
     file = saved(small_deit(), tmp_path)
     for width in (3, 64, None):
@@ -299,6 +323,31 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(PrunusError, match="it is there already"):
         convert(saved(small_deit(), tmp_path), tmp_path / "out", head_width=4)
+
+
+def test_a_folder_that_comes_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = tf.PreTrainedModel.save_pretrained
+
+    def slow(model: tf.PreTrainedModel, folder: Path) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine.txt").write_text("mine")
+        save(model, folder)
+
+    monkeypatch.setattr(tf.PreTrainedModel, "save_pretrained", slow)
+    with pytest.raises(PrunusError, match="it is there already"):
+        convert(saved(small_deit(), tmp_path), tmp_path / "out", head_width=4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "published.pth"]
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+def test_a_link_to_an_empty_folder_or_to_none_is_followed(tmp_path: Path) -> None:
+    file = saved(small_deit(), tmp_path)
+    (tmp_path / "there").mkdir()
+    for name in ("there", "not-yet"):
+        (tmp_path / f"to-{name}").symlink_to(tmp_path / name)
+        convert(file, tmp_path / f"to-{name}", head_width=4)
+        assert (tmp_path / f"to-{name}").is_symlink()
+        assert (tmp_path / name / "config.json").exists()
 
 
 def test_a_tied_parameter_that_the_file_holds_twice_must_be_one(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -108,7 +109,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "no image at all": (_overwritten(lambda draw: draw.randbytes(300)), "damaged, or no image"),
     "a page instead": (_overwritten(lambda draw: b"<html>404</html>"), "damaged, or no image"),
     "empty file": (_overwritten(lambda draw: b""), "damaged, or no image"),
-    "folder": (_folder, "it is a folder"),
+    "folder": (_folder, "it is a folder or a device"),
+    "page for a printer": (_overwritten(lambda draw: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "no image of a known format"),
     "1 x 1 pixels": (_pixel, "single pixel"),
     "20,000 x 20,000 pixels": (_overwritten(lambda draw: bomb(20_000)), "more than 89,478,485 pixels"),
     "empty caption": (_set("captions", ["", " ", [], ["a", ""], ["\n"]]), "is empty"),
@@ -320,6 +322,12 @@ def test_an_image_that_was_mended_comes_back(tmp_path: Path) -> None:
     assert len(ADAPTER.validate_python(spec).read()) == ROWS - 1
     (tmp_path / "2.jpg").write_bytes(whole)
     assert len(ADAPTER.validate_python(spec).read()) == ROWS
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(PrunusError, match="it is a folder or a device"):
+        open_image(str(tmp_path / "a.jpg"))
 
 
 def test_an_image_that_has_gone_since_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from prunus import Plan, anatomy, extract
 from prunus.structured.gates import Gates
-from tests.families import FAMILIES, LEFT_DENSE, build
+from tests.families import FAMILIES, LEFT_DENSE, WITH_EXPERTS, build
 
 TOLERANCE = 1e-5
 
@@ -53,7 +53,7 @@ def deviation(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
     return max(float((a - b).abs().max() / a.abs().max().clamp_min(1.0)) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *WITH_EXPERTS])
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_the_extracted_model_computes_what_the_masked_one_does(name: str, seed: int) -> None:
@@ -71,7 +71,7 @@ def test_the_extracted_model_computes_what_the_masked_one_does(name: str, seed: 
             assert torch.equal(case.model.generate(**arguments), small.generate(**arguments))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *WITH_EXPERTS])
 def test_gradients_flow_in_the_extracted_model_and_agree(name: str) -> None:
     case = build(name, 1)
     plan = random_plan(case.model, 1)
@@ -89,7 +89,7 @@ def test_gradients_flow_in_the_extracted_model_and_agree(name: str) -> None:
     assert deviation([wide[k] for k in untouched], [narrow[k] for k in untouched]) <= 1e-4
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *WITH_EXPERTS])
 def test_everything_is_mapped_or_named(name: str) -> None:
     model = build(name, 0).model
     parts = anatomy(model)

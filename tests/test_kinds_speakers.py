@@ -111,6 +111,15 @@ def test_the_processor_goes_along(name: str, folder: Folder, tmp_path: Path) -> 
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+@pytest.mark.parametrize("name", ["blip_answers", "blip_captions", "vilt"])
+def test_texts_longer_than_the_models_positions_are_cut(name: str, folder: Folder) -> None:
+    kind, model = kind_of(Speaker, str(folder(name))), load_model(folder(name)).eval()
+    batch = kind.batch(IMAGES, ["why? " * 200, "why?"], [["because " * 100], ["so"]])
+    assert batch["input_ids"].shape == (2, 200)
+    with torch.no_grad():
+        assert kind.predict(model, batch).loss.isfinite()
+
+
 def test_vilt_learns_how_far_answers_are_right(folder: Folder) -> None:
     kind = kind_of(Speaker, str(folder("vilt")))
     labels = kind.batch(IMAGES, QUESTIONS, [["Red"], ["blue"] * 2 + ["the black"] * 7 + ["grey"]])["labels"]

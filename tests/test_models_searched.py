@@ -17,8 +17,8 @@ from prunus import SearchCallback, UPop, anatomy, extract
 from tests.families import build
 
 SEVEN = {
-    "blip_nlvr": "AutoModel", "blip_answers": "AutoModel", "blip_caption": "AutoModelForImageTextToText",
-    "vit": "AutoModelForImageClassification", "blip_retrieval": "AutoModel", "clip_retrieval": "AutoModel",
+    "blip_nlvr": "AutoModel", "blip_answers": "AutoModelForVisualQuestionAnswering", "blip_caption": "AutoModelForImageTextToText",
+    "vit": "AutoModelForImageClassification", "blip_retrieval": "AutoModel", "clip_retrieval": "AutoModelForZeroShotImageClassification",
     "segmenter": "AutoModelForSemanticSegmentation",
 }  # fmt: skip
 """Family → the Auto class that loads it. A DeiT is a ViT."""
@@ -106,3 +106,16 @@ def test_a_new_process_that_imports_prunus_loads_each_of_them(searched: dict[str
     code = f"SEVEN = {SEVEN!r}\n{LOADS}"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.stdout == "all the same\n", done.stderr
+
+
+def test_a_folder_of_a_class_of_ours_says_what_to_import(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    model = build("blip_answers", 1).model
+    model.save_pretrained(tmp_path)
+    assert "from prunus.models import BlipForVqa" in card.read_text()
+    assert "pruned" not in card.read_text()
+    build("vit", 1).model.save_pretrained(tmp_path)
+    assert not card.exists()
+    card.write_text("mine")
+    model.save_pretrained(tmp_path)
+    assert card.read_text() == "mine"

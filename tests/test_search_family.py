@@ -48,7 +48,6 @@ from prunus import (
     extract,
     load_model,
 )
-from prunus.anatomy import linears
 from prunus.cost import channel_macs, multiply_accumulates
 from prunus.evaluation import evaluate_here
 from prunus.recipe import Recipe
@@ -57,9 +56,9 @@ from prunus.steps import SearchStep
 from prunus.structured.gates import Gates
 from prunus.structured.scores import gate_gradient
 from prunus.tasks import EasyVQA, Noise
-from tests.families import FAMILIES, build
+from tests.families import FAMILIES, WITH_EXPERTS, build
 from tests.test_equivalence import TOLERANCE, deviation, outputs
-from tests.test_search import _trainer, loss_of
+from tests.test_search import _trainer, gate_by_hand, loss_of
 from tests.test_structured_formulas import feed, kept, model_of
 
 STEPS = 6
@@ -117,7 +116,7 @@ def ends_the_same(loop: Loop) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *WITH_EXPERTS])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_search_keeps_its_budget_extracts_exactly_and_resumes_bit_for_bit(preset: str, name: str) -> None:
     method = PRESETS[preset]
@@ -177,7 +176,7 @@ def test_a_preset_is_a_name_for_its_three_parts(preset: str) -> None:
 # Gates that train
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *WITH_EXPERTS])
 def test_the_gradient_of_a_gate_is_autograds_whatever_the_gate_is(name: str) -> None:
     """Against ζ as a parameter that multiplies the outputs of the producers in plain torch."""
     case = build(name, 12)
@@ -198,18 +197,9 @@ def test_the_gradient_of_a_gate_is_autograds_whatever_the_gate_is(name: str) -> 
     gates.remove()
 
     explicit = {name: nn.Parameter(zeta.clone()) for name, zeta in values.items()}
-    handles = []
     for unit in units:
-        for path in (unit.path, *unit.twins):
-            for site, linear in linears(case.model, unit, path)[:-1]:
-                handles.append(
-                    linear.register_forward_hook(
-                        lambda _, __, out, z=explicit[unit.name], u=unit, n=site.repeats: out * u.spread(z, n)
-                    )
-                )
+        gate_by_hand(case.model, unit, explicit[unit.name])
     loss_of(case).backward()
-    for handle in handles:
-        handle.remove()
     for unit in units:
         ours, theirs = found[unit.name], explicit[unit.name].grad
         assert (ours is None) == (theirs is None), unit.name
@@ -822,7 +812,7 @@ def example(case: Any) -> Any:
     return lambda: case.model(**case.inputs)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *WITH_EXPERTS])
 def test_a_channels_multiply_accumulates_are_those_that_leave_with_it(name: str) -> None:
     case = build(name, 9)
     parts = anatomy(case.model)
@@ -838,7 +828,7 @@ def test_a_channels_multiply_accumulates_are_those_that_leave_with_it(name: str)
         assert counted.total - left == counted.channel[unit.name], unit.name
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *WITH_EXPERTS])
 def test_a_budget_in_parameters_or_multiply_accumulates_is_hit_to_within_a_channel(name: str) -> None:
     case = build(name, 10)
     parts = anatomy(case.model)

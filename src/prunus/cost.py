@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
-from prunus.anatomy import Anatomy, Site, Unit, anatomy, linears
+from prunus.anatomy import Anatomy, Layer, Site, Unit, anatomy, linears
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,16 @@ def multiply_accumulates(model: nn.Module, run: Callable[[], object], parts: Ana
 
 def _counter(more: Mapping[Any, Callable[..., int]] | None = None) -> FlopCounterMode:
     """A counter of 2 per multiply-accumulate, and of `more`: operation → its count, of the shapes of what it is given."""
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={fused: _fused_attention_flops, **(more or {})})
+    own: dict[Any, Callable[..., int]] = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused_attention_flops,
+        torch.ops.aten._grouped_mm: _grouped_flops,
+    }
+    return FlopCounterMode(display=False, custom_mapping={**own, **(more or {})})
+
+
+def _grouped_flops(tokens: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
+    """Of experts: every row of the tokens, (S, K), is multiplied with one of the matrices, (E, K, N)."""
+    return 2 * math.prod(tokens) * weight[-1]
 
 
 @torch.no_grad()
@@ -149,13 +157,26 @@ class _UnitMacs:
         self._before = 0
         """What had been counted when the last producer was done: until the consumer begins, the products of an attention follow."""
         *producers, (_, consumer) = linears(model, unit, path)
-        self.handles = [linear.register_forward_hook(partial(self._produced, site)) for site, linear in producers]
-        self.handles.append(consumer.register_forward_pre_hook(self._multiplied))
-        self.handles.append(consumer.register_forward_hook(self._consumed))
+        if consumer.is_fused:  # all that its module multiplies is of some channel
+            self.handles = [
+                consumer.owner.register_forward_pre_hook(self._begins), consumer.owner.register_forward_hook(self._ends)
+            ]  # fmt: skip
+            return
+        self.handles = [
+            layer.owner.register_forward_hook(partial(self._produced, site, layer)) for site, layer in producers
+        ]
+        self.handles.append(consumer.owner.register_forward_pre_hook(self._multiplied))
+        self.handles.append(consumer.owner.register_forward_hook(self._consumed))
 
-    def _produced(self, site: Site, linear: nn.Module, inputs: object, output: Tensor) -> None:
-        fan_in = cast(Tensor, linear.weight).shape[1]
-        self.macs += output.numel() / output.shape[-1] * fan_in * site.repeats * self.unit.span
+    def _begins(self, experts: nn.Module, inputs: object) -> None:
+        self._before = self._counter.get_total_flops()
+
+    def _ends(self, experts: nn.Module, inputs: object, output: Tensor) -> None:
+        self.macs += (self._counter.get_total_flops() - self._before) / 2 / self.unit.channels
+
+    def _produced(self, site: Site, layer: Layer, linear: nn.Module, inputs: object, output: Tensor) -> None:
+        fan_in = layer.features(layer.weight).shape[1]
+        self.macs += output.numel() / output.shape[-1] * fan_in * self.unit.features_per_channel(site)
         self._before = self._counter.get_total_flops()
 
     def _multiplied(self, linear: nn.Module, inputs: object) -> None:
@@ -166,7 +187,7 @@ class _UnitMacs:
 
     def _consumed(self, linear: nn.Module, inputs: object, output: Tensor) -> None:
         consumer = self.unit.consumer
-        self.macs += output.numel() / output.shape[-1] * consumer.features * consumer.repeats * self.unit.span
+        self.macs += output.numel() / output.shape[-1] * consumer.features * self.unit.features_per_channel(consumer)
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,9 @@ class ByMagnitude(Budget, SearchMethod):
 
     def evidence(self, model: nn.Module, unit: Unit, gate: Tensor) -> Tensor:
         squares = torch.zeros_like(gate)
-        for site, linear in linears(model, unit):
-            weight = linear.weight.T if site is unit.consumer else linear.weight
-            rows = weight.float().square().sum(1)
-            squares += rows.view(-1, unit.channels).sum(0).to(gate.device)
+        for site, layer in linears(model, unit):
+            norms = layer.features(layer.weight).float().square().sum(1)
+            squares += unit.gather(norms, site.order).to(gate.device)
         return squares.sqrt()
 
     def decide(self, state: State, t: int, total_steps: int, units: tuple[Unit, ...]) -> Decision | None:

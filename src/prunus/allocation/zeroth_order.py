@@ -147,11 +147,12 @@ def _changes(question: Question, batch: Any, noises: list[Noise]) -> list[float]
             with sdpa_kernel(SDPBackend.MATH):  # the fused ones take no vmap
                 losses = torch.func.vmap(disturbed_loss, randomness="different")(torch.cat([alone, -alone])).double()
         except (RuntimeError, PrunusError) as error:
-            if not str(error.__cause__ or error).startswith("vmap:"):
+            said = str(error.__cause__ or error)
+            if not said.startswith("vmap:") and "broadcast shape" not in said:
                 raise
             raise PrunusError(
-                "together", len(noises), f"{type(question.model).__name__} takes decisions by the values of tensors, so "
-                "noises cannot share a pass; take together=1",
+                "together", len(noises), f"{type(question.model).__name__} takes decisions by the values of tensors, or changes "
+                "undisturbed ones in place, so noises cannot share a pass; take together=1",
             ) from error  # fmt: skip
     ups, downs = losses.chunk(2)
     return [float(change) for change in ups - downs]

@@ -3,7 +3,8 @@
 from prunus.anatomy.catalog import CATALOG, CONNECTORS, TOWERS, describe
 from prunus.anatomy.cutting import Cuts, cut
 from prunus.anatomy.discover import anatomy
-from prunus.anatomy.layouts import Attention, Layout, Mlp, Site, Sites
+from prunus.anatomy.layers import Layer, Site
+from prunus.anatomy.layouts import Attention, Layout, Mlp, Sites
 from prunus.anatomy.matrices import (
     ADAPTER,
     MEANT_DENSE,
@@ -37,7 +38,7 @@ from prunus.anatomy.units import Anatomy, Unit, Unmapped, has_module, linears, m
 
 __all__ = [
     "ADAPTER", "CATALOG", "CONNECTOR", "CONNECTORS", "LANGUAGE", "MEANT_DENSE", "TOWERS", "Anatomy", "Attention",
-    "Cuts", "Labelled", "Layout", "LeftDense", "Location", "Matrix", "MisfitError", "Mlp", "Place", "Site", "Sites", "Survey",
+    "Cuts", "Labelled", "Layer", "Layout", "LeftDense", "Location", "Matrix", "MisfitError", "Mlp", "Place", "Site", "Sites", "Survey",
     "Unit", "Unmapped", "anatomy", "by_block", "by_name", "by_parameter", "choose", "cut", "declared_mirrors", "describe", "has_module", "is_inside",
     "linear_at", "linears", "locate", "matrices", "mirrored", "module_of", "per_tower", "place_of", "select", "sharing", "survey", "towers_meant",
     "weight_of",

@@ -13,7 +13,9 @@ from typing import TypeVar
 
 from torch import nn
 
+from prunus.anatomy.blocks import BlockMlp, MlpByShape
 from prunus.anatomy.conventions import AttentionByConvention
+from prunus.anatomy.experts import Experts
 from prunus.anatomy.forwards import fused_attention
 from prunus.anatomy.layouts import Attention, Layout, Mlp, TriedMlp
 from prunus.errors import PrunusError
@@ -42,6 +44,18 @@ _VILT = Attention(
 _BLIP_VISION = Attention("qkv", "qkv", "qkv", "projection", own_forward=fused_attention)
 _QWEN_VISION = Attention("qkv", "qkv", "qkv", "proj", rotary=True)
 
+_NEOX = Attention(
+    "query_key_value", "query_key_value", "query_key_value", "dense", width="head_size", grouped=True, rotary=True
+)
+_H_TO_4H = Mlp("dense_h_to_4h", "dense_4h_to_h", activation="act")
+_GPT2, _IMAGE_GPT = (
+    tuple(
+        Attention(query, "c_attn", "c_attn", "c_proj", totals=("split_size",), scale_follows_width=follows)
+        for query in ("q_attn", "c_attn")
+    )
+    for follows in (False, True)
+)
+_GPT2_MLP = Mlp("c_fc", "c_proj", activation="act")
 _FC = Mlp("fc1", "fc2", activation="activation_fn")
 _GATED = Mlp("up_proj", "down_proj", gate="gate_proj")
 _BERT_MLP = Mlp("intermediate.dense", "output.dense", activation="intermediate.intermediate_act_fn", name="mlp")
@@ -81,6 +95,46 @@ _TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
     "llama.modeling_llama": {"LlamaAttention": (_LLAMA,), "LlamaMLP": (_GATED,)},
     "mistral.modeling_mistral": {"MistralAttention": (_LLAMA,), "MistralMLP": (_GATED,)},
     "phi3.modeling_phi3": {"Phi3Attention": (Attention("qkv_proj", "qkv_proj", "qkv_proj", "o_proj", rotary=True),)},
+    "phi4_multimodal.modeling_phi4_multimodal": {
+        "Phi4MultimodalAttention": (Attention("qkv_proj", "qkv_proj", "qkv_proj", "o_proj", rotary=True),),
+    },
+    "gpt2.modeling_gpt2": {"GPT2Attention": _GPT2, "GPT2MLP": (_GPT2_MLP,)},
+    "imagegpt.modeling_imagegpt": {"ImageGPTAttention": _IMAGE_GPT, "ImageGPTMLP": (_GPT2_MLP,)},
+    "decision_transformer.modeling_decision_transformer": {
+        "DecisionTransformerGPT2Attention": _GPT2, "DecisionTransformerGPT2MLP": (_GPT2_MLP,),
+    },
+    "gpt_neox.modeling_gpt_neox": {"GPTNeoXAttention": (_NEOX,), "GPTNeoXMLP": (_H_TO_4H,)},
+    "bloom.modeling_bloom": {
+        "BloomAttention": (
+            Attention(
+                "query_key_value", "query_key_value", "query_key_value", "dense", grouped=True,
+                totals=("hidden_size", "split_size"),
+            ),
+        ),
+        "BloomMLP": (Mlp("dense_h_to_4h", "dense_4h_to_h", activation="gelu_impl"),),
+    },
+    "falcon.modeling_falcon": {
+        "FalconAttention": (
+            Attention(
+                "query_key_value", "query_key_value", "query_key_value", "dense", grouped=True, rotary=True,
+                scale_follows_width=True, unless="alibi",
+            ),
+        ),
+        "FalconMLP": (_H_TO_4H,),
+    },
+    "mpt.modeling_mpt": {
+        "MptAttention": (Attention("Wqkv", "Wqkv", "Wqkv", "out_proj"),),
+        "MptMLP": (Mlp("up_proj", "down_proj", activation="act"),),
+    },
+    "dbrx.modeling_dbrx": {
+        "DbrxAttention": (Attention("Wqkv", "Wqkv", "Wqkv", "out_proj", rotary=True, totals=("hidden_size",)),),
+    },
+    "modernbert.modeling_modernbert": {
+        "ModernBertAttention": (
+            Attention("Wqkv", "Wqkv", "Wqkv", "Wo", rotary=True, scale_follows_width=True),
+        ),
+    },
+    "llama4.modeling_llama4": {"Llama4TextExperts": (Experts(transposed=True, batched=True),)},
     "qwen2.modeling_qwen2": {"Qwen2Attention": (_LLAMA,), "Qwen2MLP": (_GATED,)},
     "qwen2_vl.modeling_qwen2_vl": {
         "Qwen2VLAttention": (_LLAMA,), "Qwen2MLP": (_GATED,), "VisionAttention": (_QWEN_VISION,),
@@ -113,17 +167,34 @@ CATALOG: dict[str, tuple[Layout, ...]] = {
 }
 """Qualified name of a module type, `package.module:Class` → its layouts."""
 
-CONVENTIONS: tuple[TriedMlp | AttentionByConvention, ...] = (
+CONVENTIONS: tuple[TriedMlp | BlockMlp | AttentionByConvention | Experts, ...] = (
+    Experts(),
+    Experts("up_proj", gated=False),
     TriedMlp("up_proj", "down_proj", gate="gate_proj"),
     TriedMlp("gate_up_proj", "down_proj", gate="gate_up_proj", activation="activation_fn"),
+    TriedMlp("Wi", "Wo", gate="Wi", activation="act"),
     TriedMlp("fc1", "fc2", activation="activation_fn"),
     TriedMlp("fc1", "fc2", activation="act"),
     TriedMlp("fc1", "fc2", activation="activation"),
     TriedMlp("wi", "wo", activation="act"),
     TriedMlp("w1", "w2", activation="act"),
+    TriedMlp("c_fc", "c_proj", activation="act"),
+    TriedMlp("lin1", "lin2", activation="activation"),
+    TriedMlp("up_proj", "down_proj", gate="gate_proj", activation="activation_fn"),
+    TriedMlp("intermediate_dense", "output_dense", activation="intermediate_act_fn"),
+    TriedMlp("linear1", "linear2", activation="activation"),
+    TriedMlp("gate_up_proj", "down_proj", gate="gate_up_proj", activation="act_fn"),
+    BlockMlp("fc1", "fc2"),
+    BlockMlp("intermediate.dense", "output.dense"),
+    BlockMlp("intermediate_query.dense", "output_query.dense", name="mlp_query"),
+    BlockMlp("linear1", "linear2"),
+    BlockMlp("ffn", "ffn_output"),
     AttentionByConvention(),
 )
 """Layouts tried on types that the catalog does not name. A match counts only if a trial run equals the formula."""
+
+BY_SHAPE: tuple[MlpByShape, ...] = (MlpByShape(),)
+"""Layouts tried in blocks on what is left."""
 
 OPAQUE: dict[str, str] = {
     "torch.nn.modules.activation:MultiheadAttention": (
@@ -149,8 +220,9 @@ CROSS_ATTENTION = re.compile(r"cross|^encdecattention$|^encoder_attn$", re.IGNOR
 """How a cross-attention is called by the module around it."""
 
 CONNECTORS = (
-    "connector", "deepstack_merger_list", "merger", "multi_modal_projector", "perceiver_resampler", "projector", "qformer",
-    "resampler", "vision_resampler", "vit_merger", "vision_adapter",
+    "aligner", "connector", "deepstack_merger_list", "image_to_text_projection", "merger", "multi_modal_projector",
+    "perceiver_resampler", "projector", "qformer", "resampler", "vision_adapter", "vision_projection", "vision_resampler",
+    "vit_merger",
 )  # fmt: skip
 """Path components that make a part a connector, also inside of another tower."""
 
@@ -163,6 +235,9 @@ TOWERS: dict[str, str] = {
     "vision_encoder": "vision",
     "visual_encoder": "vision",
     "visual": "vision",
+    "audio_tower": "audio",
+    "audio_encoder": "audio",
+    "audio_model": "audio",
     "text_decoder": "decoder",
     "language_model": "language",
     "text_model": "text",
@@ -210,4 +285,5 @@ def layouts_of(module: nn.Module) -> tuple[Layout, ...]:
         return known
     if type(module).__module__.startswith("torch."):
         return ()
-    return tuple(layout for layout in CONVENTIONS if layout.resembles(module))
+    by_name = tuple(layout for layout in CONVENTIONS if layout.resembles(module))
+    return by_name or tuple(layout for layout in BY_SHAPE if layout.resembles(module))

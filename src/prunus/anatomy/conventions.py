@@ -16,15 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from prunus.anatomy.forwards import keep_rotation
-from prunus.anatomy.layouts import Attention, Layout, Site, Sites
-from prunus.anatomy.rotation import ROTATIONS, Rotation, tables_of, turned_features, turned_sizes
+from prunus.anatomy.layers import Site
+from prunus.anatomy.layouts import Attention, Layout, Sites
+from prunus.anatomy.rotation import ROTATIONS, tables_of, turned_features, turned_sizes
 from prunus.anatomy.trial import MisfitError, linear_at, without_hooks
 
 ROLE = re.compile(r"(?:to_|w|lin_|linear_)?(q|k|v)(?:uer(?:y|ies)|eys?|alues?)?(?:_?(?:proj|lin|linear|layer|states))?")
 """How the layers that make queries, keys and values are called."""
+FUSED = re.compile(r"(?:.*_)?w?_?(?:qkv|query_key_value|c_attn|att_proj)(?:_?(?:proj|lin|linear))?", re.IGNORECASE)
+"""How a layer that makes all three is called."""
 OUT = re.compile(r"(?:.*_)?(?:o|out|output|dense|proj|projection|fc_out|final)(?:_?(?:proj|lin|linear|layer|net))?")
 """How the output layer is called, where there are several others."""
-WIDTHS = re.compile(r"(?:.*_)?(?:head_(?:dim|size|width|features)|key_value_proj_dim|dim_per_head|d_kv|kv_channels)")
+WIDTHS = re.compile(
+    r"(?!all_)(?:.*_)?(?:head_(?:dim|size|width|features)|key_value_proj_dim|dim_per_head|d_kv|kv_channels)"
+)
 """Attributes that hold the head width."""
 HEADS = re.compile(r"num_(?:attention_)?heads|(?:n|num)_?heads?")
 """Attributes that hold the number of heads of the queries."""
@@ -53,14 +58,16 @@ class TriedAttention(Attention):
     """Layers whose outputs multiply what the heads give."""
     norms: tuple[Norm, ...] = field(default=(), kw_only=True)
     """Over the channels; where they are root-mean-square norms, cutting them is exact."""
-    rotation: Rotation | None = field(default=None, kw_only=True)
-    """How the heads turn."""
 
     def sites(self, module: nn.Module) -> Sites:
         columns = linear_at(module, self.out).in_features
         width, turned = self._width(module), 0
         names = tuple(dict.fromkeys(name for name in (self.query, self.key, self.value, *self.gates) if name))
         layers = {name: linear_at(module, name) for name in names}
+        if self.query == self.key and (layers[self.query].out_features - columns) <= 0:
+            raise MisfitError(
+                f"its {self.query} has no rows for keys and values beside those for {columns} inputs of its {self.out}"
+            )
         for name, rows in {self.out: columns, **{name: layer.out_features for name, layer in layers.items()}}.items():
             if rows % width:
                 raise MisfitError(f"its {name} has {rows} features there, no multiple of head width {width}")
@@ -80,7 +87,7 @@ class TriedAttention(Attention):
                 Site(name, layer.out_features // width, layer.in_features + (layer.bias is not None))
                 for name, layer in layers.items()
             ),
-            consumer=Site(self.out, columns // width, linear_at(module, self.out).out_features),
+            consumer=Site(self.out, columns // width, linear_at(module, self.out).out_features, 1),
             channels=width // span, span=span, order=() if order == plain else order, norms=tuple(norms), turned=turned,
         )  # fmt: skip
 
@@ -141,7 +148,7 @@ class AttentionByConvention(Layout):
         widths = [name for name in _sizes(inside) if WIDTHS.fullmatch(name)]
         counts = [name for name in _sizes(inside) if HEADS.fullmatch(name)]
         named = [replace(base, width=name) for name in widths] or [replace(base, heads=name) for name in counts]
-        rotations = [None, *ROTATIONS] if tables_of(module) or tables_of(inside) else [None]
+        rotations = [None, *ROTATIONS] if tables_of(module) else [None]
         for guess in named:
             try:
                 width, columns = guess._width(module), linear_at(module, out).in_features
@@ -154,7 +161,10 @@ class AttentionByConvention(Layout):
                 rotations, [norms, ()] if norms else [()], [(), totals] if totals else [()], (False, True)
             )
             for rotation, over, sizes, scale in choices:
-                yield replace(guess, rotation=rotation, norms=over, totals=sizes, scale_follows_width=scale)
+                found = replace(guess, rotation=rotation, norms=over, totals=sizes, scale_follows_width=scale)
+                yield found
+                if scale and query == key:
+                    yield replace(found, grouped=True)
 
     def sites(self, module: nn.Module) -> Sites:
         raise MisfitError("it has no layers for queries, keys, values and output")
@@ -173,6 +183,9 @@ def _layers(module: nn.Module) -> tuple[str, str, str, str, tuple[str, ...]] | N
             if role[1] in roles:
                 return None
             roles[role[1]] = path
+    fused = [path for path in layers if FUSED.fullmatch(path.rpartition(".")[2])]
+    if not roles and len(fused) == 1:
+        roles = dict.fromkeys("qkv", fused[0])
     others = [path for path in layers if path not in roles.values()]
     if not {"q", "k"} <= roles.keys() or not others:
         return None

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from prunus.anatomy.layers import Layer, Site, layer_at, resize
 from prunus.anatomy.layouts import Layout, Sites
 
 Cuts = dict[int, tuple[Tensor, nn.Parameter]]
@@ -25,32 +26,48 @@ def cut(module: nn.Module, layout: Layout, sites: Sites, kept: Tensor, done: Cut
     """
     share = len(kept) / sites.channels
     for site in sites.producers:
-        linear = module.get_submodule(site.linear)
-        index, scaled = sites.features_of(site, kept), _times(layout.factor(site.linear, share))
-        linear.weight = _sliced(linear.weight, 0, index, scaled, done)  # type: ignore[arg-type]
-        if linear.bias is not None:
-            linear.bias = _sliced(linear.bias, 0, index, scaled, done)  # type: ignore[arg-type]
-        linear.out_features = len(index)  # type: ignore[assignment]
+        layer = layer_at(module, site)
+        index = sites.features_of(site, kept)
+        scales, weight, bias = _scales(layout, site, sites, share, len(index)), layer.weight, layer.bias
+        narrow = {layer.name: _sliced(layer, weight, layer.side, index, _times(scales, layer.side), done)}
+        if bias is not None:
+            narrow[layer.bias_name] = _sliced(layer, bias, bias.ndim - 1, index, _times(scales, bias.ndim - 1), done)
+        layer.owner._parameters.update(narrow)
+        resize(layer)
     for site in sites.norms:
-        norm, refit = module.get_submodule(site.linear), partial(layout.refit, site.linear, share=share)
-        norm.weight = _sliced(norm.weight, 0, sites.features_of(site, kept), refit, done)  # type: ignore[arg-type]
+        layer, refit = layer_at(module, site), partial(layout.refit, site.linear, share=share)
+        index = sites.features_of(site, kept)
+        layer.owner._parameters["weight"] = _sliced(layer, layer.weight, 0, index, refit, done)
     site = sites.consumer
-    linear = module.get_submodule(site.linear)
-    index = sites.features_of(site, kept)
-    linear.weight = _sliced(linear.weight, 1, index, _times(layout.factor(site.linear, share)), done)  # type: ignore[arg-type]
-    linear.in_features = len(index)  # type: ignore[assignment]
+    layer, index = layer_at(module, site), sites.features_of(site, kept)
+    change = _times(_scales(layout, site, sites, share, len(index)), layer.side)
+    layer.owner._parameters[layer.name] = _sliced(layer, layer.weight, layer.side, index, change, done)
+    resize(layer)
     layout.shrink(module, kept, sites)
 
 
-def _times(factor: float) -> Callable[[Tensor], Tensor]:
-    return lambda part: part * factor if factor != 1 else part
+def _scales(layout: Layout, site: Site, sites: Sites, share: float, features: int) -> Tensor | None:
+    """By what each feature that stays is multiplied, (features,)."""
+    of_repeats = layout.scales(site, sites, share)
+    return None if of_repeats is None else of_repeats.repeat_interleave(features // site.repeats)
+
+
+def _times(scales: Tensor | None, side: int) -> Callable[[Tensor], Tensor]:
+    def multiplied(part: Tensor) -> Tensor:
+        if scales is None:
+            return part
+        shape = [len(scales) if place == side else 1 for place in range(part.ndim)]
+        factors = scales.to(part.device, torch.promote_types(part.dtype, torch.float32)).view(shape)
+        return (part * factors).to(part.dtype)
+
+    return multiplied
 
 
 def _sliced(
-    parameter: Tensor, side: int, index: Tensor, change: Callable[[Tensor], Tensor], done: Cuts
+    layer: Layer, parameter: Tensor, side: int, index: Tensor, change: Callable[[Tensor], Tensor], done: Cuts
 ) -> nn.Parameter:
     """The kept part of a parameter; one that two modules share is cut once and stays shared."""
     if id(parameter) not in done:
-        part = change(parameter.index_select(side, index.to(parameter.device)))
+        part = change(layer.cut(parameter, index, side))
         done[id(parameter)] = parameter, nn.Parameter(part, parameter.requires_grad)
     return done[id(parameter)][1]

@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from prunus.anatomy.catalog import CROSS_ATTENTION, OPAQUE, entry, layouts_of
+from prunus.anatomy.catalog import BY_SHAPE, CROSS_ATTENTION, OPAQUE, entry, layouts_of
 from prunus.anatomy.mirrors import copies_of, is_inside, mirrors_of
 from prunus.anatomy.proof import settle
+from prunus.anatomy.routers import ROUTER, is_router
 from prunus.anatomy.towers import Location, locate
 from prunus.anatomy.trial import MisfitError
 from prunus.anatomy.units import Anatomy, Unit, Unmapped, linears
@@ -39,8 +40,10 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
         if is_inside(path, mirrors):
             continue
         is_described = False
+        in_list = bool(path) and isinstance(model.get_submodule(path.rpartition(".")[0]), nn.ModuleList)
+        in_block = in_list or places[path].block != path
         for layout in layouts_of(module):
-            if is_described and not layout.name:
+            if (is_described and not layout.name) or (layout in BY_SHAPE and not in_block):
                 continue
             try:
                 found_layout, sites = settle(layout, module)
@@ -81,7 +84,7 @@ def _merge_twins(model: nn.Module, units: list[Unit]) -> list[Unit]:
     first: dict[tuple[int, ...], int] = {}
     merged: list[Unit] = []
     for unit in units:
-        key = tuple(id(linear.weight) for _, linear in linears(model, unit))
+        key = tuple(id(layer.weight) for _, layer in linears(model, unit))
         if key in first:
             original = merged[first[key]]
             merged[first[key]] = replace(original, twins=(*original.twins, unit.path))
@@ -101,10 +104,10 @@ def _account(
     """Where every parameter that no unit can remove lives, and why it stays."""
     claimed: set[int] = set()
     for unit in units:
-        for site, linear in linears(model, unit):
-            claimed.add(id(linear.weight))
-            if site is not unit.consumer and linear.bias is not None:
-                claimed.add(id(linear.bias))
+        for site, layer in linears(model, unit):
+            claimed.add(id(layer.weight))
+            if site is not unit.consumer and layer.bias is not None:
+                claimed.add(id(layer.bias))
         claimed |= {id(model.get_submodule(f"{unit.path}.{norm.linear}").weight) for norm in unit.norms}
     modules: dict[str, nn.Module] = {}
     opaque: dict[str, str | None] = {}
@@ -115,7 +118,7 @@ def _account(
     for path, module in model.named_modules():
         modules[path] = module
         opaque[path] = entry(OPAQUE, module) or (opaque[path.rpartition(".")[0]] if path else None)
-        for parameter in module.parameters(recurse=False):
+        for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in counted:
                 continue
             counted.add(id(parameter))
@@ -127,18 +130,32 @@ def _account(
             if owner is None:
                 owner = path.rpartition(".")[0] if isinstance(module, nn.Linear) and "." in path else path
             in_block = block != path
-            is_matrix = parameter.ndim >= 2 and not isinstance(module, nn.Embedding | nn.Conv2d | nn.Conv3d)
+            is_bias = name.endswith("bias") and not isinstance(module, nn.Linear)
+            is_matrix = (
+                parameter.ndim >= 2 and not isinstance(module, nn.Embedding | nn.modules.conv._ConvNd) and not is_bias
+            )
             if is_inside(path, mirrors):
                 reason = "momentum copies: they follow their originals"
+            elif is_matrix and in_block and is_router(module, _around(modules, path)):
+                reason = ROUTER
             elif opaque[path] or (is_matrix and in_block):
                 why = opaque[path] or refused.get(owner) or "no layout in the catalog names this type"
                 reason, before = "left dense: no layout fits", unmapped.get(owner)
                 count = parameter.numel() + (before.parameters if before else 0)
                 unmapped[owner] = Unmapped(owner, type(modules[owner]).__name__, count, why)
             else:
-                reason = _why_dense(module, parameter, in_block)
+                reason = BIASES if is_bias and in_block else _why_dense(module, parameter, in_block)
             dense[reason] = dense.get(reason, 0) + parameter.numel()
     return list(unmapped.values()), dense, towers
+
+
+BIASES = "biases of output layers: they stay with the model's width"
+
+
+def _around(modules: Mapping[str, nn.Module], path: str) -> list[tuple[nn.Module, str]]:
+    """The modules around a path, the model first, each with the component of the path that follows it."""
+    parts = path.split(".")
+    return [(modules[".".join(parts[:depth])], part) for depth, part in enumerate(parts)]
 
 
 def _upwards(path: str) -> Iterator[str]:
@@ -153,10 +170,10 @@ def _why_dense(module: nn.Module, parameter: nn.Parameter, in_block: bool) -> st
         return "embeddings: their width is the model's width"
     if isinstance(module, nn.Conv2d | nn.Conv3d):
         return "patch convolution: its output is the model's width"
-    if isinstance(module, nn.Linear) and in_block:
-        return "biases of output layers: they stay with the model's width"
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "convolutions: they are no linear map"
     if isinstance(module, nn.Linear):
-        return "heads and projections between towers"
+        return BIASES if in_block else "heads and projections between towers"
     if parameter.ndim == 1 or "Norm" in type(module).__name__:
         return "norms and scales: they act on the model's width"
     return "position tables, class tokens and other free parameters"

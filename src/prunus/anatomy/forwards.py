@@ -42,6 +42,15 @@ def fused_attention(module: Any, hidden_states: Tensor, **kwargs: Any) -> tuple[
     return output_BTD, probabilities
 
 
+def experts_of_any_width(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """Experts by the kernel that their config names; one by one where it cannot multiply them, as rows of no whole 16 bytes."""
+    stock: Any = next(cls for cls in type(module).__mro__[1:] if cls is not Narrowed)
+    forward = stock.forward
+    weight = module.down_proj
+    width = weight.shape[1 if module.is_transposed else 2]
+    return (forward.__wrapped__ if width * weight.element_size() % 16 else forward)(module, *args, **kwargs)
+
+
 class NarrowRotation:
     """Forward pre-hook: gives a narrowed rotary attention the columns of cos and sin that its channels still use.
 
@@ -62,7 +71,8 @@ class NarrowRotation:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if self.name in kwargs:
             return args, {**kwargs, self.name: self._narrowed(module, kwargs[self.name])}
-        place = list(inspect.signature(type(module).forward).parameters).index(self.name) - 1  # without self
+        asked = list(inspect.signature(type(module).forward).parameters)[1:]  # without self
+        place = asked.index(self.name) if self.name in asked else len(args)
         if place >= len(args):
             return args, kwargs
         return (*args[:place], self._narrowed(module, args[place]), *args[place + 1 :]), kwargs

@@ -16,19 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from prunus.anatomy.forwards import keep_rotation, take_own_forward
+from prunus.anatomy.layers import Linear, Site, inputs, outputs
+from prunus.anatomy.rotation import Rotation, tables_of, turned_features, turned_sizes
 from prunus.anatomy.trial import MisfitError, keeps_zero, linear_at, prove_mlp
-
-
-@dataclass(frozen=True)
-class Site:
-    """One linear layer of a unit. Along the narrowed side its features are ordered (repeats, span, channels)."""
-
-    linear: str
-    """Path relative to the unit's module."""
-    repeats: int
-    """Heads of an attention's layer (all of q, k and v where they are fused); 1 in an MLP, 2 where up and gate are fused."""
-    features: int
-    """Parameters per narrowed feature: fan-in plus bias for a producer, fan-out for the consumer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,28 +42,40 @@ class Sites:
 
     def features_of(self, site: Site, kept: Tensor) -> Tensor:
         """Features of `site` that belong to the channels `kept` (sorted, int64), in storage order."""
-        if self.order:
-            width, stays = len(self.order), torch.zeros(self.channels, dtype=torch.bool, device=kept.device)
-            within = stays.index_fill_(0, kept, True)[self._order(kept)].nonzero().flatten()
+        order = site.order or self.order
+        if order:
+            width, stays = len(order), torch.zeros(self.channels, dtype=torch.bool, device=kept.device)
+            within = stays.index_fill_(0, kept, True)[torch.tensor(order, device=kept.device)].nonzero().flatten()
         else:
             width = self.channels * self.span
             within = torch.cat([kept + span * self.channels for span in range(self.span)])
         starts = torch.arange(site.repeats, device=kept.device)[:, None] * width
         return (starts + within).flatten()
 
-    def spread(self, values: Tensor, repeats: int) -> Tensor:
-        """A value for every channel, (channels,), as one for every feature of a layer with so many repeats, (features,)."""
-        return values[self._order(values)].repeat(repeats) if self.order else values.repeat(self.span * repeats)
+    def features_per_channel(self, site: Site) -> int:
+        """Features of `site` that belong to one channel."""
+        return site.repeats * (len(site.order) // self.channels or self.span)
 
-    def gather(self, values: Tensor) -> Tensor:
+    def spread(self, values: Tensor, repeats: int, order: tuple[int, ...] = ()) -> Tensor:
+        """A value for every channel, (channels,), as one for every feature of a layer with so many repeats, (features,).
+
+        Args:
+            order: of the layer, where it has its own.
+        """
+        order = order or self.order
+        if not order:
+            return values.repeat(self.span * repeats)
+        return values[torch.tensor(order, device=values.device)].repeat(repeats)
+
+    def gather(self, values: Tensor, order: tuple[int, ...] = ()) -> Tensor:
         """The sum over the features of every channel: (features,) → (channels,)."""
-        if not self.order:
+        order = order or self.order
+        if not order:
             return values.view(-1, self.channels).sum(0)
-        of_features = values.view(-1, len(self.order)).sum(0)
-        return of_features.new_zeros(self.channels).index_add_(0, self._order(values), of_features)
-
-    def _order(self, beside: Tensor) -> Tensor:
-        return torch.tensor(self.order, device=beside.device)
+        of_features = values.view(-1, len(order)).sum(0)
+        return of_features.new_zeros(self.channels).index_add_(
+            0, torch.tensor(order, device=values.device), of_features
+        )
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,11 @@ class Layout(ABC):
     def factor(self, linear: str, share: float) -> float:
         """By what a producer's rows, or the columns of the consumer, are multiplied when this share of the channels stays."""
         return 1.0
+
+    def scales(self, site: Site, before: Sites, share: float) -> Tensor | None:
+        """The same for each of a layer's repeats, (repeats,); None where nothing is multiplied."""
+        factor = self.factor(site.linear, share)
+        return None if factor == 1 else torch.full((site.repeats,), factor, device="cpu", dtype=torch.float64)
 
     def refit(self, norm: str, weight: Tensor, share: float) -> Tensor:
         """What becomes of the weights of a norm that stay."""
@@ -144,17 +151,26 @@ class Attention(Layout):
     totals: tuple[str, ...] = field(default=(), kw_only=True)
     """Attributes of `core`: heads × width."""
     rotary: bool = field(default=False, kw_only=True)
-    """q and k are rotated: channels i and i + width/2 go together, and the rotation tables are narrowed with them."""
+    """q and k are rotated, all or the first channels of each head: i and i + half go together, and the rotation tables are narrowed with
+    them."""
+    rotation: Rotation | None = field(default=None, kw_only=True)
+    """They are rotated otherwise."""
     scale_follows_width: bool = field(default=False, kw_only=True)
     """The forward divides the logits by sqrt(current width), so surgery folds sqrt(new/old) into the queries."""
+    grouped: bool = field(default=False, kw_only=True)
+    """One layer makes queries, keys and values, and its heads are ordered by groups: some queries, their key, their value."""
+    unless: str = field(default="", kw_only=True)
+    """Entry of the module's config with which it computes something else."""
     own_forward: Callable[..., Any] | None = field(default=None, kw_only=True)
     """A forward for any head width, (module, …), where the stock one derives the width from something else."""
 
     def sites(self, module: nn.Module) -> Sites:
-        width, span = self._width(module), 2 if self.rotary else 1
+        width, turns, turned = self._width(module), self._turns, 0
         names = tuple(dict.fromkeys((self.query, self.key, self.value)))
-        rows, columns = linear_at(module, self.query).out_features, linear_at(module, self.out).in_features
+        rows, columns = outputs(linear_at(module, self.query)), inputs(linear_at(module, self.out))
         shared = rows - columns
+        if self.unless and getattr(getattr(module, "config", None), self.unless, None):
+            raise MisfitError(f"its config says {self.unless}")
         if len(names) > 1 and shared:
             raise MisfitError("its queries and its output layer disagree on heads × width")
         if len(names) == 1 and (shared <= 0 or shared % (2 * width) or columns % (shared // 2)):
@@ -162,23 +178,36 @@ class Attention(Layout):
                 f"its fused qkv has {rows} rows: not {columns}, the inputs of its output layer, and keys and values"
             )
         for name in names:
-            if linear_at(module, name).out_features % width:
+            if outputs(linear_at(module, name)) % width:
                 raise MisfitError(
-                    f"{name} has {linear_at(module, name).out_features} rows, no multiple of head width {width}"
+                    f"{name} has {outputs(linear_at(module, name))} rows, no multiple of head width {width}"
                 )
-        if self.rotary and width % 2:
-            raise MisfitError(f"its rotary head width {width} is odd")
-        if self.rotary and _rotated_share(module) != 1:
-            raise MisfitError("it rotates a part of each head only")
-        if self.scale_follows_width and len(names) == 1:
-            raise MisfitError("a scale cannot be folded into the queries alone where they are fused")
+        order: tuple[int, ...] = ()
+        span = 1 if turns is None else turns.span
+        if turns is not None:
+            turned = turned_features(module, width)
+            order = turns.order(width, turned)
         return Sites(
-            producers=tuple(_producer(module, name, linear_at(module, name).out_features // width) for name in names),
-            consumer=_consumer(module, self.out, columns // width), channels=width // span, span=span,
+            producers=tuple(_producer(module, name, outputs(linear_at(module, name)) // width) for name in names),
+            consumer=_consumer(module, self.out, columns // width), channels=width // span, span=span, turned=turned,
+            order=() if order == tuple(feature % (width // span) for feature in range(width)) else order,
         )  # fmt: skip
+
+    @property
+    def _turns(self) -> Rotation | None:
+        return self.rotation or (Rotation() if self.rotary else None)
 
     def factor(self, linear: str, share: float) -> float:
         return math.sqrt(share) if self.scale_follows_width and linear == self.query else 1.0
+
+    def scales(self, site: Site, before: Sites, share: float) -> Tensor | None:
+        found = super().scales(site, before, share)
+        if found is None or not self.query == self.key == site.linear:
+            return found
+        head, queries = torch.arange(site.repeats, device="cpu"), before.consumer.repeats
+        groups = (site.repeats - queries) // 2 if self.grouped else 1
+        is_query = head % (site.repeats // groups) < queries // groups
+        return torch.where(is_query, found, 1.0)
 
     def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
         core, width = module.get_submodule(self.core), len(kept) * before.span
@@ -186,8 +215,12 @@ class Attention(Layout):
             setattr(core, name, size)
         if self.own_forward is not None:
             take_own_forward(module, self.own_forward)
-        if self.rotary:
-            keep_rotation(module, torch.cat([kept, kept + before.channels]))
+        if self._turns is not None:
+            index, columns = self._turns.columns(kept, before.turned)
+            turned = int((kept < before.turned // before.span).sum()) * before.span
+            for name, _ in turned_sizes(module):
+                setattr(module, name, turned)
+            keep_rotation(module, index, columns, turned, tables_of(module) or "position_embeddings")
 
     def _width(self, module: nn.Module) -> int:
         try:
@@ -217,8 +250,8 @@ class Mlp(Layout):
         repeats = 2 if self.gate == self.up else 1
         producers = tuple(_producer(module, name, repeats) for name in names)
         consumer = _consumer(module, self.down, 1)
-        channels = linear_at(module, self.down).in_features
-        if any(linear_at(module, name).out_features != repeats * channels for name in names):
+        channels = inputs(linear_at(module, self.down))
+        if any(outputs(linear_at(module, name)) != repeats * channels for name in names):
             raise MisfitError("the layers of its MLP disagree on the hidden width")
         if self.gate is None and self.activation and not keeps_zero(module, self.activation):
             raise MisfitError(
@@ -247,15 +280,15 @@ class TriedMlp(Mlp):
 
 def _producer(module: nn.Module, path: str, repeats: int) -> Site:
     """Rows and their biases leave."""
-    linear = linear_at(module, path)
-    return Site(path, repeats, linear.in_features + (linear.bias is not None))
+    layer = linear_at(module, path)
+    return Site(path, repeats, inputs(layer) + (layer.bias is not None), 0 if _stores_rows(layer) else 1)
 
 
 def _consumer(module: nn.Module, path: str, repeats: int) -> Site:
     """Columns leave."""
-    return Site(path, repeats, linear_at(module, path).out_features)
+    layer = linear_at(module, path)
+    return Site(path, repeats, outputs(layer), 1 if _stores_rows(layer) else 0)
 
 
-def _rotated_share(module: nn.Module) -> float:
-    parameters = getattr(getattr(module, "config", None), "rope_parameters", None) or {}
-    return float(parameters.get("partial_rotary_factor") or 1.0)
+def _stores_rows(layer: Linear) -> bool:
+    return isinstance(layer, nn.Linear)

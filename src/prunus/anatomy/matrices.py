@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from transformers.pytorch_utils import Conv1D
 
-from prunus.anatomy.catalog import EXPERTS, FUSED_EXPERTS, OPAQUE, ROUTER_NAMES, ROUTERS, entry
+from prunus.anatomy.catalog import EXPERTS, FUSED_EXPERTS, OPAQUE, entry
 from prunus.anatomy.discover import anatomy
 from prunus.anatomy.mirrors import is_inside
+from prunus.anatomy.routers import ROUTER, is_router
 from prunus.anatomy.towers import Location, locate, select
 from prunus.anatomy.units import Anatomy
 from prunus.errors import PrunusError
@@ -139,7 +140,8 @@ def survey(
             seen.add(id(parameter))
             reason = _why_dense(model, path, module, local, parameter, any_type)
             if reason is None:
-                found += _held(path, module, local, parameter, place, components.get(path, ""))
+                known = components.get(path) or components.get(f"{path}.{local}", "")
+                found += _held(path, module, local, parameter, place, known)
             else:
                 name = path if isinstance(module, nn.Linear | Conv1D) else f"{path}.{local}"
                 before = dense[name].weights if name in dense else 0
@@ -210,7 +212,7 @@ def _why_part_is_dense(module: nn.Module, parents: Sequence[tuple[nn.Module, str
     if any(isinstance(one, ParametrizationList) for one in around):
         return REPARAMETRISED
     opaque = next(filter(None, (entry(OPAQUE, one) for one in around[:2])), None)
-    if opaque is None and _is_router(module, parents):
+    if opaque is None and is_router(module, parents):
         return ROUTER
     return opaque
 
@@ -218,22 +220,8 @@ def _why_part_is_dense(module: nn.Module, parents: Sequence[tuple[nn.Module, str
 ADAPTER = "adapter: merge it into the weights first (merge_and_unload)"
 REPARAMETRISED = "reparametrised (torch.nn.utils): make the weight permanent first"
 NO_MAP = "no linear map"
-ROUTER = "router: it decides where tokens go"
 MEANT_DENSE = (NO_MAP, ROUTER)
 """How the reasons begin for which nobody expects a weight to be pruned."""
-
-
-def _is_router(module: nn.Module, parents: Sequence[tuple[nn.Module, str]]) -> bool:
-    if any(ROUTERS.search(type(one).__name__) for one in (module, *(parent for parent, _ in parents))):
-        return True
-    if any(below in ROUTER_NAMES for _, below in parents):
-        return True
-    parent, _ = parents[-1]
-    experts = getattr(parent, "experts", None)
-    if not isinstance(experts, nn.Module) or not isinstance(module, nn.Linear):
-        return False
-    count = len(experts) if isinstance(experts, nn.ModuleList | nn.ModuleDict) else getattr(experts, "num_experts", 0)
-    return module.out_features in (1, count)
 
 
 def _ancestors(model: nn.Module, path: str) -> list[tuple[nn.Module, str]]:

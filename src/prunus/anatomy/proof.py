@@ -29,6 +29,10 @@ OTHERS = (
     "key_states", "value_states", "keys", "values", "image_hidden_states", "vision_hidden_states",
 )  # fmt: skip
 """Arguments that hold other hidden states."""
+ADDED = ("object_queries",)
+"""Arguments that are added to the hidden states."""
+BIASES = ("rel_pos", "rel_2d_pos")
+"""Arguments that are added to the scores of all heads alike."""
 SHARED = "shared_kv_states"
 """Argument through which keys and values are handed to other layers."""
 
@@ -43,7 +47,7 @@ def settle(layout: Layout, module: nn.Module) -> tuple[Layout, Sites]:
         MisfitError: it does not describe the module; or a trial proves it wrong, or does not prove what is a guess.
     """
     if not layout.is_attention:
-        return layout, layout.sites(module)
+        return _first_that_fits(layout, module)
     if not layout.is_tried:
         layout.sites(module)  # says why it cannot be cut
     key = layout, _shape_of(module)
@@ -58,9 +62,24 @@ def settle(layout: Layout, module: nn.Module) -> tuple[Layout, Sites]:
     return found[0], found[0].sites(module)
 
 
+def _first_that_fits(layout: Layout, module: nn.Module) -> tuple[Layout, Sites]:
+    """Of layouts that prove themselves."""
+    why: MisfitError | None = None
+    for candidate in layout.candidates(module):
+        try:
+            return candidate, candidate.sites(module)
+        except MisfitError as misfit:
+            why = why or misfit
+    raise why or MisfitError("it has no layers that make an MLP")
+
+
 def _first_that_holds(layout: Layout, module: nn.Module) -> tuple[Layout | None, str]:
     why, runs = "", None
-    for candidate in layout.candidates(module):
+    try:
+        candidates = list(layout.candidates(module))
+    except MisfitError as misfit:
+        return None, str(misfit)
+    for candidate in candidates:
         try:
             sites = candidate.sites(module)
         except MisfitError as misfit:
@@ -94,7 +113,7 @@ def _objection(layout: Layout, sites: Sites, sample: nn.Module, arguments: dict[
         linear = masked.get_submodule(site.linear)
         of_rows = mask.repeat(site.repeats)
         linear.__dict__["_parameters"] = {
-            name: None if p is None else p * of_rows.view(-1, *[1] * (p.ndim - 1))
+            name: p if p is None or name not in ("weight", "bias") else p * of_rows.view(-1, *[1] * (p.ndim - 1))
             for name, p in linear._parameters.items()
         }
     try:
@@ -133,7 +152,7 @@ def _output(module: nn.Module, arguments: dict[str, Any]) -> Tensor:
 def _runs(module: nn.Module, sites: Sites) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
     """Copies of a module, each with arguments that it takes: of small model widths, or else of its own."""
     turned = turned_features(module, len(sites.order) or sites.channels * sites.span)
-    last: Exception | None = None
+    first: Exception | None = None
     for is_small in (True, False):
         sample = _sample(module, sites, is_small)
         if sample is None:
@@ -146,15 +165,15 @@ def _runs(module: nn.Module, sites: Sites) -> Iterator[tuple[nn.Module, dict[str
             except MisfitError:
                 raise
             except Exception as error:  # a stranger's forward may raise anything
-                last = error
+                first = first or error
                 continue
             passed = True
             yield sample, arguments
             break
         if passed:
             return
-    if last is not None:
-        raise last
+    if first is not None:
+        raise first
 
 
 def _sample(module: nn.Module, sites: Sites, is_small: bool) -> nn.Module | None:
@@ -221,21 +240,33 @@ def _arguments(sample: nn.Module, widths: list[int], turned: int) -> Iterator[di
     flat = (True, False) if "cu_seqlens" in names else (False, True)
     crossed = (True, False) if other != widths[0] else (False, True)
     table = tables_of(sample)
-    tables = product((turned, turned // 2), ("two", "one"), (False, True)) if table else [(0, "", False)]
-    for is_flat, is_crossed, tokens, (columns, form, is_long) in product(flat, crossed, _lengths(sample), list(tables)):
+    tables = (
+        [*product((turned, turned // 2), ("two", "one"), (False, True)), (widths[0], "added", False)]
+        if table
+        else [(0, "", False)]
+    )
+    for is_flat, is_crossed, tokens, (columns, form, is_long) in product(flat, crossed, _lengths(sample), tables):
         batch = () if is_flat else (1,)
         given: dict[str, Any] = dict.fromkeys(required)
         given[first] = random(*batch, tokens, widths[0])
         for name in names[1:]:
             if name in OTHERS and (is_crossed or name in required):
                 given[name] = random(*batch, tokens, other)
+            elif name in ADDED:
+                given[name] = random(*batch, tokens, widths[0])
+            elif name in BIASES:
+                given[name] = random(1, 1, tokens, tokens)
+            elif name in ("height", "width"):
+                given[name] = math.isqrt(tokens)
         if "cu_seqlens" in names:
             given["cu_seqlens"] = torch.tensor([0, tokens], dtype=torch.int32)
         if "position_ids" in required:
             given["position_ids"] = torch.arange(tokens)[None]
         if SHARED in names:
             given[SHARED] = {}
-        if table and form == "two":
+        if table and form == "added":
+            given[table] = random(*batch, tokens, columns)
+        elif table and form == "two":
             lead = (1, tokens) if is_long else (tokens,)
             given[table] = random(*lead, columns), random(*lead, columns)
         elif table:
@@ -249,6 +280,8 @@ def _arguments(sample: nn.Module, widths: list[int], turned: int) -> Iterator[di
 
 def _lengths(sample: nn.Module) -> Iterable[int]:
     """Numbers of tokens to try: a few, or as many as a window has."""
+    if "height" in inspect.signature(type(sample).forward).parameters:
+        return (64,)
     windows = [getattr(module, "window_size", None) for module in sample.modules()]
     sides = [(size, size) if isinstance(size, int) else size for size in windows if size]
     return dict.fromkeys([TOKENS, *(math.prod(side) for side in sides if len(side) == 2)])

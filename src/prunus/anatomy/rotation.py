@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,8 @@ from prunus.anatomy.trial import MisfitError
 
 TABLES = ("position_embeddings", "rotary_pos_emb", "freqs_cis")
 """What forwards call the tables that they are given."""
+POSITIONS = re.compile(r"rot|freq|rope|sinus|(^|_)(cos|sin)(_|$)")
+"""How arguments are called that make heads turn."""
 SHARES = ("partial_rotary_factor", "rotary_pct", "rotary_percentage")
 """What configs call the share of a head that turns."""
 
@@ -65,8 +68,15 @@ ROTATIONS: tuple[Rotation, ...] = (
 
 
 def tables_of(module: nn.Module) -> str | None:
-    """What the forward of a module calls the tables that it is given; None where it is given none."""
-    asked = inspect.signature(type(module).forward).parameters
+    """What the forward of a module, or of one in it, calls the tables that it is given; None where it is given none.
+
+    Raises:
+        MisfitError: it asks for positions in a way that is not known.
+    """
+    asked = [name for part in (module, *module.children()) for name in inspect.signature(type(part).forward).parameters]
+    unknown = next((name for name in asked if POSITIONS.search(name) and name not in TABLES), None)
+    if unknown is not None:
+        raise MisfitError(f"its forward asks for {unknown}, of which prunus does not know what it does")
     return next((name for name in TABLES if name in asked), None)
 
 

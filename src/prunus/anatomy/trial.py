@@ -15,6 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from prunus.anatomy.layers import Linear
 
 NEURONS = 5
 """Hidden neurons of the copy: none of the sizes that models have, so that a width written down somewhere shows."""
@@ -26,8 +29,8 @@ class MisfitError(Exception):
     """A layout does not describe a module; the message says why."""
 
 
-def linear_at(module: nn.Module, path: str) -> nn.Linear:
-    """The linear layer of a module at a path.
+def linear_at(module: nn.Module, path: str) -> Linear:
+    """The linear layer or `Conv1D` of a module at a path.
 
     Raises:
         MisfitError: there is none, or one whose weight cannot be cut: wrapped by an adapter, quantised, reparametrised.
@@ -41,7 +44,7 @@ def linear_at(module: nn.Module, path: str) -> nn.Linear:
             f"its {path} is {_qualified(found)}, which wraps the layer in an adapter; merge the adapter first "
             "(merge_and_unload)"
         )
-    if not isinstance(found, nn.Linear):
+    if not isinstance(found, nn.Linear | Conv1D):
         raise MisfitError(f"its {path} is {_qualified(found)}, not a linear layer")
     if not isinstance(found._parameters.get("weight"), Tensor):
         raise MisfitError(

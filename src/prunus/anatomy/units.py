@@ -9,7 +9,8 @@ from functools import cached_property
 from torch import nn
 
 from prunus.anatomy.catalog import layouts_of
-from prunus.anatomy.layouts import Layout, Site, Sites
+from prunus.anatomy.layers import Layer, Site, layer_at
+from prunus.anatomy.layouts import Layout, Sites
 from prunus.anatomy.towers import select
 from prunus.errors import PrunusError
 
@@ -19,7 +20,8 @@ class Unit(Sites):
     """A structure that can be narrowed: an attention (self or cross) or an MLP, gated or not.
 
     A channel j occupies, in every site, the features {(r, s, j)} for all repeats r and spans s: one head-width index
-    in all heads, a rotary pair in all heads (span 2), or one hidden neuron.
+    in all heads, a rotary pair in all heads (span 2), one hidden neuron, or one of every expert. A site that stores them in another
+    order says so.
     """
 
     name: str
@@ -47,7 +49,8 @@ class Unit(Sites):
     @property
     def channel_cost(self) -> int:
         """Parameters that leave with one channel: producer rows with their biases, weights of norms, consumer columns."""
-        return self.span * sum(site.repeats * site.features for site in (*self.producers, *self.norms, self.consumer))
+        sites = (*self.producers, *self.norms, self.consumer)
+        return sum(self.features_per_channel(site) * site.features for site in sites)
 
     @property
     def linear_paths(self) -> tuple[str, ...]:
@@ -157,11 +160,11 @@ def _extent(values: list[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} – {high:,}"
 
 
-def linears(model: nn.Module, unit: Unit, path: str | None = None) -> tuple[tuple[Site, nn.Linear], ...]:
-    """The unit's producers and, last, its consumer, as (site, module) pairs."""
+def linears(model: nn.Module, unit: Unit, path: str | None = None) -> tuple[tuple[Site, Layer], ...]:
+    """The unit's producers and, last, its consumer, as (site, layer) pairs."""
     root = model.get_submodule(unit.path if path is None else path)
     sites = (*unit.producers, unit.consumer)
-    return tuple((site, root.get_submodule(site.linear)) for site in sites)  # type: ignore[misc]
+    return tuple((site, layer_at(root, site)) for site in sites)
 
 
 def module_of(model: nn.Module, name: str) -> str | None:

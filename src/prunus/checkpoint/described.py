@@ -1,6 +1,7 @@
 """A folder explains itself: a model card, a second copy of what the config records, and checksums, beside what transformers saves.
 
-Importing prunus lets `save_pretrained` write them for models that carry a record: narrowed ones, and those with zeros.
+Importing prunus lets `save_pretrained` write them for models that carry a record: narrowed ones, and those with zeros. A model of a class of
+ours that carries none gets a card, which says what to import.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def card(model: PreTrainedModel) -> str:
     name, done = type(model).__name__, ["narrowed"] * (plan is not None) + ["sparse"] * (sparsity is not None)
     origin = str(getattr(model.config, "_name_or_path", "") or "")
     base = origin if re.fullmatch(r"[\w.-]+/[\w.-]+", origin) and not os.path.exists(origin) else None
-    about = ModelCardData(library_name="transformers", tags=["prunus", "pruned", *done], base_model=base)
+    tags = ["prunus", *(["pruned", *done] if done else [])]
+    about = ModelCardData(library_name="transformers", tags=tags, base_model=base)
     removed: dict[str, int] = {}
     channels: dict[str, tuple[int, int]] = {}
     units, places = {unit.name: unit for unit in parts}, locate(model)
@@ -67,7 +69,7 @@ def card(model: PreTrainedModel) -> str:
             channels[unit.tower] = kept + len(unit_plan.kept), total + unit_plan.channels
     before = parts.parameters + sum(removed.values())
     lines = [
-        "---", about.to_yaml().strip(), "---", MARK, f"# {name}, {' and '.join(done) or 'saved'} by Prunus", "",
+        "---", about.to_yaml().strip(), "---", MARK, f"# {name}" + (f", {' and '.join(done)} by Prunus" if done else ""), "",
         f"{parts.parameters:,} parameters" + (f"; {before:,} before ({1 - parts.parameters / before:.1%} fewer)." if plan else "."),
         "", "## Load it", "", "```python",
     ]  # fmt: skip
@@ -87,9 +89,16 @@ def card(model: PreTrainedModel) -> str:
             "`ignore_mismatched_sizes=True`: that replaces the narrow weights by random ones. If the entry `prunus` of `config.json` is "
             f"lost, `prunus.load_model` takes it from `{COPY}`.", "",
         ]  # fmt: skip
-    else:
+    elif sparsity is not None:
         without = ", so it loads without prunus, too" if home == "transformers" else ""
         lines += [f"Pruned weights are zeros in place{without}.", ""]
+    if _is_own(type(model)):
+        lines += [
+            "Once `prunus` is imported, the Auto classes of transformers know it, too; without prunus they do not.",
+            "",
+        ]
+    if not done:
+        return "\n".join(lines)
     lines += ["## What was done", ""]
     if plan is not None:
         lines += [f"Structured pruning removed {plan.ratio:.2%} of the searched cost: {_told(plan)}.", ""]
@@ -121,6 +130,10 @@ def _home(kind: type[PreTrainedModel]) -> str:
     """The module that one imports a class from."""
     package = kind.__module__.split(".")
     return {"transformers": "transformers", "prunus": ".".join(package[:2])}.get(package[0], kind.__module__)
+
+
+def _is_own(kind: type[PreTrainedModel]) -> bool:
+    return kind.__module__.startswith("prunus.")
 
 
 def _told(record: Recorded) -> str:
@@ -192,8 +205,11 @@ def _describe_or_clear(folder: Path, model: PreTrainedModel) -> None:
         return
     for file in (COPY, CHECKSUMS):  # of a model that was here before
         (folder / file).unlink(missing_ok=True)
-    if (folder / CARD).exists() and _is_ours(folder / CARD):
-        (folder / CARD).unlink()
+    if _is_ours(folder / CARD):
+        if _is_own(type(model)):
+            write_text(folder / CARD, card(model))
+        else:
+            (folder / CARD).unlink(missing_ok=True)
 
 
 def _remove_stale_weights(folder: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from prunus.errors import PrunusError
 
 LARGEST = 89_478_485
 """Pixels of an image, 9,459 × 9,459: what Pillow takes without a warning. A small file can claim to have any number."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""What is read. Others, such as EPS, would be handed to other programs."""
 IGNORED = 255
 """Class of the pixels of a mask that are not counted."""
 
@@ -78,6 +81,18 @@ def look_at(value: Any, where: str = "", whole: bool = False) -> tuple[int, int]
     return size
 
 
+def endings() -> frozenset[str]:
+    """Those of files that may be images, such as .jpg."""
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)
+
+
+@cache
+def _formats() -> list[str]:
+    """Those of `FORMATS` that Pillow was built with."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 @contextmanager
 def _opened(value: Any, where: str) -> Iterator[Image.Image]:
     """An image whose head has been read. What goes wrong inside of the block is the image's fault, too."""
@@ -98,7 +113,9 @@ def _opened(value: Any, where: str) -> Iterator[Image.Image]:
                 return
             if not isinstance(file, str | os.PathLike | io.BytesIO):
                 raise ValueError("it is no image; give a path or bytes")
-            with Image.open(file) as image:
+            if not isinstance(file, io.BytesIO) and os.path.exists(file) and not os.path.isfile(file):
+                raise ValueError("it is a folder or a device, and no file")
+            with Image.open(file, formats=_formats()) as image:
                 width, height = image.size
                 if width * height > LARGEST:
                     raise Image.DecompressionBombError
@@ -109,8 +126,6 @@ def _opened(value: Any, where: str) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError:
         raise BrokenImage(field, name, "there is no such file") from None
-    except IsADirectoryError:
-        raise BrokenImage(field, name, "it is a folder, and no image") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BrokenImage(
             field, name, f"it has more than {LARGEST:,} pixels, which would fill the memory; make it smaller"

@@ -8,7 +8,16 @@ from prunus.models.blip_vqa import BlipForVqa, BlipVqaConfig
 from prunus.models.clip_retrieval import CLIPForRetrieval, CLIPRetrievalConfig
 from prunus.models.convert import Published, Rule, consumed, convert, families, published_skeleton
 from prunus.models.eva_vit import EvaVitConfig, EvaVitForImageClassification
-from prunus.models.packaged import DEC, SEP, SPECIAL_TOKENS, bare_blip, small_blip, whiten
+from prunus.models.packaged import (
+    DEC,
+    SEP,
+    SPECIAL_TOKENS,
+    bare_blip,
+    image_processor,
+    small_blip,
+    whiten,
+    word_tokenizer,
+)
 from prunus.models.segmenter import SegmenterConfig, SegmenterForSemanticSegmentation, in_windows
 from prunus.models.smollm2 import smollm2
 from prunus.models.warm_blip import question_states, warm_blip
@@ -18,5 +27,6 @@ __all__ = [
     "BlipNlvrConfig", "BlipRetrievalConfig", "BlipVqaConfig", "CLIPForRetrieval", "CLIPRetrievalConfig", "EvaVitConfig",
     "EvaVitForImageClassification", "InstructBlipImages", "InstructBlipImagesConfig", "Published",
     "PublishedCount", "Rule", "SegmenterConfig", "SegmenterForSemanticSegmentation", "as_published", "bare_blip", "consumed",
-    "convert", "families", "in_windows", "published_skeleton", "question_states", "small_blip", "smollm2", "warm_blip", "whiten",
+    "convert", "families", "image_processor", "in_windows", "published_skeleton", "question_states", "small_blip", "smollm2", "warm_blip", "whiten",
+    "word_tokenizer",
 ]  # fmt: skip

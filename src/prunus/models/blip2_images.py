@@ -43,7 +43,13 @@ class Blip2Images(Blip2PreTrainedModel):  # type: ignore[misc]
     """A ViT, a Q-Former and a projection. `pooler_output` is what the language model reads, (B, queries, its width).
 
     Example:
-        >>> model(pixel_values=pixels).pooler_output  # doctest: +SKIP
+        >>> sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 8}
+        >>> config = Blip2ImagesConfig(
+        ...     vision_config={**sizes, "image_size": 8, "patch_size": 4}, qformer_config=sizes, num_query_tokens=3,
+        ...     text_config={"model_type": "t5", "d_model": 6},
+        ... )
+        >>> Blip2Images(config)(pixel_values=torch.randn(2, 3, 8, 8)).pooler_output.shape
+        torch.Size([2, 3, 6])
     """
 
     config_class, main_input_name, input_modalities = Blip2ImagesConfig, "pixel_values", ("image",)
@@ -75,11 +81,8 @@ class Blip2Images(Blip2PreTrainedModel):  # type: ignore[misc]
 
 
 class InstructBlipImages(InstructBlipPreTrainedModel):  # type: ignore[misc]
-    """A ViT, a Q-Former that also reads the instruction, and a projection. `pooler_output` is what the language model reads.
-
-    Example:
-        >>> model(pixel_values=pixels, qformer_input_ids=ids).pooler_output  # doctest: +SKIP
-    """
+    """A ViT, a Q-Former that also reads the instruction, and a projection. `pooler_output` is what the language model reads,
+    (B, queries, its width)."""
 
     config_class, main_input_name, input_modalities = InstructBlipImagesConfig, "pixel_values", ("image", "text")
     _keep_in_fp32_modules = ["query_tokens"]  # noqa: RUF012

@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, BlipConfig, BlipForQuestionAnswering
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForVisualQuestionAnswering,
+    BlipConfig,
+    BlipForQuestionAnswering,
+)
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 from transformers.utils import ModelOutput
 
@@ -179,3 +185,4 @@ def _rows(mask: Tensor | None, rows: Tensor) -> Tensor | None:
 
 AutoConfig.register(BlipVqaConfig.model_type, BlipVqaConfig)
 AutoModel.register(BlipVqaConfig, BlipForVqa)
+AutoModelForVisualQuestionAnswering.register(BlipVqaConfig, BlipForVqa)

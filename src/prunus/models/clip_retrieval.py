@@ -7,7 +7,15 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel, CLIPTextModel, CLIPVisionModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForZeroShotImageClassification,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPVisionModel,
+)
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -146,3 +154,4 @@ class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
 
 AutoConfig.register(CLIPRetrievalConfig.model_type, CLIPRetrievalConfig)
 AutoModel.register(CLIPRetrievalConfig, CLIPForRetrieval)
+AutoModelForZeroShotImageClassification.register(CLIPRetrievalConfig, CLIPForRetrieval)

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import BlipConfig, BlipForQuestionAnswering, BlipVisionModel
+from transformers import BertTokenizer, BlipConfig, BlipForQuestionAnswering, BlipVisionModel
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from prunus.data import IMAGE_MEAN, IMAGE_STD
 from prunus.errors import PrunusError
 
 WIDTH, PATCH = 384, 14
@@ -66,6 +68,18 @@ def small_blip(
         module.load_state_dict(weights, strict=True)
     model.tie_weights()
     return model
+
+
+def word_tokenizer(words: list[str]) -> BertTokenizer:
+    """Tokenizer of a vocabulary of whole words, `SPECIAL_TOKENS` first. Question tokens are [ENC] … [SEP], as BLIP expects."""
+    special = {"cls_token": "[ENC]", "bos_token": "[DEC]", "additional_special_tokens": ["[CLS]"]}
+    return BertTokenizer(vocab={word: place for place, word in enumerate(words)}, **special)
+
+
+def image_processor(image_size: int) -> BlipImageProcessorPil:
+    """What turns images into pixels as DINOv2's towers take them."""
+    size = {"height": image_size, "width": image_size}
+    return BlipImageProcessorPil(size=size, image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
 
 
 @torch.no_grad()

@@ -167,8 +167,11 @@ class SparsityPlan(Recorded, PlanFile):
         For `UPop(unit_ratios=...)`. Matrices outside of every unit are left out.
         """
         ratios: dict[str, float] = {}
+        by_path: dict[str, list[MatrixPlan]] = {}
+        for name, matrix in self.matrices.items():
+            by_path.setdefault(name.partition("[")[0], []).append(matrix)
         for unit in anatomy:
-            inside = [self.matrices[path] for path in unit.linear_paths if path in self.matrices]
+            inside = [matrix for path in unit.linear_paths for matrix in by_path.get(path, ())]
             if inside:
                 ratios[unit.name] = _sparsity(inside)
         return ratios

@@ -13,7 +13,7 @@ from prunus.anatomy import Anatomy, Unit, anatomy
 from prunus.checkpoint import load_model, plan_of
 from prunus.cost import latencies, multiply_accumulates, size
 from prunus.evaluation import evaluate_elsewhere
-from prunus.plan import Plan, SparsityPlan
+from prunus.plan import MatrixPlan, Plan, SparsityPlan
 from prunus.recipe import Recipe
 from prunus.report.report import Report
 from prunus.unstructured import sparsity_of
@@ -64,10 +64,12 @@ def compare(recipe: Recipe, dense: Path, compressed: Path, courses: list[dict[st
 
 def retained(dense: Anatomy, plan: Plan, sparsity: SparsityPlan | None) -> dict[str, list[float]]:
     """Component → share of its weights kept, block by block: channels that stay, times weights that are not zero."""
-    zeros = sparsity.matrices if sparsity else {}
+    zeros: dict[str, list[MatrixPlan]] = {}
+    for name, matrix in sparsity.matrices.items() if sparsity else ():
+        zeros.setdefault(name.partition("[")[0], []).append(matrix)
 
     def density(unit: Unit) -> float:
-        inside = [zeros[path] for path in unit.linear_paths if path in zeros]
+        inside = [matrix for path in unit.linear_paths for matrix in zeros.get(path, ())]
         return 1 - sum(p.pruned for p in inside) / max(sum(p.weights for p in inside), 1)
 
     return {

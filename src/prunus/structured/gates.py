@@ -10,101 +10,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from prunus.anatomy import Site, Sites, Unit, linears
+from prunus.anatomy import Site, Unit, linears
 from prunus.errors import PrunusError
-from prunus.structured.scores import column_products
-
-WORTHWHILE = 2
-"""Outputs for each weight of a layer, from which on it is its weights that are multiplied."""
-
-
-class GateHook:
-    """Forward hook of one producer.
-
-    Attributes:
-        sites: how the channels lie in the layer.
-        feature_gate: (features,), None while every gate is one.
-        leaf: zeros (channels,) in whose `grad` `backward` leaves this layer's part of ∂L/∂ζ, whatever ζ is; None where nobody asks for it.
-        is_saved: whether whoever saves the model saves the gates, too.
-        followers: the same layer of momentum copies, which carry no gate of their own.
-    """
-
-    def __init__(self, sites: Sites, followers: tuple[nn.Linear, ...] = ()) -> None:
-        self.sites = sites
-        self.feature_gate: Tensor | None = None
-        self.leaf: Tensor | None = None
-        self.is_saved = False
-        self.followers = followers
-
-    def before(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Gives the layer weights that are gated already, for this call, where that is the smaller work."""
-        if (
-            self.feature_gate is None
-            or self.leaf is not None
-            or not torch.is_grad_enabled()
-            or type(layer) is not nn.Linear
-        ):
-            return
-        tokens = inputs[0].numel() // layer.in_features if inputs else 0
-        if tokens < WORTHWHILE * layer.in_features or torch.compiler.is_compiling():
-            return
-        for name, parameter in layer._parameters.items():
-            if parameter is not None:
-                gate = self.feature_gate.to(parameter.device).view(-1, *[1] * (parameter.ndim - 1))
-                layer.__dict__[name] = (parameter * gate).to(parameter.dtype)  # found before the parameter of that name
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Tensor | None) -> Tensor | None:
-        if "weight" in module.__dict__:
-            for name in module._parameters:
-                module.__dict__.pop(name, None)
-            return output
-        if output is None:  # after an error of the layer
-            return None
-        if self.feature_gate is None:
-            return output if self.leaf is None else _gated(output, None, self, module)
-        if self.feature_gate.device != output.device:  # a twin on another device, or a model that was moved
-            self.feature_gate = self.feature_gate.to(output.device)
-        if self.leaf is None or not torch.is_grad_enabled():
-            return output.mul_(self.feature_gate)
-        return _gated(output, self.feature_gate, self, module)
-
-
-class _Gated(torch.autograd.Function):
-    """y ↦ ζ ⊙ y, with a gradient for ζ, which is read off y and not off the weights: it is right for every ζ.
-
-    It adds up as those of the weights do: where that of the layer's weight has been thrown away (`zero_grad`), so is this one.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, output: Tensor, feature_gate: Tensor | None, leaf: Tensor, sites: Sites, layer: nn.Module
-    ) -> Tensor:
-        ctx.save_for_backward(output, feature_gate)
-        ctx.leaf, ctx.sites, ctx.weight = leaf, sites, layer.weight
-        return output.clone() if feature_gate is None else _scaled(output, feature_gate)
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, Tensor, None, None]:
-        output, feature_gate = ctx.saved_tensors
-        if ctx.weight.requires_grad and ctx.weight.grad is None:
-            ctx.leaf.grad = None
-        of_features = column_products(output.reshape(-1, output.shape[-1]), slope.reshape(-1, slope.shape[-1]))
-        of_channels = ctx.sites.gather(of_features).to(ctx.leaf.device)
-        return slope if feature_gate is None else _scaled(slope, feature_gate), None, of_channels, None, None
-
-
-def _gated(output: Tensor, feature_gate: Tensor | None, hook: GateHook, layer: nn.Module) -> Tensor:
-    return cast(Tensor, _Gated.apply(output, feature_gate, hook.leaf, hook.sites, layer))  # type: ignore[no-untyped-call]
-
-
-def _scaled(values: Tensor, feature_gate: Tensor) -> Tensor:
-    return torch.mul(values, feature_gate, out=torch.empty_like(values))
+from prunus.structured.gate_hooks import GateHook, hook_for
 
 
 class Gates:
@@ -118,16 +32,15 @@ class Gates:
         self._model = model
         self.values: dict[str, Tensor] = {}
         self._hooks: dict[str, list[tuple[Site, GateHook]]] = {}
-        self._handles = []
+        self._handles: list[RemovableHandle] = []
         self._units = {unit.name: unit for unit in units}
         for unit in self._units.values():
             hooks = self._hooks[unit.name] = []
             copies = [linears(model, unit, path) for path in unit.mirrors]
             for path in (unit.path, *unit.twins):
-                for place, (site, linear) in enumerate(linears(model, unit, path)[:-1]):
-                    hook = GateHook(unit, tuple(copy[place][1] for copy in copies))
-                    self._handles.append(linear.register_forward_pre_hook(hook.before))
-                    self._handles.append(linear.register_forward_hook(hook, always_call=True))
+                for place, (site, layer) in enumerate(linears(model, unit, path)[:-1]):
+                    hook = hook_for(unit, site, layer, tuple(copy[place][1] for copy in copies))
+                    self._handles += hook.register()
                     hooks.append((site, hook))
             device = linears(model, unit)[0][1].weight.device
             self.values[unit.name] = torch.ones(unit.channels, dtype=torch.float32, device=device, requires_grad=exact)
@@ -145,8 +58,7 @@ class Gates:
                 gate = self.values[name] = gate.detach().to(self.values[name])  # noqa: PLW2901
             is_open = bool((gate == 1).all())
             for site, hook in self._hooks[name]:
-                repeated = unit.spread(gate, site.repeats)
-                hook.feature_gate = None if is_open else repeated
+                hook.feature_gate = None if is_open else unit.spread(gate, site.repeats, site.order)
 
     def take_gradients(self) -> None:
         """Puts into the `grad` of every exact gate what `backward` has left since the last time, averaged over all processes that train the
@@ -240,27 +152,29 @@ def fold_gates(model: nn.Module, apart: bool = True) -> None:
     if not apart:
         _check_can_fold(model)
     done: set[int] = set()
-    for layer, gate in factors.items():
-        for name, parameter in list(layer.named_parameters(recurse=False)):
-            factor = gate.to(parameter.device).view(-1, *[1] * (parameter.ndim - 1))
-            if id(parameter) in torn:
-                product = (parameter * factor).to(parameter.dtype)
-                setattr(layer, name, nn.Parameter(product, parameter.requires_grad))
-            elif id(parameter) not in done:
-                done.add(id(parameter))
-                parameter.mul_(factor)
-                if parameter.grad is not None:  # so that a step along it does what it would have done before
-                    parameter.grad.mul_(factor)
+    for (owner, name), gate in factors.items():
+        parameter = owner.get_parameter(name)
+        factor = gate.to(parameter.device)
+        if id(parameter) in torn:
+            product = (parameter * factor).to(parameter.dtype)
+            setattr(owner, name, nn.Parameter(product, parameter.requires_grad))
+        elif id(parameter) not in done:
+            done.add(id(parameter))
+            parameter.mul_(factor)
+            if parameter.grad is not None:  # so that a step along it does what it would have done before
+                parameter.grad.mul_(factor)
     for _, hook in gates_of(model):
         hook.feature_gate = None
 
 
-def _factors(model: nn.Module) -> dict[nn.Module, Tensor]:
-    """Layer → the gate of its features, where it is not open."""
-    factors: dict[nn.Module, Tensor] = {}
+def _factors(model: nn.Module) -> dict[tuple[nn.Module, str], Tensor]:
+    """Module and name of a parameter → the gate of its features, where it is not open, in a shape that multiplies it."""
+    factors: dict[tuple[nn.Module, str], Tensor] = {}
     for module, hook in gates_of(model):
-        if hook.feature_gate is not None:
-            factors |= dict.fromkeys((module, *hook.followers), hook.feature_gate)
+        gate = hook.feature_gate
+        if gate is not None:
+            for layer in (hook.layer.of(module), *hook.followers):
+                factors |= {(layer.owner, name): layer.spread(gate, name) for name in layer.parameters}
     return factors
 
 
@@ -274,13 +188,13 @@ def _check_can_fold(model: nn.Module) -> None:
         )  # fmt: skip
 
 
-def _gated_otherwise(model: nn.Module, factors: Mapping[nn.Module, Tensor]) -> set[int]:
+def _gated_otherwise(model: nn.Module, factors: Mapping[tuple[nn.Module, str], Tensor]) -> set[int]:
     """Ids of the parameters that layers share of which not all are gated alike."""
     torn: set[int] = set()
     first: dict[int, Tensor | None] = {}
     for module in model.modules():
-        gate = factors.get(module)
-        for parameter in module.parameters(recurse=False):
+        for name, parameter in module.named_parameters(recurse=False):
+            gate = factors.get((module, name))
             other = first.setdefault(id(parameter), gate)
             if gate is not other and (gate is None or other is None or not torch.equal(gate.to(other.device), other)):
                 torn.add(id(parameter))
@@ -300,7 +214,8 @@ def warn_of_gates(model: nn.Module) -> None:
 def remove_gates(model: nn.Module) -> None:
     """Takes every gate off a model, for instance off a copy of one that is being searched."""
     for module in model.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key, hook in list(hooks.items()):
                 if isinstance(getattr(hook, "__self__", hook), GateHook):
                     del hooks[key]
+                    module._forward_hooks_always_called.pop(key, None)

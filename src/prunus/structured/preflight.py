@@ -67,9 +67,10 @@ def check_can_be_read(model: nn.Module, units: Iterable[Unit], by_gradient: bool
     total = 0
     for unit in units:
         total += 1
-        for site, linear in linears(model, unit)[:-1]:
-            for name, parameter in linear.named_parameters(recurse=False):
-                where = f"{unit.path}.{site.linear}.{name}".removeprefix(".")
+        for site, layer in linears(model, unit)[:-1]:
+            for name, parameter in layer.parameters.items():
+                part = site.linear if layer.name == "weight" else site.linear.rpartition(".")[0]
+                where = ".".join(filter(None, (unit.path, part, name)))
                 reason = unusable(parameter)
                 if reason is not None:
                     raise PrunusError("model", where, reason)

@@ -25,14 +25,15 @@ def gate_gradient(model: nn.Module, unit: Unit, gate: Tensor) -> Tensor | None:
     if gate.requires_grad:
         return gate.grad
     total, came = torch.zeros_like(gate), False
-    for _, linear in linears(model, unit)[:-1]:
-        if linear.weight.grad is None:
+    for site, layer in linears(model, unit)[:-1]:
+        weight, bias = layer.weight, layer.bias
+        if weight.grad is None:
             continue
         came = True
-        rows = _row_products(linear.weight, linear.weight.grad)
-        if linear.bias is not None and linear.bias.grad is not None:
-            rows += linear.bias.float() * linear.bias.grad.float()
-        total += unit.gather(rows).to(total.device)
+        rows = _row_products(layer.features(weight), layer.features(weight.grad))
+        if bias is not None and bias.grad is not None:
+            rows += (bias.float() * bias.grad.float()).flatten()
+        total += unit.gather(rows, site.order).to(total.device)
     if not came:
         return None
     return torch.where(gate > 0, total / gate.clamp_min(torch.finfo(gate.dtype).tiny), 0.0)

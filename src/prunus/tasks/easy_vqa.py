@@ -11,15 +11,23 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import BertTokenizer, BlipForQuestionAnswering
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers import BlipForQuestionAnswering
 
 from prunus.batches import for_model
 from prunus.calibration import Batch, spread
-from prunus.data import IMAGE_MEAN, IMAGE_STD, Questions, questions_of
+from prunus.data import Questions, questions_of
 from prunus.losses import Prediction, next_tokens
 from prunus.metric import Metric
-from prunus.models import DEC, SEP, SPECIAL_TOKENS, bare_blip, question_states, warm_blip
+from prunus.models import (
+    DEC,
+    SEP,
+    SPECIAL_TOKENS,
+    bare_blip,
+    image_processor,
+    question_states,
+    warm_blip,
+    word_tokenizer,
+)
 from prunus.progress import track
 from prunus.tasks.task import MEASURED, Task
 from prunus.typed import Count
@@ -61,14 +69,8 @@ class EasyVQA(Task):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Question tokens are [ENC] … [SEP], as BLIP expects."""
-        special = {"cls_token": "[ENC]", "bos_token": "[DEC]", "additional_special_tokens": ["[CLS]"]}
-        return BertTokenizer(vocab=self._index, **special)
-
-    @cached_property
-    def image_processor(self) -> Any:
-        size = {"height": self.image_size, "width": self.image_size}
-        return BlipImageProcessorPil(size=size, image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
+        """That of the vocabulary."""
+        return word_tokenizer(self.words)
 
     def skeleton(self, **sizes: int) -> BlipForQuestionAnswering:
         return bare_blip(self.words, self.image_size, **sizes)
@@ -186,4 +188,4 @@ class EasyVQA(Task):
 
     def save_processor(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
+        image_processor(self.image_size).save_pretrained(folder)

@@ -8,10 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
-
 from prunus.data.columns import COLUMNS
 from prunus.data.files import rows_of
+from prunus.data.images import endings
 from prunus.data.source import Data, Found, given_path
 from prunus.errors import PrunusError
 
@@ -74,7 +73,7 @@ def class_rows(place: Path) -> Iterator[Found]:
 
 def images_below(folder: Path) -> list[Path]:
     """Files below a folder whose ending is that of an image, sorted."""
-    known = Image.registered_extensions()
+    known = endings()
     paths = [Path(inside) / name for inside, _, names in os.walk(folder, followlinks=True) for name in names]
     return sorted(path for path in paths if path.suffix.lower() in known and not path.name.startswith("."))
 

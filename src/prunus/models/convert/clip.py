@@ -85,6 +85,7 @@ class Clip(Published):
     )
     left_out: ClassVar[dict[str, str]] = {
         "input_resolution|context_length|vocab_size": "a size that the shapes tell, too",
+        r".+\.attn_mask": "the causal mask, which is not learned",
     }
     positions: ClassVar[dict[str, int]] = {r"visual(_m)?\.positional_embedding": 1}
     patches = "visual.conv1.weight"
@@ -107,7 +108,7 @@ class ClipRetrieval(Clip):
         *clip_rules("_m"),
         *QUEUES,
     )
-    left_out: ClassVar[dict[str, str]] = {
+    left_out: ClassVar[dict[str, str]] = Clip.left_out | {
         r"ln_final_m\.\w+": "the published code reads the norm of the model itself in its place",
     }
 

@@ -21,12 +21,11 @@ class WeightMagnitude(Importance):
 
     def evidence(self, model: nn.Module, unit: Unit, gate: Tensor) -> Tensor:
         squares = torch.zeros(unit.channels, device=gate.device)
-        for site, linear in linears(model, unit):
-            is_consumer = site is unit.consumer
-            of_features = linear.weight.float().square().sum(0 if is_consumer else 1)
-            if linear.bias is not None and not is_consumer:
-                of_features = of_features + linear.bias.float().square()
-            squares += unit.gather(of_features).to(gate.device)
+        for site, layer in linears(model, unit):
+            of_features = layer.features(layer.weight).float().square().sum(1)
+            if layer.bias is not None and site is not unit.consumer:
+                of_features = of_features + layer.bias.float().square().flatten()
+            squares += unit.gather(of_features, site.order).to(gate.device)
         return squares.sqrt()
 
     def scores(self, state: State) -> dict[str, Tensor]:

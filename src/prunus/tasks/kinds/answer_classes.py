@@ -38,7 +38,8 @@ class AnswerClasses(Speaker):
     ) -> Batch:
         """Labels are (rows, classes): how far each answer is right."""
         given = [image for (image,) in images]
-        batch: Batch = dict(self.processor(images=given, text=list(prompts), padding=True, return_tensors="pt"))
+        words = {"padding": True, "truncation": True, "max_length": self.config.max_position_embeddings}
+        batch: Batch = dict(self.processor(images=given, text=list(prompts), return_tensors="pt", **words))
         if targets is not None:
             labels = torch.zeros(len(prompts), self.config.num_labels)
             for row, right in enumerate(targets):

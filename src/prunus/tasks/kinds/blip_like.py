@@ -40,9 +40,14 @@ class BlipLike(Speaker):
         ]
         return made
 
+    def _read(self, texts: Sequence[str], **how: Any) -> Any:
+        """Ids and masks, of no more tokens than there are positions."""
+        positions = self.config.text_config.max_position_embeddings
+        return self.processor.tokenizer(list(texts), truncation=True, max_length=positions, **how)
+
     def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids and mask, padded on the right."""
-        made = self.processor.tokenizer(list(texts), padding=True, padding_side="right", return_tensors="pt")
+        made = self._read(texts, padding=True, padding_side="right", return_tensors="pt")
         return made["input_ids"], made["attention_mask"]
 
     def _written(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,7 +58,7 @@ class BlipLike(Speaker):
 
     def _alike(self, prompts: Sequence[str]) -> Iterator[tuple[list[int], Tensor]]:
         """Rows whose prompts have as many tokens, and these: stock decoders look at padding."""
-        ids = [self.processor.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        ids = self._read(prompts)["input_ids"]
         for length in sorted({len(each) for each in ids}):
             rows = [row for row, each in enumerate(ids) if len(each) == length]
             yield rows, torch.tensor([ids[row] for row in rows])
@@ -190,7 +195,7 @@ class BlipCaptions(BlipLike):
             for prompt, right in zip(prompts, targets, strict=True)
         ]
         ids, mask, labels = self._written(texts)
-        told = torch.tensor([len(self.processor.tokenizer(prompt)["input_ids"]) - 1 for prompt in prompts])
+        told = torch.tensor([len(each) - 1 for each in self._read(prompts)["input_ids"]])
         labels = labels.masked_fill(torch.arange(ids.shape[1]) < told[:, None], IGNORED)
         return {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask, "labels": labels}
 

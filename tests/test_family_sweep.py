@@ -1,0 +1,23 @@
+"""A sample of the model types of transformers, another one every day: whatever is reached is exact, and the rest is named."""
+
+from __future__ import annotations
+
+import os
+import random
+from datetime import UTC, datetime
+
+import pytest
+from benchmarks.family_sweep import TYPES, is_exact, swept
+
+SEED = int(os.environ.get("PRUNUS_SAMPLE", datetime.now(UTC).toordinal()))
+"""Of the sample; the day, unless it is said."""
+SAMPLE = random.Random(SEED).sample(TYPES, 6)
+
+
+@pytest.mark.parametrize("model_type", SAMPLE)
+def test_a_family_is_exact_or_named(model_type: str) -> None:
+    row = swept(model_type)
+    if row.error.startswith("not built"):
+        pytest.skip(row.error[:200])
+    assert is_exact(row), (SEED, row)
+    assert row.structured >= 0.999 or row.dense, (SEED, row)
