@@ -201,6 +201,17 @@ def test_a_processor_that_does_not_know_the_queries_is_told(folder: Folder, tmp_
     assert torch.equal(before["input_ids"], after["input_ids"])
 
 
+def test_what_is_there_for_videos_is_passed_over_where_torchvision_is_missing(folder: Folder, tmp_path: Path) -> None:
+    """As newer folders are published; the file goes along with the model all the same."""
+    shutil.copytree(folder("qwen2_vl"), tmp_path / "newer")
+    (tmp_path / "newer" / "video_preprocessor_config.json").write_text('{"video_processor_type": "Qwen2VLVideoProcessor"}')
+    before, after = (kind_of(Speaker, str(one)) for one in (folder("qwen2_vl"), tmp_path / "newer"))
+    assert torch.equal(*(kind.batch(IMAGES, QUESTIONS)["pixel_values"] for kind in (before, after)))
+    (tmp_path / "saved").mkdir()
+    after.save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "video_preprocessor_config.json").exists()
+
+
 def test_a_model_that_does_not_speak_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "vit", "architectures": ["ViTForImageClassification"]}')
     with pytest.raises(PrunusError, match="ViTForImageClassification"):
