@@ -157,6 +157,20 @@ def test_a_chat_may_have_no_image(name: str, folder: Folder) -> None:
         assert kind.predict(model, batch).loss.isfinite()
 
 
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "smolvlm", "gemma3"])
+def test_chats_with_and_without_images_share_a_batch(name: str, folder: Folder) -> None:
+    kind, model = kind_of(Generative, str(folder(name))), load_model(folder(name)).eval()
+    mixed = [IMAGES[0], [], IMAGES[1]]
+    losses, counts = [], []
+    with torch.no_grad():
+        together = kind.predict(model, kind.chats(mixed, [CHAT, CHAT, CHAT[:2]]))
+        for some, chat in zip(mixed, (CHAT, CHAT, CHAT[:2]), strict=True):
+            one = kind.predict(model, kind.chats([some], [chat]))
+            counts.append(int(one.counted.sum()))
+            losses.append(float(one.loss) * counts[-1])
+    assert float(together.loss) == pytest.approx(sum(losses) / sum(counts), rel=1e-4)
+
+
 def test_a_template_without_a_place_for_images_is_refused(folder: Folder, tmp_path: Path) -> None:
     shutil.copytree(folder("llava"), tmp_path / "llava")
     template = tmp_path / "llava" / "chat_template.jinja"
@@ -176,6 +190,15 @@ def test_a_folder_without_a_processor_is_refused(folder: Folder, tmp_path: Path)
         shutil.copyfile(folder("llava") / name, tmp_path / name)
     with pytest.raises(PrunusError, match="processor"):
         kind_of(Speaker, str(tmp_path)).check()
+
+
+def test_a_processor_that_does_not_know_the_queries_is_told(folder: Folder, tmp_path: Path) -> None:
+    shutil.copytree(folder("blip2_opt"), tmp_path / "old")
+    (tmp_path / "old" / "processor_config.json").write_text('{"processor_class": "Blip2Processor"}')
+    before, after = (
+        kind_of(Speaker, str(one)).batch(IMAGES, QUESTIONS) for one in (folder("blip2_opt"), tmp_path / "old")
+    )
+    assert torch.equal(before["input_ids"], after["input_ids"])
 
 
 def test_a_model_that_does_not_speak_is_refused(tmp_path: Path) -> None:

@@ -132,6 +132,9 @@ def test_ranking_takes_the_likeliest_candidate(tmp_path: Path, monkeypatch: pyte
     answers.write_text("blue\n\ngreen\nblue\n")
     task = Vqa(**data(tmp_path), answer_by="ranking", candidates=answers).for_model(dense)
     assert task.choices == ["blue", "green"]
+    listed = tmp_path / "answers.json"
+    listed.write_text('["blue", "green"]')
+    assert Vqa(**data(tmp_path), answer_by="ranking", candidates=listed).choices == ["blue", "green"]
     loaded = load_model(dense).eval()
     assert set(task.evaluate(loaded, limit=4, progress=False)) >= {"accuracy"}
     likely = torch.tensor([[-1.0, -2.0]])
@@ -198,6 +201,8 @@ def test_a_recipe_takes_a_model_from_a_config_to_a_report(tmp_path: Path) -> Non
         ({"evaluation": {"layout": "table", "files": "nowhere.jsonl"}}, "task.evaluation"),
         ({"answer_by": "ranking", "candidates": "nowhere.txt"}, "task.candidates"),
         ({"candidates": ["red"]}, "answer_by: ranking"),
+        ({"answer_by": "ranking", "candidates": []}, "task.candidates"),
+        ({"processor": "/nowhere"}, "nowhere"),
         ({"evaluation": None}, "task.evaluation"),
     ],
 )

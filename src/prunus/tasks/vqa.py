@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from functools import cached_property
@@ -28,7 +29,8 @@ class Vqa(DataTask):
     answer_by: Literal["generation", "ranking"] = "generation"
     """Whether the model writes the answer, or the likeliest of `candidates` is taken."""
     candidates: Path | list[str] | None = None
-    """What ranking chooses from: answers, or a text file with one a line; None is every answer of the training rows."""
+    """What ranking chooses from: answers, a JSON file with a list of them, or a text file with one a line; None is every answer of the
+    training rows."""
     best: Count = 128
     """Candidates that ranking looks at for each question: those whose first token is likeliest."""
     new_tokens: Count = 10
@@ -59,12 +61,7 @@ class Vqa(DataTask):
             PrunusError: the file cannot be read, or there is none.
         """
         if isinstance(self.candidates, Path):
-            try:
-                lines = self.candidates.read_text(encoding="utf-8").splitlines()
-            except (OSError, ValueError) as error:
-                raise PrunusError(
-                    "task.candidates", str(self.candidates), f"it cannot be read as text ({error})"
-                ) from None
+            lines = _lines(self.candidates)
         elif self.candidates is not None:
             lines = self.candidates
         else:
@@ -105,3 +102,15 @@ class Vqa(DataTask):
         return {
             name: value for name, value in measured.items() if not math.isnan(value)
         }  # without those of no question
+
+
+def _lines(file: Path) -> list[str]:
+    """Answers in a file."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        found = json.loads(text) if file.suffix == ".json" else text.splitlines()
+    except (OSError, ValueError, RecursionError) as error:
+        raise PrunusError("task.candidates", str(file), f"it cannot be read ({error})") from None
+    if not isinstance(found, list) or not all(isinstance(line, str) for line in found):
+        raise PrunusError("task.candidates", str(file), "it holds no list of texts")
+    return found

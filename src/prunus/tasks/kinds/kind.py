@@ -199,6 +199,8 @@ def load_processor(source: str, config: Any) -> Any:
             source,
             "the folder has no processor for images and words; name the folder or hub id of one",
         )
+    if getattr(processor, "num_query_tokens", 0) is None:  # of folders from before processors knew
+        processor.num_query_tokens = getattr(config, "num_query_tokens", None)
     return processor
 
 
