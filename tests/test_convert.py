@@ -56,6 +56,32 @@ def test_every_published_name_and_shape_is_used(name: str) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) + sum(unused) == told["n_unique_parameters"]
 
 
+@pytest.mark.parametrize("name", ["blip_caption", "blip_retrieval"])
+def test_the_large_ones_that_are_published_are_read_off_their_shapes(name: str) -> None:
+    """Their ViT is twice as deep and a third wider; texts stay as they are, but for what they read."""
+    told = json.loads(golden(f"full_keys/{FULL[name][0]}.json").read_text())["state_dict"]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for key, shape in told.items():
+        if key.startswith(("visual_encoder", "vision_proj")) or re.search(
+            r"crossattention\.self\.(key|value)\.weight", key
+        ):
+            rows = 1 if "crossattention" in key or key.startswith("vision_proj") else 0
+            wide = tuple(
+                size * 4 // 3 if size % 768 == 0 and (place >= rows) else size for place, size in enumerate(shape)
+            )
+        else:
+            wide = tuple(shape)
+        shapes[key] = (*wide[:1], 3, 16, 16) if key.endswith("patch_embed.proj.weight") else wide
+        if (layer := re.search(r"\.blocks\.(\d+)\.", key)) is not None:
+            shapes[key.replace(layer[0], f".blocks.{int(layer[1]) + 12}.")] = wide
+    model = consumed(recognised(shapes, "large"), shapes)
+    vision = model.config.vision_config
+    assert (vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads, vision.intermediate_size) == (
+        1024, 24, 16, 4096,
+    )  # fmt: skip
+    assert model.config.text_config.encoder_hidden_size == 1024
+
+
 HEAD_WIDTH = 12
 """In all fixtures."""
 
@@ -323,6 +349,31 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(PrunusError, match="it is there already"):
         convert(saved(small_deit(), tmp_path), tmp_path / "out", head_width=4)
+
+
+def test_a_folder_that_comes_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = tf.PreTrainedModel.save_pretrained
+
+    def slow(model: tf.PreTrainedModel, folder: Path) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine.txt").write_text("mine")
+        save(model, folder)
+
+    monkeypatch.setattr(tf.PreTrainedModel, "save_pretrained", slow)
+    with pytest.raises(PrunusError, match="it is there already"):
+        convert(saved(small_deit(), tmp_path), tmp_path / "out", head_width=4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "published.pth"]
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+def test_a_link_to_an_empty_folder_or_to_none_is_followed(tmp_path: Path) -> None:
+    file = saved(small_deit(), tmp_path)
+    (tmp_path / "there").mkdir()
+    for name in ("there", "not-yet"):
+        (tmp_path / f"to-{name}").symlink_to(tmp_path / name)
+        convert(file, tmp_path / f"to-{name}", head_width=4)
+        assert (tmp_path / f"to-{name}").is_symlink()
+        assert (tmp_path / name / "config.json").exists()
 
 
 def test_a_tied_parameter_that_the_file_holds_twice_must_be_one(tmp_path: Path) -> None:

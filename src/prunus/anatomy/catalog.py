@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from prunus.anatomy.blocks import BlockMlp
+from prunus.anatomy.blocks import BlockMlp, MlpByShape
 from prunus.anatomy.conventions import AttentionByConvention
 from prunus.anatomy.experts import Experts
 from prunus.anatomy.forwards import fused_attention
@@ -193,6 +193,9 @@ CONVENTIONS: tuple[TriedMlp | BlockMlp | AttentionByConvention | Experts, ...] =
 )
 """Layouts tried on types that the catalog does not name. A match counts only if a trial run equals the formula."""
 
+BY_SHAPE: tuple[MlpByShape, ...] = (MlpByShape(),)
+"""Layouts tried in blocks on what is left."""
+
 OPAQUE: dict[str, str] = {
     "torch.nn.modules.activation:MultiheadAttention": (
         "torch.nn.MultiheadAttention keeps q, k and v in one bare parameter and checks their sizes"
@@ -217,8 +220,9 @@ CROSS_ATTENTION = re.compile(r"cross|^encdecattention$|^encoder_attn$", re.IGNOR
 """How a cross-attention is called by the module around it."""
 
 CONNECTORS = (
-    "connector", "deepstack_merger_list", "merger", "multi_modal_projector", "perceiver_resampler", "projector", "qformer",
-    "resampler", "vision_resampler", "vit_merger", "vision_adapter",
+    "aligner", "connector", "deepstack_merger_list", "image_to_text_projection", "merger", "multi_modal_projector",
+    "perceiver_resampler", "projector", "qformer", "resampler", "vision_adapter", "vision_projection", "vision_resampler",
+    "vit_merger",
 )  # fmt: skip
 """Path components that make a part a connector, also inside of another tower."""
 
@@ -231,6 +235,9 @@ TOWERS: dict[str, str] = {
     "vision_encoder": "vision",
     "visual_encoder": "vision",
     "visual": "vision",
+    "audio_tower": "audio",
+    "audio_encoder": "audio",
+    "audio_model": "audio",
     "text_decoder": "decoder",
     "language_model": "language",
     "text_model": "text",
@@ -278,4 +285,5 @@ def layouts_of(module: nn.Module) -> tuple[Layout, ...]:
         return known
     if type(module).__module__.startswith("torch."):
         return ()
-    return tuple(layout for layout in CONVENTIONS if layout.resembles(module))
+    by_name = tuple(layout for layout in CONVENTIONS if layout.resembles(module))
+    return by_name or tuple(layout for layout in BY_SHAPE if layout.resembles(module))

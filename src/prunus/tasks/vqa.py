@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import model_validator
 
 from prunus.calibration import Batch
 from prunus.errors import PrunusError
 from prunus.metric import Metric
-from prunus.metrics import mean_of, normalised, vqa_accuracy, with_interval
+from prunus.metrics import answer_figures, answer_rows, vqa_accuracy, with_interval, yes_or_no
 from prunus.tasks.kinds import Speaker
 from prunus.tasks.on_data import DataTask, Row, said
 from prunus.typed import Count
@@ -29,7 +29,8 @@ class Vqa(DataTask):
     answer_by: Literal["generation", "ranking"] = "generation"
     """Whether the model writes the answer, or the likeliest of `candidates` is taken."""
     candidates: Path | list[str] | None = None
-    """What ranking chooses from: answers, or a text file with one a line; None is every answer of the training rows."""
+    """What ranking chooses from: answers, a JSON file with a list of them, or a text file with one a line; None is every answer of the
+    training rows."""
     best: Count = 128
     """Candidates that ranking looks at for each question: those whose first token is likeliest."""
     new_tokens: Count = 10
@@ -60,12 +61,7 @@ class Vqa(DataTask):
             PrunusError: the file cannot be read, or there is none.
         """
         if isinstance(self.candidates, Path):
-            try:
-                lines = self.candidates.read_text(encoding="utf-8").splitlines()
-            except (OSError, ValueError) as error:
-                raise PrunusError(
-                    "task.candidates", str(self.candidates), f"it cannot be read as text ({error})"
-                ) from None
+            lines = _lines(self.candidates)
         elif self.candidates is not None:
             lines = self.candidates
         else:
@@ -81,8 +77,9 @@ class Vqa(DataTask):
         return [self.images(row) for row in rows], [said(prompt, row, "prompt") for row in rows]
 
     def collate(self, items: Sequence[Row]) -> Batch:
-        images, prompts = self._asked(items)
-        batch: Batch = self.kind.batch(images, prompts, [row["answers"] for row in items])
+        rows, _ = self.versions(items)
+        images, prompts = self._asked(rows)
+        batch: Batch = self.kind.batch(images, prompts, [row["answers"] for row in rows])
         return batch
 
     def read_off(self, model: Any, rows: Sequence[Row]) -> Sequence[tuple[float, bool]]:
@@ -101,24 +98,19 @@ class Vqa(DataTask):
 
     def figures(self, found: Sequence[tuple[float, bool]]) -> dict[str, float]:
         """Accuracies, of all questions with an interval."""
-        accuracy, closed = torch.tensor(found, dtype=torch.double).T
-        rows = torch.cat([mean_of(accuracy.tolist()), mean_of(accuracy.tolist()) * closed[:, None]], 1)
-
-        def shares(sums: torch.Tensor) -> dict[str, torch.Tensor]:
-            count, right, closed, closed_right = sums.unbind(-1)
-            return {
-                "accuracy": right / count,
-                "accuracy_yes_no": closed_right / closed,
-                "accuracy_other": (right - closed_right) / (count - closed),
-            }
-
-        measured = with_interval(rows, shares, "accuracy")
+        measured = with_interval(answer_rows(found), answer_figures, "accuracy")
         return {
             name: value for name, value in measured.items() if not math.isnan(value)
         }  # without those of no question
 
 
-def yes_or_no(answers: Sequence[str]) -> bool:
-    """Whether most people answered a question with yes or no."""
-    closed = [normalised(answer) in ("yes", "no") for answer in answers]
-    return 2 * sum(closed) > len(closed)
+def _lines(file: Path) -> list[str]:
+    """Answers in a file."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        found = json.loads(text) if file.suffix == ".json" else text.splitlines()
+    except (OSError, ValueError, RecursionError) as error:
+        raise PrunusError("task.candidates", str(file), f"it cannot be read ({error})") from None
+    if not isinstance(found, list) or not all(isinstance(line, str) for line in found):
+        raise PrunusError("task.candidates", str(file), "it holds no list of texts")
+    return found
