@@ -78,7 +78,13 @@ def _read_zip(path: Path) -> object:
                 raise PrunusError("file", str(path), "it is a compressed archive; give the checkpoint file itself")
             if any(name.endswith(SCRIPT) for name in names):
                 return _read_script(archive, names, path)
-    except zipfile.BadZipFile:
+    except PrunusError:
+        raise
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        NotImplementedError,
+    ):  # also names that cannot be, and kinds of archives that nobody writes
         raise PrunusError("file", str(path), "it ends too early or is damaged; download it again") from None
     return _read(path, mmap=True)
 
@@ -92,7 +98,9 @@ def _read(path: Path, mmap: bool) -> object:
             "file", str(path), "it holds pickled objects or code beside tensors, which is not run "
             f"({_reason(error)}); ask its publisher for the state dict alone",
         ) from None  # fmt: skip
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # torch unpacks what it reads, and asserts what it has read
         raise PrunusError("file", str(path), f"it is damaged ({_reason(error)}); download it again") from None
 
 

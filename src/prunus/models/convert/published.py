@@ -125,7 +125,11 @@ class Published(ABC):
         return tensors
 
     def renamed(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """(our name → tensor, published names that no rule knows or that would fill what another one has filled)."""
+        """(our name → tensor, published names that no rule knows or that would fill what another one has filled).
+
+        Raises:
+            PrunusError: a tensor cannot be split as its rule says.
+        """
         ours: dict[str, Tensor] = {}
         unknown = []
         for name, tensor in tensors.items():
@@ -135,8 +139,11 @@ class Published(ABC):
             names = [found[1].expand(template) for template in found[0].ours] if found else []
             if found is None or not ours.keys().isdisjoint(names):
                 unknown.append(name)
-            else:
-                ours.update(zip(names, found[0].split(tensor), strict=True))
+                continue
+            parts = found[0].split(tensor)
+            if len(parts) != len(names):
+                raise PrunusError("file", name, f"its shape {tuple(tensor.shape)} is none of {len(names)} in one")
+            ours.update(zip(names, parts, strict=True))
         return ours, unknown
 
     def resized(self, tensors: dict[str, Tensor], image_size: int) -> dict[str, Tensor]:

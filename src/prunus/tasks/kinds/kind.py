@@ -189,7 +189,7 @@ def load_processor(source: str, config: Any) -> Any:
     with understood(source, doing="read the processor"):
         try:
             processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
-        except ImportError as error:
+        except (ImportError, ValueError) as error:
             if "torchvision" not in str(error).lower() or type(config) not in PROCESSOR_MAPPING:
                 raise
             processor = _without_videos(PROCESSOR_MAPPING[type(config)]).from_pretrained(source)
