@@ -18,6 +18,7 @@ from prunus.calibration import Batch
 from prunus.checkpoint import understood
 from prunus.errors import PrunusError
 from prunus.losses import Prediction, own_prediction
+from prunus.tasks.kinds.parts import taken_size
 
 PROCESSOR_FILES = (
     "*processor_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
@@ -55,6 +56,22 @@ class Kind(ABC):
         """The model's, as transformers makes it."""
         return load_processor(self.source, self.config)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures that the model takes.
+
+        Raises:
+            PrunusError: they may have any.
+        """
+        size = taken_size(getattr(self.processor, "image_processor", self.processor))
+        if size is None:
+            raise PrunusError(
+                "task.augment",
+                architecture(self.config),
+                "such a model takes pictures of any size; leave the augmentation out",
+            )
+        return size
+
     def check(self) -> None:
         """Reads the processor.
 
@@ -66,6 +83,10 @@ class Kind(ABC):
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
         """The training loss of a batch, with the logits behind it."""
         return own_prediction(model, batch)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The training loss of a batch, a scalar."""
+        return self.predict(model, batch).loss
 
     def save(self, folder: Path) -> None:
         """Puts the processor beside a model: its files as they are, where they are at hand."""
@@ -105,13 +126,20 @@ class Speaker(Kind):
 
     @abstractmethod
     def generate(
-        self, model: Any, images: Sequence[Sequence[Image]], prompts: Sequence[str], new_tokens: int, beams: int = 1
+        self,
+        model: Any,
+        images: Sequence[Sequence[Image]],
+        prompts: Sequence[str],
+        new_tokens: int,
+        beams: int = 1,
+        **how: Any,
     ) -> list[str]:
         """What a model says, without the prompt and without special tokens.
 
         Args:
             new_tokens: at the most.
             beams: of the search; one takes the likeliest token each time.
+            how: more settings of transformers' generation, such as `length_penalty`; a kind that does not generate passes over them.
         """
 
     @abstractmethod
@@ -168,7 +196,7 @@ def load_processor(source: str, config: Any) -> Any:
     with understood(source, doing="read the processor"):
         try:
             processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
-        except ImportError as error:
+        except (ImportError, ValueError) as error:
             if "torchvision" not in str(error).lower() or type(config) not in PROCESSOR_MAPPING:
                 raise
             processor = _without_videos(PROCESSOR_MAPPING[type(config)]).from_pretrained(source)
@@ -178,6 +206,8 @@ def load_processor(source: str, config: Any) -> Any:
             source,
             "the folder has no processor for images and words; name the folder or hub id of one",
         )
+    if getattr(processor, "num_query_tokens", 0) is None:  # of folders from before processors knew
+        processor.num_query_tokens = getattr(config, "num_query_tokens", None)
     return processor
 
 
