@@ -107,6 +107,8 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
                     decay = self.args.weight_decay if name in decayed else 0.0
                     groups.setdefault((rate, decay), []).append(parameter)
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            if cls is torch.optim.SGD:
+                options["momentum"] = 0.9  # which no argument of the Trainer says
             self.optimizer = cls(
                 [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()],
                 **options,
