@@ -105,6 +105,19 @@ def test_inspect_prints_the_count(tmp_path: Path) -> None:
     assert (
         f"as published: {count.parameters:,} parameters, {count.parameters + count.masks:,} with masks" in result.output
     )
+    assert f"({count.macs / 1e9:.4f} G without norms and resizing)" in result.output
+    assert count.macs < count.flops
+
+
+@pytest.mark.parametrize("name", ["clip_retrieval", "blip_retrieval"])
+def test_counting_changes_nothing(name: str) -> None:
+    config = build(name, 0).model.config
+    config.text_config.max_position_embeddings = 80
+    model = type(build(name, 0).model)(config).train()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    as_published(model)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert model.training
 
 
 def test_a_model_that_the_paper_lacks_is_refused() -> None:

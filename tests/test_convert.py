@@ -325,6 +325,31 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
         convert(saved(small_deit(), tmp_path), tmp_path / "out", head_width=4)
 
 
+def test_a_folder_that_comes_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = tf.PreTrainedModel.save_pretrained
+
+    def slow(model: tf.PreTrainedModel, folder: Path) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine.txt").write_text("mine")
+        save(model, folder)
+
+    monkeypatch.setattr(tf.PreTrainedModel, "save_pretrained", slow)
+    with pytest.raises(PrunusError, match="it is there already"):
+        convert(saved(small_deit(), tmp_path), tmp_path / "out", head_width=4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "published.pth"]
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+def test_a_link_to_an_empty_folder_or_to_none_is_followed(tmp_path: Path) -> None:
+    file = saved(small_deit(), tmp_path)
+    (tmp_path / "there").mkdir()
+    for name in ("there", "not-yet"):
+        (tmp_path / f"to-{name}").symlink_to(tmp_path / name)
+        convert(file, tmp_path / f"to-{name}", head_width=4)
+        assert (tmp_path / f"to-{name}").is_symlink()
+        assert (tmp_path / name / "config.json").exists()
+
+
 def test_a_tied_parameter_that_the_file_holds_twice_must_be_one(tmp_path: Path) -> None:
     tensors = fixture("blip_caption")
     published = section(tensors, "sd")

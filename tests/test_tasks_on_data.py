@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from pathlib import Path
@@ -10,15 +11,21 @@ from typing import Any
 import pytest
 import torch
 
+import prunus
 from prunus import PrunusError
 from prunus.checkpoint import load_model
-from prunus.evaluation import evaluate_here
+from prunus.evaluation import evaluate_here, read_task
+from prunus.extensions import load_extension
 from prunus.recipe import Recipe
 from prunus.run import run
 from prunus.steps import Bench, PruneStep, RepairStep
-from prunus.tasks import Caption, DataTask, Instruction, Vqa
+from prunus.tasks import Caption, DataTask, Instruction, Task, Vqa
+from prunus.typed import known
 from prunus.unstructured import sparsity_of
 from tests.speakers import SPEAKERS, pictures, save
+
+ROOT = Path(__file__).parents[1]
+STRANGERS = ROOT / "tests" / "strangers"
 
 
 @pytest.fixture(autouse=True)
@@ -204,3 +211,31 @@ def test_a_model_that_says_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "vit", "architectures": ["ViTForImageClassification"]}')
     with pytest.raises(PrunusError, match="ViTForImageClassification"):
         Vqa(**data(tmp_path)).check_model(tmp_path)
+
+
+def test_a_task_of_ones_own_is_one_short_file(tmp_path: Path) -> None:
+    """One file of at most 120 lines, and, for ours, one line where tasks are gathered."""
+    load_extension(STRANGERS / "own_data_task.py")
+    assert (STRANGERS / "own_data_task.py").read_text() in (ROOT / "docs/your-own-data.md").read_text()
+    settings = {"name": "own_caption", "batch_size": 4, **data(tmp_path)}
+    task = read_task(json.dumps(settings))
+    assert isinstance(task, DataTask)
+    folder = compressed(task, model("llava", tmp_path), tmp_path)
+    found = evaluate_here(folder, read_task(json.dumps(settings)), 2).metrics
+    assert 0 <= found["accuracy"] <= 1
+
+
+def test_every_task_over_data_is_one_short_file_and_one_line() -> None:
+    room = Path(prunus.tasks.__file__).parent
+    gathered = (room / "__init__.py").read_text().splitlines()
+    found = [
+        cls
+        for cls in known(Task, "name").values()
+        if issubclass(cls, DataTask) and cls.__module__.startswith("prunus.")
+    ]
+    assert {"vqa", "caption", "instruction"} <= {cls.model_fields["name"].default for cls in found}
+    for cls in found:
+        file = Path(inspect.getfile(cls))
+        assert file.parent == room
+        assert len(file.read_text().splitlines()) <= 120, file.name
+        assert len([line for line in gathered if line == f"from {cls.__module__} import {cls.__name__}"]) == 1

@@ -112,7 +112,7 @@ def inspect(
         count = as_published(built)
         typer.echo(
             f"\nas published: {count.parameters:,} parameters, {count.parameters + count.masks:,} with masks, "
-            f"{count.flops / 1e9:.4f} G multiply-accumulates"
+            f"{count.flops / 1e9:.4f} G multiply-accumulates ({count.macs / 1e9:.4f} G without norms and resizing)"
         )
     if sparsity is not None:
         counted = sparsity_in(Path(model)) if Path(model).is_dir() else None
@@ -202,7 +202,9 @@ def convert(
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Side of the images in pixels; positions are interpolated.")
     ] = None,
-    head_width: Annotated[int | None, typer.Option(min=1, help="Width of an attention head, if not 64.")] = None,
+    head_width: Annotated[
+        int | None, typer.Option(min=1, help="Width of an attention head, if not that of the published models.")
+    ] = None,
     extensions: ImportOption = None,
 ) -> None:
     """Makes OUT, a folder that transformers loads, of a published checkpoint FILE. No code in the file is run."""

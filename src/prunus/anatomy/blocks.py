@@ -1,6 +1,7 @@
-"""MLPs whose layers lie in a block beside its other parts, as in BERT and BART, of types that nobody has named.
+"""MLPs of types that nobody has named: those whose layers lie in a block beside its other parts, as in BERT and BART, and those that
+have the shapes of one, whatever their layers are called.
 
-They count only if a trial proves it: a copy of the block, with a handful of hidden neurons, random weights and stand-ins for
+They count only if a trial proves it: a copy of the module, with a handful of hidden neurons, random weights and stand-ins for
 attentions and the like, gives the same without neurons that are silent.
 """
 
@@ -10,12 +11,12 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from prunus.anatomy.layouts import Mlp, Sites
+from prunus.anatomy.layouts import Layout, Mlp, Sites
 from prunus.anatomy.trial import NEURONS, MisfitError, without_hooks
 
 SILENT = 2
@@ -25,20 +26,10 @@ _KNOWN: dict[Any, str] = {}
 
 
 @dataclass(frozen=True)
-class BlockMlp(Mlp):
-    """An MLP of a block that nobody has named."""
+class CutMlp(Mlp):
+    """A guess at an MLP, which counts if a trial finds it the same once it is cut."""
 
-    name: str = field(default="mlp", kw_only=True)
-
-    def resembles(self, module: nn.Module) -> bool:
-        """Whether a module has layers of these names beside others, so that a trial is worth its while."""
-        own = {self.up.partition(".")[0], self.down.partition(".")[0]}
-        if not own <= module._modules.keys() or not (_has(module, self.up) and _has(module, self.down)):
-            return False
-        return any(
-            child is not None and name not in own and any(True for _ in child.parameters())
-            for name, child in module._modules.items()
-        )
+    is_tried: ClassVar[bool] = True
 
     def sites(self, module: nn.Module) -> Sites:
         found = super().sites(module)
@@ -51,6 +42,53 @@ class BlockMlp(Mlp):
         if _KNOWN[key]:
             raise MisfitError(_KNOWN[key])
         return found
+
+
+@dataclass(frozen=True)
+class BlockMlp(CutMlp):
+    """One whose layers, of these names, lie in a block beside others."""
+
+    name: str = field(default="mlp", kw_only=True)
+
+    def resembles(self, module: nn.Module) -> bool:
+        """Whether a module has layers of these names beside others, so that a trial is worth its while."""
+        own = {self.up.partition(".")[0], self.down.partition(".")[0]}
+        if not own <= module._modules.keys() or not (_has(module, self.up) and _has(module, self.down)):
+            return False
+        others = (child for name, child in module._modules.items() if child is not None and name not in own)
+        return any(True for child in others for _ in child.parameters())
+
+
+@dataclass(frozen=True)
+class MlpByShape(Layout):
+    """Whatever has two linear layers, or three, of which one reads what the others make, and no other matrix."""
+
+    is_attention: ClassVar[bool] = False
+    is_tried: ClassVar[bool] = True
+
+    def resembles(self, module: nn.Module) -> bool:
+        """Whether a module has such layers, and no module in it that can be looked at by itself has them all."""
+        return any(True for _ in self.candidates(module))
+
+    def candidates(self, module: nn.Module) -> Iterator[Layout]:
+        layers = {path: part for path, part in module.named_modules() if isinstance(part, nn.Linear)}
+        if len(layers) not in (2, 3) or sum(p.ndim > 1 for p in module.parameters()) != len(layers):
+            return
+        first = {path.partition(".")[0] for path in layers}
+        if len(first) == 1 and not type(module.get_submodule(first.pop())).__module__.startswith("torch."):
+            return
+        for down in list(layers)[:0:-1]:  # not the first
+            ups, width = [path for path in layers if path != down], layers[down].in_features
+            if all(layers[path].out_features == width for path in ups):
+                yield CutMlp(ups[-1], down, gate=ups[0] if len(ups) == 2 else None)
+            elif len(ups) == 1 and layers[ups[0]].out_features == 2 * width:
+                yield CutMlp(ups[0], down, gate=ups[0])
+
+    def sites(self, module: nn.Module) -> Sites:
+        raise MisfitError("it has no layers that make an MLP")
+
+    def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
+        raise NotImplementedError
 
 
 def _objection(layout: Mlp, module: nn.Module) -> str:
@@ -94,7 +132,9 @@ def _sample(layout: Mlp, module: nn.Module, form: int, silent: int, width: int) 
     """A copy with random weights, of whose neurons the last are silent and the first `width` are there."""
     generator = torch.Generator().manual_seed(0)
     copy = without_hooks(module)
-    _replace(copy, "", (layout.up, layout.down), form)
+    ups = tuple(dict.fromkeys(filter(None, (layout.up, layout.gate))))
+    neuron = torch.arange(2 * NEURONS if layout.gate == layout.up else NEURONS) % NEURONS
+    _replace(copy, "", (*ups, layout.down), form)
     for path, part in copy.named_modules():
         known: dict[str, Tensor | None] = {}
         for name, parameter in part._parameters.items():
@@ -102,14 +142,14 @@ def _sample(layout: Mlp, module: nn.Module, form: int, silent: int, width: int) 
                 known[name] = None
                 continue
             shape = list(parameter.shape)
-            if path == layout.up:
-                shape[0] = NEURONS
+            if path in ups:
+                shape[0] = len(neuron)
             elif path == layout.down and name == "weight":
                 shape[1] = NEURONS
             value = torch.randn(shape, generator=generator) * (shape[1] ** -0.5 if len(shape) > 1 else 0.5)
-            if path == layout.up:
-                value[NEURONS - silent :] = 0
-                value = value[:width]
+            if path in ups:
+                value[neuron >= NEURONS - silent] = 0
+                value = value[neuron < width]
             elif path == layout.down and name == "weight":
                 value = value[:, :width]
             known[name] = value

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from prunus.anatomy.blocks import BlockMlp
+from prunus.anatomy.blocks import BlockMlp, MlpByShape
 from prunus.anatomy.conventions import AttentionByConvention
 from prunus.anatomy.experts import Experts
 from prunus.anatomy.forwards import fused_attention
@@ -193,6 +193,9 @@ CONVENTIONS: tuple[TriedMlp | BlockMlp | AttentionByConvention | Experts, ...] =
 )
 """Layouts tried on types that the catalog does not name. A match counts only if a trial run equals the formula."""
 
+BY_SHAPE: tuple[MlpByShape, ...] = (MlpByShape(),)
+"""Layouts tried in blocks on what is left."""
+
 OPAQUE: dict[str, str] = {
     "torch.nn.modules.activation:MultiheadAttention": (
         "torch.nn.MultiheadAttention keeps q, k and v in one bare parameter and checks their sizes"
@@ -278,4 +281,5 @@ def layouts_of(module: nn.Module) -> tuple[Layout, ...]:
         return known
     if type(module).__module__.startswith("torch."):
         return ()
-    return tuple(layout for layout in CONVENTIONS if layout.resembles(module))
+    by_name = tuple(layout for layout in CONVENTIONS if layout.resembles(module))
+    return by_name or tuple(layout for layout in BY_SHAPE if layout.resembles(module))

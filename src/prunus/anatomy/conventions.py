@@ -23,6 +23,8 @@ from prunus.anatomy.trial import MisfitError, linear_at, without_hooks
 
 ROLE = re.compile(r"(?:to_|w|lin_|linear_)?(q|k|v)(?:uer(?:y|ies)|eys?|alues?)?(?:_?(?:proj|lin|linear|layer|states))?")
 """How the layers that make queries, keys and values are called."""
+FUSED = re.compile(r"(?:.*_)?w?_?(?:qkv|query_key_value|c_attn|att_proj)(?:_?(?:proj|lin|linear))?", re.IGNORECASE)
+"""How a layer that makes all three is called."""
 OUT = re.compile(r"(?:.*_)?(?:o|out|output|dense|proj|projection|fc_out|final)(?:_?(?:proj|lin|linear|layer|net))?")
 """How the output layer is called, where there are several others."""
 WIDTHS = re.compile(
@@ -62,6 +64,10 @@ class TriedAttention(Attention):
         width, turned = self._width(module), 0
         names = tuple(dict.fromkeys(name for name in (self.query, self.key, self.value, *self.gates) if name))
         layers = {name: linear_at(module, name) for name in names}
+        if self.query == self.key and (layers[self.query].out_features - columns) <= 0:
+            raise MisfitError(
+                f"its {self.query} has no rows for keys and values beside those for {columns} inputs of its {self.out}"
+            )
         for name, rows in {self.out: columns, **{name: layer.out_features for name, layer in layers.items()}}.items():
             if rows % width:
                 raise MisfitError(f"its {name} has {rows} features there, no multiple of head width {width}")
@@ -155,7 +161,10 @@ class AttentionByConvention(Layout):
                 rotations, [norms, ()] if norms else [()], [(), totals] if totals else [()], (False, True)
             )
             for rotation, over, sizes, scale in choices:
-                yield replace(guess, rotation=rotation, norms=over, totals=sizes, scale_follows_width=scale)
+                found = replace(guess, rotation=rotation, norms=over, totals=sizes, scale_follows_width=scale)
+                yield found
+                if scale and query == key:
+                    yield replace(found, grouped=True)
 
     def sites(self, module: nn.Module) -> Sites:
         raise MisfitError("it has no layers for queries, keys, values and output")
@@ -174,6 +183,9 @@ def _layers(module: nn.Module) -> tuple[str, str, str, str, tuple[str, ...]] | N
             if role[1] in roles:
                 return None
             roles[role[1]] = path
+    fused = [path for path in layers if FUSED.fullmatch(path.rpartition(".")[2])]
+    if not roles and len(fused) == 1:
+        roles = dict.fromkeys("qkv", fused[0])
     others = [path for path in layers if path not in roles.values()]
     if not {"q", "k"} <= roles.keys() or not others:
         return None

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from prunus.anatomy.catalog import CROSS_ATTENTION, OPAQUE, entry, layouts_of
+from prunus.anatomy.catalog import BY_SHAPE, CROSS_ATTENTION, OPAQUE, entry, layouts_of
 from prunus.anatomy.mirrors import copies_of, is_inside, mirrors_of
 from prunus.anatomy.proof import settle
 from prunus.anatomy.routers import ROUTER, is_router
@@ -40,8 +40,10 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
         if is_inside(path, mirrors):
             continue
         is_described = False
+        in_list = bool(path) and isinstance(model.get_submodule(path.rpartition(".")[0]), nn.ModuleList)
+        in_block = in_list or places[path].block != path
         for layout in layouts_of(module):
-            if is_described and not layout.name:
+            if (is_described and not layout.name) or (layout in BY_SHAPE and not in_block):
                 continue
             try:
                 found_layout, sites = settle(layout, module)
@@ -130,7 +132,7 @@ def _account(
             in_block = block != path
             is_bias = name.endswith("bias") and not isinstance(module, nn.Linear)
             is_matrix = (
-                parameter.ndim >= 2 and not isinstance(module, nn.Embedding | nn.Conv2d | nn.Conv3d) and not is_bias
+                parameter.ndim >= 2 and not isinstance(module, nn.Embedding | nn.modules.conv._ConvNd) and not is_bias
             )
             if is_inside(path, mirrors):
                 reason = "momentum copies: they follow their originals"
@@ -168,10 +170,10 @@ def _why_dense(module: nn.Module, parameter: nn.Parameter, in_block: bool) -> st
         return "embeddings: their width is the model's width"
     if isinstance(module, nn.Conv2d | nn.Conv3d):
         return "patch convolution: its output is the model's width"
-    if isinstance(module, nn.Linear) and in_block:
-        return BIASES
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "convolutions: they are no linear map"
     if isinstance(module, nn.Linear):
-        return "heads and projections between towers"
+        return BIASES if in_block else "heads and projections between towers"
     if parameter.ndim == 1 or "Norm" in type(module).__name__:
         return "norms and scales: they act on the model's width"
     return "position tables, class tokens and other free parameters"

@@ -114,6 +114,10 @@ def _tried(layout: Experts, module: nn.Module, width: int) -> Tensor:
         copy._parameters[name] = (weight.transpose(1, 2) if transposed else weight).contiguous()
         if copy._parameters.get(f"{name}_bias") is not None:
             copy._parameters[f"{name}_bias"] = biases[name]
+    for part in copy.modules():
+        if part is not copy:  # norms after each expert
+            own = {name: None if p is None else torch.ones(p.shape) for name, p in part._parameters.items()}
+            vars(part)["_parameters"] = own
     for name, size in {"num_experts": EXPERTS_OF_TRIAL, **dict.fromkeys(layout.sizes, width)}.items():
         if isinstance(getattr(copy, name, None), int):
             setattr(copy, name, size)

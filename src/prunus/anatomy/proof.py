@@ -47,7 +47,7 @@ def settle(layout: Layout, module: nn.Module) -> tuple[Layout, Sites]:
         MisfitError: it does not describe the module; or a trial proves it wrong, or does not prove what is a guess.
     """
     if not layout.is_attention:
-        return layout, layout.sites(module)
+        return _first_that_fits(layout, module)
     if not layout.is_tried:
         layout.sites(module)  # says why it cannot be cut
     key = layout, _shape_of(module)
@@ -60,6 +60,17 @@ def settle(layout: Layout, module: nn.Module) -> tuple[Layout, Sites]:
     if found[0] is None:
         raise MisfitError(found[1])
     return found[0], found[0].sites(module)
+
+
+def _first_that_fits(layout: Layout, module: nn.Module) -> tuple[Layout, Sites]:
+    """Of layouts that prove themselves."""
+    why: MisfitError | None = None
+    for candidate in layout.candidates(module):
+        try:
+            return candidate, candidate.sites(module)
+        except MisfitError as misfit:
+            why = why or misfit
+    raise why or MisfitError("it has no layers that make an MLP")
 
 
 def _first_that_holds(layout: Layout, module: nn.Module) -> tuple[Layout | None, str]:

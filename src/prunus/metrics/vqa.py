@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
 
 ARTICLES = frozenset(("a", "an", "the"))
 NUMBERS = {
@@ -77,3 +80,32 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     alike = answers.count(prediction)
     left_out = [min(1.0, (alike - (answer == prediction)) / 3) for answer in answers]
     return sum(left_out) / len(left_out)
+
+
+def yes_or_no(answers: Sequence[str]) -> bool:
+    """Whether most people answered a question with yes or no."""
+    closed = [normalised(answer) in ("yes", "no") for answer in answers]
+    return 2 * sum(closed) > len(closed)
+
+
+def answer_rows(found: Sequence[tuple[float, bool]]) -> Tensor:
+    """What every question adds to the sums, (questions, 4): one and its accuracy; both again if it is one of yes or no."""
+    accuracies, closed = torch.tensor(found, dtype=torch.double).T
+    of_all = torch.stack([torch.ones_like(accuracies), accuracies], 1)
+    return torch.cat([of_all, of_all * closed[:, None]], 1)
+
+
+def answer_figures(sums: Tensor) -> Mapping[str, Tensor]:
+    """`accuracy`, `accuracy_yes_no` and `accuracy_other` of sums (…, 4); NaN of no question.
+
+    Example:
+        >>> rows = answer_rows([(1.0, True), (0.0, True), (0.9, False)])
+        >>> {name: round(float(value), 3) for name, value in answer_figures(rows.sum(0)).items()}
+        {'accuracy': 0.633, 'accuracy_yes_no': 0.5, 'accuracy_other': 0.9}
+    """
+    count, right, closed, closed_right = sums.unbind(-1)
+    return {
+        "accuracy": right / count,
+        "accuracy_yes_no": closed_right / closed,
+        "accuracy_other": (right - closed_right) / (count - closed),
+    }

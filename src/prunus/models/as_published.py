@@ -17,12 +17,13 @@ from transformers import (
 )
 
 from prunus.anatomy import anatomy
-from prunus.cost import published_flops
+from prunus.cost import multiply_accumulates, published_flops
 from prunus.errors import PrunusError
 from prunus.models.blip_nlvr import BlipForImagesAndTextClassification
 from prunus.models.blip_retrieval import BlipForRetrievalTraining
 from prunus.models.clip_retrieval import CLIPForRetrieval
 from prunus.models.segmenter import SegmenterForSemanticSegmentation
+from prunus.modules import evaluating
 
 UNUSED_CLASSES = 1000
 """Of the classifier in the encoder of a published Segmenter."""
@@ -38,6 +39,8 @@ class PublishedCount:
     """Values of the masks of its units, which the paper counts as parameters of uncompressed models."""
     flops: int
     """fvcore's: multiply-accumulates, and some for norms and resizing."""
+    macs: int
+    """Multiply-accumulates alone, on the same input."""
 
 
 def as_published(model: PreTrainedModel) -> PublishedCount:
@@ -51,8 +54,10 @@ def as_published(model: PreTrainedModel) -> PublishedCount:
         known = ", ".join(kind.__name__ for kind in RUNS)
         raise PrunusError("model", type(model).__name__, f"the paper has no such model; it counts {known}")
     parts = anatomy(model)
-    flops = published_flops(model, lambda: run(model))
-    return PublishedCount(parts.parameters + _unused(model), sum(unit.channels for unit in parts), flops)
+    with evaluating(model):  # in training a loss would move momentum copies and fill the queue
+        flops = published_flops(model, lambda: run(model))
+        macs = multiply_accumulates(model, lambda: run(model), parts)["total"]
+    return PublishedCount(parts.parameters + _unused(model), sum(unit.channels for unit in parts), flops, macs)
 
 
 def _unused(model: PreTrainedModel) -> int:

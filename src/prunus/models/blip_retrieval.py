@@ -6,6 +6,7 @@ The loss is that of contrast between images and texts (ITC), whose targets are p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +17,15 @@ from transformers import AutoConfig, AutoModel, BlipConfig, BlipForImageTextRetr
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from prunus.models.momentum import FeatureQueue, WithCopies, contrast
+from prunus.models.momentum import (
+    NOBODY,
+    FeatureQueue,
+    WithCopies,
+    contrast,
+    everywhere,
+    first_of_own,
+    padded_alike,
+)
 
 # B: batch, T: tokens of the text, P: tokens of an image, E: width of the features
 
@@ -141,8 +150,7 @@ class BlipForRetrievalTraining(WithCopies, BlipForImageTextRetrieval):  # type: 
             text_m = F.normalize(self.text_proj_m(read_m.last_hidden_state[:, 0]), dim=-1)
         weight = self.config.soft_target_weight if soft_target_weight is None else soft_target_weight
         itc_loss = contrast((image, text), (image_m, text_m), self.queue, 1 / self.temp, weight, labels)
-        positive = self.queue.matches(labels, len(image))[:, : len(image)] > 0
-        itm_loss = self._match(states, matched, attention_mask, image.detach() @ text.detach().T, positive)
+        itm_loss = self._match(states, matched, attention_mask, image.detach(), text.detach(), labels)
         if self.training:
             self.queue.push(image_m, text_m, labels)
         return BlipRetrievalOutput(itc_loss + itm_loss, itc_loss, itm_loss, image, text)
@@ -151,34 +159,45 @@ class BlipForRetrievalTraining(WithCopies, BlipForImageTextRetrieval):  # type: 
         """One place for each row of weights, (rows,): drawn in training, the heaviest in evaluation."""
         return weights.multinomial(1)[:, 0] if self.training else weights.argmax(1)
 
-    def _match(self, states: Tensor, ids: Tensor, mask: Tensor | None, similar: Tensor, positive: Tensor) -> Tensor:
-        """The loss of matching, ITM: pairs, texts with other images, images with other texts. Where all pairs of a batch are positive,
-        there are no others.
+    def _match(
+        self, states: Tensor, ids: Tensor, mask: Tensor | None, image: Tensor, text: Tensor, labels: Tensor | None
+    ) -> Tensor:
+        """The loss of matching, ITM: pairs, texts with other images, images with other texts, in training those of all processes.
+        Where all pairs are positive, there are no others.
 
         Args:
             states: of the images, (B, P, width of the ViT).
             ids, mask: of the texts, (B, T).
-            similar: images to texts, (B, B).
-            positive: which pairs belong together, bool (B, B).
+            image, text: features, (B, E).
+            labels: the numbers of the images, (B,).
         """
+        gathered: Callable[[Tensor], Tensor] = everywhere if self.training else _alone
+        if self.training:
+            ids, mask = padded_alike(ids, mask, self.config.text_config.pad_token_id or 0)
+        all_states, all_ids, all_masks = gathered(states), gathered(ids), None if mask is None else gathered(mask)
         pairs = torch.arange(len(ids), device=ids.device)
+        own_places = pairs + (first_of_own(len(pairs)) if self.training else 0)
+        positive = own_places[:, None] == torch.arange(len(all_ids), device=ids.device)
+        if labels is not None:
+            positive = positive | (labels[:, None] == gathered(labels)) & (labels[:, None] != NOBODY)
         contested = pairs[~positive.all(1)]
         with torch.no_grad():
             of_texts, of_images = (
-                (side / self.temp)
+                (own @ gathered(others).T / self.temp)
                 .softmax(1)
-                .clamp_min(torch.finfo(side.dtype).tiny)
+                .clamp_min(torch.finfo(own.dtype).tiny)
                 .masked_fill(positive, 0)[contested]
-                for side in (similar.T, similar)
+                for own, others in ((text, image), (image, text))
             )
             other_images, other_texts = self.draw(of_texts), self.draw(of_images)
-        images, texts = torch.cat([pairs, other_images, contested]), torch.cat([pairs, contested, other_texts])
         read = self.text_encoder(
-            input_ids=ids[texts],
-            attention_mask=None if mask is None else mask[texts],
-            encoder_hidden_states=states[images],
+            input_ids=torch.cat([ids, ids[contested], all_ids[other_texts]]),
+            attention_mask=None
+            if mask is None or all_masks is None
+            else torch.cat([mask, mask[contested], all_masks[other_texts]]),
+            encoder_hidden_states=torch.cat([states, all_states[other_images], states[contested]]),
         ).last_hidden_state
-        targets = (torch.arange(len(texts), device=ids.device) < len(pairs)).long()
+        targets = (torch.arange(len(read), device=ids.device) < len(pairs)).long()
         return F.cross_entropy(self.itm_head(read[:, 0]), targets)
 
     @torch.no_grad()
@@ -188,6 +207,10 @@ class BlipForRetrievalTraining(WithCopies, BlipForImageTextRetrieval):  # type: 
             init.constant_(self.temp, self.config.temperature)
         elif isinstance(module, FeatureQueue):
             module.begin()
+
+
+def _alone(part: Tensor) -> Tensor:
+    return part
 
 
 AutoConfig.register(BlipRetrievalConfig.model_type, BlipRetrievalConfig)

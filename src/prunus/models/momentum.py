@@ -138,9 +138,40 @@ def contrast(
 
 
 def everywhere(part: Tensor) -> Tensor:
-    """The parts of all processes that train one model, in their order."""
+    """The parts of all processes that train one model, in their order. Gradients reach the process that each came from."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return part
-    parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, part.contiguous())
-    return torch.cat(parts)
+    gathered: Tensor = _Gathered.apply(part)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gathered(torch.autograd.Function):
+    """`all_gather`, with a gradient: the sum of all processes'."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, part.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def padded_alike(ids: Tensor, mask: Tensor | None, padding: int) -> tuple[Tensor, Tensor | None]:
+    """Texts (B, T) and their mask, as long as the longest of all processes."""
+    lengths = everywhere(torch.tensor([ids.shape[1]], device=ids.device))
+    more = int(lengths.max()) - ids.shape[1]
+    if len(lengths) > 1 and mask is None:
+        mask = torch.ones_like(ids)
+    if more == 0:
+        return ids, mask
+    return F.pad(ids, (0, more), value=padding), None if mask is None else F.pad(mask, (0, more))
+
+
+def first_of_own(pairs: int) -> int:
+    """Where the pairs of this process begin among those of all."""
+    return pairs * dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

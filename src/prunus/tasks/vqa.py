@@ -8,13 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import model_validator
 
 from prunus.calibration import Batch
 from prunus.errors import PrunusError
 from prunus.metric import Metric
-from prunus.metrics import mean_of, normalised, vqa_accuracy, with_interval
+from prunus.metrics import answer_figures, answer_rows, vqa_accuracy, with_interval, yes_or_no
 from prunus.tasks.kinds import Speaker
 from prunus.tasks.on_data import DataTask, Row, said
 from prunus.typed import Count
@@ -101,24 +100,7 @@ class Vqa(DataTask):
 
     def figures(self, found: Sequence[tuple[float, bool]]) -> dict[str, float]:
         """Accuracies, of all questions with an interval."""
-        accuracy, closed = torch.tensor(found, dtype=torch.double).T
-        rows = torch.cat([mean_of(accuracy.tolist()), mean_of(accuracy.tolist()) * closed[:, None]], 1)
-
-        def shares(sums: torch.Tensor) -> dict[str, torch.Tensor]:
-            count, right, closed, closed_right = sums.unbind(-1)
-            return {
-                "accuracy": right / count,
-                "accuracy_yes_no": closed_right / closed,
-                "accuracy_other": (right - closed_right) / (count - closed),
-            }
-
-        measured = with_interval(rows, shares, "accuracy")
+        measured = with_interval(answer_rows(found), answer_figures, "accuracy")
         return {
             name: value for name, value in measured.items() if not math.isnan(value)
         }  # without those of no question
-
-
-def yes_or_no(answers: Sequence[str]) -> bool:
-    """Whether most people answered a question with yes or no."""
-    closed = [normalised(answer) in ("yes", "no") for answer in answers]
-    return 2 * sum(closed) > len(closed)

@@ -43,7 +43,7 @@ def convert(
         out: the folder to make. One that is there already is not replaced.
         as_: the family, such as `blip_vqa`. Default: told from the names in the file.
         image_size: side of the images in pixels; positions are interpolated. Default: that of the file.
-        head_width: of an attention head, which no shape tells. Default: that of the published models, 64.
+        head_width: of an attention head, which no shape tells. Default: that of the published models, 64, and 88 of EVA's.
 
     Returns:
         The model that was saved.
@@ -51,17 +51,22 @@ def convert(
     Raises:
         PrunusError: the file cannot be read, is of no family or of another one, or the folder is there.
     """
-    folder = writable_path(out, "out")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise PrunusError("out", str(out), "it is there already; take another folder")
-    around = next(place for place in folder.absolute().parents if place.exists())
+    folder = Path(os.path.realpath(writable_path(out, "out")))
+    _refuse_existing(folder, out)
+    around = next(place for place in folder.parents if place.exists())
     if not around.is_dir() or not os.access(around, os.W_OK):
         raise PrunusError("out", str(out), f"nothing can be made in {around}; take another folder")
     family, tensors = _read(file, as_)
     model = assembled(family, tensors, str(file), image_size, head_width)
     with new_folder(folder) as partial:
         model.save_pretrained(partial)
+        _refuse_existing(folder, out)  # which may have come meanwhile
     return model
+
+
+def _refuse_existing(folder: Path, out: str | Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise PrunusError("out", str(out), "it is there already; take another folder")
 
 
 def published_skeleton(
