@@ -63,7 +63,9 @@ def demo(changes: SetOption = None, extensions: ImportOption = None) -> None:
 @app.command()
 def compress(
     recipe: Path,
-    variant: Annotated[str | None, typer.Option(help="Which recipe, of a file with several, such as wanda/2:4.")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Which recipe, of a file with several, such as wanda/2:4.")
+    ] = None,
     changes: SetOption = None,
     extensions: ImportOption = None,
 ) -> None:

@@ -12,6 +12,7 @@ are four recipes: wanda/0.5, wanda/2:4, sparsegpt/0.5 and sparsegpt/2:4. A singl
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from itertools import product
 from typing import Any
@@ -21,6 +22,8 @@ from prunus.errors import PrunusError
 FIELD = "variants"
 SHOWN = 12
 """Names that an error lists."""
+MOST = 10_000
+"""Recipes in one file."""
 
 
 def variant_names(data: Mapping[str, Any], source: str) -> list[str]:
@@ -97,12 +100,14 @@ def _choices(data: Mapping[str, Any], source: str) -> list[dict[str, dict[str, A
     choices = given if isinstance(given, list) else [given]
     for choice in choices:
         if not isinstance(choice, dict) or not choice:
-            raise PrunusError(f"{source}: {FIELD}", choice, "give a mapping of names to what they change, or a list of such")
+            raise PrunusError(
+                f"{source}: {FIELD}", choice, "give a mapping of names to what they change, or a list of such"
+            )
         for name, changes in choice.items():
             if "/" in name or not name or not isinstance(changes, dict):
                 raise PrunusError(
                     f"{source}: {FIELD}", name, "a name without / stands for a mapping of places to values, such as {steps.0.method.ratio: 0.5}"
                 )  # fmt: skip
-    if len([*product(*choices)]) > 10_000:
+    if math.prod(map(len, choices)) > MOST:
         raise PrunusError(f"{source}: {FIELD}", len(choices), "these are more than ten thousand recipes; take fewer")
     return choices
