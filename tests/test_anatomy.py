@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from benchmarks.anatomy_speed import CONFIGS
 from torch import nn
@@ -455,6 +456,30 @@ def test_locations_are_those_that_paths_and_modules_tell() -> None:
     assert places["language_model.encoder.block.0"].tower == "language"
     t5 = locate(build("t5", 0).model)
     assert (t5["encoder.block.0"].tower, t5["decoder.block.0"].tower) == ("text", "decoder")
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("WhisperForConditionalGeneration", {"model.encoder.layers.0": "audio", "model.decoder.layers.0": "decoder"}),
+        ("WhisperForCausalLM", {"model.decoder.layers.0": "language"}),
+        ("Wav2Vec2Model", {"encoder.layers.0": "audio"}),
+        ("Emu3VQVAE", {"decoder.up_block": "vision"}),
+        ("VideoLlavaModel", {"image_tower": "vision", "video_tower": "vision"}),
+        ("FlavaModel", {"image_model.encoder": "vision", "multimodal_model.encoder": "joint"}),
+        ("CvtModel", {"encoder.stages.0": "vision"}),
+        ("Qwen3VLVisionModel", {"blocks.0": "vision", "merger": "connector"}),
+        ("Qwen2AudioForConditionalGeneration", {"model.audio_tower.layers.0": "audio"}),
+    ],
+)
+def test_a_part_is_called_by_what_it_takes_in(model: str, expected: dict[str, str]) -> None:
+    with torch.device("meta"):
+        cls = getattr(transformers, model)
+        places = locate(cls._from_config(cls.config_class()))
+    for path, tower in expected.items():
+        assert {place.tower for name, place in places.items() if name.endswith(path) or path + "." in name} == {
+            tower
+        }, path
 
 
 # selectors

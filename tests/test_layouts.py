@@ -34,10 +34,10 @@ def made(spec: Any) -> Data:
     return ADAPTER.validate_python(spec)
 
 
-def picture(path: Path, shade: int = 0) -> None:
+def picture(path: Path, shade: int = 0, size: tuple[int, int] = (8, 6)) -> None:
     """A grey picture whose shade tells which it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 6), (shade, shade, shade)).save(path, "PNG")
+    Image.new("RGB", size, (shade, shade, shade)).save(path, "PNG")
 
 
 def shade(image: Any) -> int:
@@ -149,7 +149,7 @@ def kaggle(root: Path) -> None:
 def ade20k(root: Path) -> None:
     inside = root / "ADEChallengeData2016"
     for split in ("training", "validation"):
-        picture(inside / f"images/{split}/ADE_1.jpg", 7)
+        picture(inside / f"images/{split}/ADE_1.jpg", 7, (2, 2))
         mask = inside / f"annotations/{split}/ADE_1.png"
         mask.parent.mkdir(parents=True)
         Image.fromarray(np.array([[0, 1], [150, 2]], dtype=np.uint8)).save(mask)
@@ -283,6 +283,13 @@ def test_a_missing_image_of_a_published_layout_is_named_with_its_row(tmp_path: P
     (tmp_path / "train2014/COCO_train2014_000000000009.jpg").unlink()
     with pytest.raises(PrunusError, match=r"questions.json, row 1: image = .*000000000009.jpg.*there is no such file"):
         made({"layout": "vqav2", "root": str(tmp_path)}).check(["image"])
+
+
+def test_a_mask_is_as_large_as_its_image(tmp_path: Path) -> None:
+    ade20k(tmp_path)
+    picture(tmp_path / "ADEChallengeData2016/images/training/ADE_1.jpg")
+    with pytest.raises(PrunusError, match=r"mask = \(2, 2\): its image has 8 × 6 pixels"):
+        made({"layout": "ade20k", "root": str(tmp_path)}).read()
 
 
 def test_easy_vqa_is_read_from_its_package() -> None:

@@ -220,8 +220,9 @@ CROSS_ATTENTION = re.compile(r"cross|^encdecattention$|^encoder_attn$", re.IGNOR
 """How a cross-attention is called by the module around it."""
 
 CONNECTORS = (
-    "connector", "deepstack_merger_list", "merger", "multi_modal_projector", "perceiver_resampler", "projector", "qformer",
-    "resampler", "vision_resampler", "vit_merger", "vision_adapter",
+    "aligner", "connector", "deepstack_merger_list", "image_to_text_projection", "merger", "multi_modal_projector",
+    "perceiver_resampler", "projector", "qformer", "resampler", "vision_adapter", "vision_projection", "vision_resampler",
+    "vit_merger",
 )  # fmt: skip
 """Path components that make a part a connector, also inside of another tower."""
 
@@ -234,6 +235,9 @@ TOWERS: dict[str, str] = {
     "vision_encoder": "vision",
     "visual_encoder": "vision",
     "visual": "vision",
+    "audio_tower": "audio",
+    "audio_encoder": "audio",
+    "audio_model": "audio",
     "text_decoder": "decoder",
     "language_model": "language",
     "text_model": "text",

@@ -9,6 +9,7 @@ which are left alone unless they are asked for (`connector`, or a path).
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
@@ -69,20 +70,44 @@ def locate(model: nn.Module) -> dict[str, Location]:
 
 def _told(parent: nn.Module, part: str, module: nn.Module) -> str | None:
     """The tower that one component of a path names."""
-    if part in TOWERS or part not in ("encoder", "decoder"):
-        return TOWERS.get(part)
-    if not (hasattr(parent, "encoder") and hasattr(parent, "decoder")):
+    if part in TOWERS:
+        return TOWERS[part]
+    sense = _sense(module)
+    if sense in ("vision", "audio"):
+        return sense
+    if part not in ("encoder", "decoder") or not (hasattr(parent, "encoder") and hasattr(parent, "decoder")):
         return None
-    if getattr(module, "main_input_name", None) == "pixel_values":
-        return "vision"
+    if _sense(parent) in ("vision", "audio"):  # what it decodes are no words
+        return None
     return "text" if part == "encoder" else "decoder"
+
+
+def _sense(module: nn.Module) -> str:
+    """What a model, or one in it, takes in: `vision`, `audio`, `text`, several of them (`joint`), or nothing that it would tell."""
+    if not hasattr(module, "main_input_name"):
+        return ""
+    said = getattr(module, "input_modalities", ())
+    modalities = {said} if isinstance(said, str) else set(said)
+    asked = inspect.signature(type(module).forward).parameters
+    sees = any(name.startswith("pixel_values") or name in IMAGES for name in asked)
+    hears = any(name in SOUNDS for name in asked)
+    if "input_ids" in asked or "decoder_input_ids" in asked:
+        return "joint" if sees or hears else "text"
+    if sees or (modalities and modalities <= {"image", "video"}):
+        return "vision"
+    return "audio" if hears or modalities == {"audio"} else ""
+
+
+IMAGES = ("flattened_patches", "grid_thw", "image_grid_thw")
+SOUNDS = ("input_features", "input_values")
+"""How forwards call images and sounds, besides `pixel_values`."""
 
 
 def _whole(model: nn.Module) -> str:
     """The tower that a model is as a whole."""
-    modalities = getattr(model, "input_modalities", ())
-    if ("image" in modalities and "text" in modalities) or getattr(model, "main_input_name", None) == "pixel_values":
-        return "joint" if "text" in modalities else "vision"
+    sense = _sense(model)
+    if sense and sense != "text":
+        return sense
     generates = getattr(model, "can_generate", lambda: False)()
     decodes = generates or getattr(getattr(model, "config", None), "is_decoder", False)
     causal = decodes or any(getattr(module, "is_causal", False) is True for module in model.modules())

@@ -253,7 +253,7 @@ class Augmented(Dataset[Any]):
 
     def _version(self, row: Mapping[str, Any], draw: Random) -> dict[str, Any]:
         changed = {**row, "sized": True}
-        if "images" in row:  # each a picture of its own
+        if row.get("images"):  # each a picture of its own
             images: Sequence[Image.Image] = row["images"]
             changed["images"] = [self.augmentation.version(image, None, self.size, draw)[0] for image in images]
             return changed

@@ -66,14 +66,18 @@ def rows_of(file: Path, wanted: Collection[str] | None = None) -> Iterator[Row]:
         raise PrunusError("file", str(file), "it is no text in UTF-8") from None
 
 
-def json_of(file: Path) -> Any:
+def json_of(file: Path, shorten: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """What a JSON file holds.
+
+    Args:
+        file: the file.
+        shorten: what is kept of each mapping, where a file holds more of them than memory should.
 
     Raises:
         PrunusError: it is damaged.
     """
     try:
-        return json.loads(file.read_bytes())
+        return json.loads(file.read_bytes(), object_hook=shorten)
     except OSError as error:
         raise PrunusError("file", str(file), f"it cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:

@@ -37,7 +37,7 @@ class Reading:
         self.broken: dict[str, list[int] | None] = {}
         """Files of images for which rows were skipped, and their states."""
         self._ids: dict[str, str] = {}
-        self._looks: dict[str, BrokenImage | None] = {}
+        self._looks: dict[str, tuple[int, int] | BrokenImage] = {}
         self._own_name = {name: data.columns.get(name, name) for name in COLUMNS}
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -105,22 +105,31 @@ class Reading:
             raise PrunusError(f"{found.where}: {own}", value, str(remedy)) from None
 
     def _check_images(self, found: Found, row: Mapping[str, Any]) -> None:
-        for name, image in images_of(row):
-            path = image["path"] if image["bytes"] is None else None
-            broken = self._looks.get(path) if path in self._looks else self._look(image, f"{found.where}: {name}")
-            if path is not None and len(self._looks) < REMEMBERED:
-                self._looks[path] = broken
-            if broken is not None:
-                if path is not None:
-                    self.broken[path] = image_state(path)
-                raise broken
+        sizes = {name: self._size(image, f"{found.where}: {name}") for name, image in images_of(row)}
+        image, mask = sizes.get("image"), sizes.get("mask")
+        if (
+            image and mask and mask not in (image, image[::-1])
+        ):  # a camera that was turned says so, and its mask does not
+            raise PrunusError(
+                f"{found.where}: mask", mask, f"its image has {image[0]} × {image[1]} pixels; give a mask of that size"
+            )
 
-    def _look(self, image: Mapping[str, Any], where: str) -> BrokenImage | None:
-        try:
-            look_at(image, where, whole=self.data.on_broken == "skip")
-        except BrokenImage as error:
-            return error
-        return None
+    def _size(self, image: Mapping[str, Any], where: str) -> tuple[int, int]:
+        """(width, height) of an image, whose file is looked at once."""
+        path = image["path"] if image["bytes"] is None else None
+        look = self._looks.get(path) if path is not None else None
+        if look is None:
+            try:
+                look = look_at(image, where, whole=self.data.on_broken == "skip")
+            except BrokenImage as error:
+                look = error
+            if path is not None and len(self._looks) < REMEMBERED:
+                self._looks[path] = look
+        if isinstance(look, BrokenImage):
+            if path is not None:
+                self.broken[path] = image_state(path)
+            raise look
+        return look
 
     def _refuse_nothing(self) -> None:
         named = {f"columns.{name}": own for name, own in self.data.columns.items() if own is not None}

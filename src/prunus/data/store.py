@@ -15,7 +15,7 @@ from rich.console import Console
 from prunus.data.columns import COLUMNS, WHERE
 from prunus.data.images import BrokenImage
 from prunus.data.reading import REMEMBERED, SHOWN, Reading, image_state, images_of
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, refusing
 from prunus.storage import cache_folder, locked, new_folder, write_text
 
 if TYPE_CHECKING:
@@ -179,7 +179,8 @@ def _write(data: Data, folder: Path) -> dict[str, Any]:
     schema = _schema()
     with pyarrow.OSFile(str(folder / ROWS), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
         for rows in _together(reading.rows()):
-            writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=schema))
+            with refusing("data", data.title, f"the rows up to {rows[-1][WHERE]} cannot be kept"):
+                writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=schema))
     about = reading.about()
     numbers = pyarrow.array(reading.labels.final(reading.numbers), pyarrow.int64())
     if "label" in about["columns"]:
@@ -208,7 +209,7 @@ def _together(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     size = 0
     for row in rows:
         batch.append(row)
-        size += sum(len(image["bytes"] or b"") for _, image in images_of(row))
+        size += sum(len(image["bytes"] or b"") for _, image in images_of(row)) + len(row["text"] or "")
         if len(batch) == TOGETHER or size > HEAVY:
             yield batch
             batch, size = [], 0

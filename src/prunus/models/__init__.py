@@ -18,7 +18,7 @@ from prunus.models.packaged import (
     whiten,
     word_tokenizer,
 )
-from prunus.models.segmenter import SegmenterConfig, SegmenterForSemanticSegmentation
+from prunus.models.segmenter import SegmenterConfig, SegmenterForSemanticSegmentation, in_windows
 from prunus.models.smollm2 import smollm2
 from prunus.models.warm_blip import question_states, warm_blip
 
@@ -27,6 +27,6 @@ __all__ = [
     "BlipNlvrConfig", "BlipRetrievalConfig", "BlipVqaConfig", "CLIPForRetrieval", "CLIPRetrievalConfig", "EvaVitConfig",
     "EvaVitForImageClassification", "InstructBlipImages", "InstructBlipImagesConfig", "Published",
     "PublishedCount", "Rule", "SegmenterConfig", "SegmenterForSemanticSegmentation", "as_published", "bare_blip", "consumed",
-    "convert", "families", "image_processor", "published_skeleton", "question_states", "small_blip", "smollm2", "warm_blip", "whiten",
+    "convert", "families", "image_processor", "in_windows", "published_skeleton", "question_states", "small_blip", "smollm2", "warm_blip", "whiten",
     "word_tokenizer",
 ]  # fmt: skip

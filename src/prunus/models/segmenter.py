@@ -5,6 +5,7 @@ Strudel et al., "Segmenter: Transformer for Semantic Segmentation", 2021. transf
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -189,14 +190,28 @@ class SegmenterForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
             raise PrunusError("crop", crop, "take a side in pixels, one or more")
         if not 1 <= stride <= crop:
             raise PrunusError("stride", stride, f"take one from 1 to the crop's side {crop}")
-        batch, _, *sides = pixel_values.shape
-        total = pixel_values.new_zeros(batch, self.config.num_labels, *sides)
-        seen = pixel_values.new_zeros(1, 1, *sides)
-        for top, left in product(*(_starts(side, crop, stride) for side in sides)):
-            here = (..., slice(top, top + crop), slice(left, left + crop))
-            total[here] += self(pixel_values[here]).logits
-            seen[here] += 1
-        return total / seen
+        return in_windows(lambda part: self(part).logits, pixel_values, crop, stride)
+
+
+def in_windows(run: Callable[[Tensor], Tensor], pixel_values: Tensor, crop: int, stride: int) -> Tensor:
+    """What a model says of large images, looked at in square crops; where crops overlap, the mean.
+
+    Args:
+        run: from pixels (B, 3, h, w) to what is said of each, (B, K, h, w).
+        pixel_values: (B, 3, H, W).
+        crop: side of a crop in pixels.
+        stride: from one crop to the next; the last one ends where the image does.
+    """
+    batch, _, *sides = pixel_values.shape
+    total, seen = None, pixel_values.new_zeros(1, 1, *sides)
+    for top, left in product(*(_starts(side, crop, stride) for side in sides)):
+        here = (..., slice(top, top + crop), slice(left, left + crop))
+        said = run(pixel_values[here])
+        total = said.new_zeros(batch, said.shape[1], *sides) if total is None else total
+        total[here] += said
+        seen[here] += 1
+    assert total is not None
+    return total / seen
 
 
 def _starts(side: int, crop: int, stride: int) -> list[int]:

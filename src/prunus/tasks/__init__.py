@@ -4,10 +4,14 @@ from typing import TYPE_CHECKING
 
 from prunus.metric import Metric
 from prunus.tasks.caption import Caption
+from prunus.tasks.classification import Classification
 from prunus.tasks.easy_vqa import EasyVQA
 from prunus.tasks.instruction import Instruction
 from prunus.tasks.noise import Noise
 from prunus.tasks.on_data import DataTask
+from prunus.tasks.reasoning import Reasoning
+from prunus.tasks.retrieval import Retrieval
+from prunus.tasks.segmentation import Segmentation
 from prunus.tasks.task import Task
 from prunus.tasks.text import Text
 from prunus.tasks.vqa import Vqa
@@ -19,4 +23,7 @@ else:
     AnyTask = named(Task, "name")
     """Every task a recipe can name: any subclass of `Task` that is imported."""
 
-__all__ = ["AnyTask", "Caption", "DataTask", "EasyVQA", "Instruction", "Metric", "Noise", "Task", "Text", "Vqa"]
+__all__ = [
+    "AnyTask", "Caption", "Classification", "DataTask", "EasyVQA", "Instruction", "Metric", "Noise", "Reasoning", "Retrieval",
+    "Segmentation", "Task", "Text", "Vqa",
+]  # fmt: skip

@@ -45,7 +45,7 @@ class Caption(DataTask):
         if self.evaluation is not None:
             check_caption_metrics(self.scores, self.words)
 
-    def train_data(self) -> Dataset[Any]:
+    def still_data(self) -> Dataset[Any]:
         table = self.rows("train")
         counts = [len(captions) for captions in table["captions"]]
         return Rows(table, [(row, part) for row, count in enumerate(counts) for part in range(count)])
@@ -56,8 +56,9 @@ class Caption(DataTask):
         return [self.images(row) for row in rows], [said(prompt, row, "prompt") for row in rows]
 
     def collate(self, items: Sequence[Row]) -> Batch:
-        images, prompts = self._told(items)
-        batch: Batch = self.kind.batch(images, prompts, [[row["captions"][row["part"]]] for row in items])
+        rows, _ = self.versions(items)
+        images, prompts = self._told(rows)
+        batch: Batch = self.kind.batch(images, prompts, [[row["captions"][row["part"]]] for row in rows])
         return batch
 
     def read_off(self, model: Any, rows: Sequence[Row]) -> Sequence[tuple[str, list[str]]]:

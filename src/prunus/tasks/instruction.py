@@ -26,11 +26,12 @@ class Instruction(DataTask):
     kinds: ClassVar = Generative
 
     def collate(self, items: Sequence[Row]) -> Batch:
+        rows, _ = self.versions(items)
         chats = [
             [{**message, "content": message["content"].replace(IMAGE_PLACE, "").strip()} for message in row["messages"]]
-            for row in items
+            for row in rows
         ]
-        batch: Batch = self.kind.chats([self.images(row) for row in items], chats)
+        batch: Batch = self.kind.chats([self.images(row) for row in rows], chats)
         return batch
 
     def read_off(self, model: Any, rows: Sequence[Row]) -> Sequence[tuple[float, int]]:

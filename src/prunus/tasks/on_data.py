@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Self
 
 import torch
 from PIL.Image import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from prunus.batches import for_model
 from prunus.calibration import Batch
-from prunus.data import WHERE, AnyData, Data, open_image
+from prunus.data import WHERE, AnyAugmentation, AnyData, Augmented, Data, open_image
 from prunus.errors import PrunusError
 from prunus.losses import Prediction
 from prunus.progress import track
@@ -24,7 +24,7 @@ from prunus.tasks.task import Task
 from prunus.typed import Count
 
 Row = dict[str, Any]
-"""A row of data: the fixed columns, and `where` it is from; of a training item also its `part`."""
+"""A row of data: the fixed columns, and `where` it is from; of a training item also the number of its `row`, and its `part`."""
 
 
 class Rows(Dataset[Any]):
@@ -43,7 +43,25 @@ class Rows(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Row:
         row, part = (index, 0) if self.places is None else self.places[index]
-        return {**self.table[row], "part": part}
+        return {**self.table[row], "row": row, "part": part}
+
+
+class Opened(Dataset[Any]):
+    """Items whose pictures are open.
+
+    Args:
+        items: with pictures as the data have them.
+        opened: opens those of a row.
+    """
+
+    def __init__(self, items: Any, opened: Callable[[Row], Row]):
+        self.items, self.opened = items, opened
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.opened(self.items[index])
 
 
 class DataTask(Task):
@@ -61,6 +79,8 @@ class DataTask(Task):
     """Folder of a model with the config that says what kind it is; None is the evaluated one."""
     batch_size: Count = 16
     """Rows of an evaluation batch."""
+    augment: AnyAugmentation | None = None
+    """Other versions of the pictures for training; None takes them as they are. Calibration always does."""
 
     needs: ClassVar[tuple[str, ...]]
     """Columns that every row has to have."""
@@ -123,11 +143,31 @@ class DataTask(Task):
         held = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
         return [open_image(image, row[WHERE]) for image in held]
 
-    def train_data(self) -> Dataset[Any]:
+    def opened(self, row: Row) -> Row:
+        """A row with its pictures open, for versions to be made of them."""
+        seen = self.images(row)
+        return row | ({"images": seen} if len(seen) != 1 else {"image": seen[0]})
+
+    def still_data(self) -> Dataset[Any]:
+        """The training items, with their pictures as they are."""
         return Rows(self.rows("train"))
+
+    def train_data(self) -> Dataset[Any]:
+        still = self.still_data()
+        return still if self.augment is None else Augmented(Opened(still, self.opened), self.augment, self.kind.size)
+
+    def versions(self, items: Sequence[Any]) -> tuple[list[Row], bool]:
+        """The rows of a batch of training items, some of which may be several versions of one, and whether their pictures have the size
+        that the model takes.
+        """
+        rows = [row for item in items for row in (item if isinstance(item, list) else [item])]
+        return rows, all(row.get("sized", False) for row in rows)
 
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
         return self.kind.predict(model, batch)  # type: ignore[no-any-return]
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.kind.loss(model, batch)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:
@@ -138,7 +178,11 @@ class DataTask(Task):
         batches = [places[start : start + self.batch_size] for start in range(0, len(places), self.batch_size)]
         for batch in track(batches, f"evaluating {self.name}", progress):
             found += self.read_off(model, [table[place] for place in batch])
-        return self.figures(found)
+        return self.figures(self.finish(model, found))
+
+    def finish(self, model: Any, found: Sequence[Any]) -> Sequence[Any]:
+        """What becomes of all that was read off, while the model is at hand: by default nothing."""
+        return found
 
     def example(self, model: Any, batch_size: int) -> Callable[[], object]:
         """A forward pass over rows that are trained on, or else evaluated."""

@@ -52,6 +52,10 @@ class Task(Typed):
     def train_data(self) -> Dataset[Any]:
         """Training items, by index, and how many; the same at every call, so that a resumed run sees what it saw."""
 
+    def still_data(self) -> Dataset[Any]:
+        """The training items without random changes, for calibration and measuring: by default those of `train_data`."""
+        return self.train_data()
+
     @abstractmethod
     def collate(self, items: Sequence[Any]) -> Batch:
         """A batch of items, which `loss` and `predict` take."""
@@ -104,13 +108,13 @@ class Task(Typed):
         Raises:
             PrunusError: there are fewer items.
         """
-        data: Any = self.train_data()
+        data: Any = self.still_data()
         places = spread(torch.arange(len(data)), samples)
         return [self.collate([data[place] for place in part.tolist()]) for part in torch.split(places, batch_size)]
 
     def example(self, model: Any, batch_size: int) -> Callable[[], object]:
         """One inference call on so many inputs, for measuring: by default a forward pass over training items."""
-        data: Any = self.train_data()
+        data: Any = self.still_data()
         batch = for_model(self.collate([data[place % len(data)] for place in range(batch_size)]), model)
         return lambda: model(**batch)
 

@@ -80,8 +80,9 @@ class Vqa(DataTask):
         return [self.images(row) for row in rows], [said(prompt, row, "prompt") for row in rows]
 
     def collate(self, items: Sequence[Row]) -> Batch:
-        images, prompts = self._asked(items)
-        batch: Batch = self.kind.batch(images, prompts, [row["answers"] for row in items])
+        rows, _ = self.versions(items)
+        images, prompts = self._asked(rows)
+        batch: Batch = self.kind.batch(images, prompts, [row["answers"] for row in rows])
         return batch
 
     def read_off(self, model: Any, rows: Sequence[Row]) -> Sequence[tuple[float, bool]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from prunus.data.files import json_of
 from prunus.data.layouts.published import Published
@@ -32,12 +33,19 @@ class VQAv2(Published):
         images = self.years[self.split].replace("-dev", "")
         folder = self.find(images)
         answers = {
-            answer["question_id"]: [one["answer"] for one in answer["answers"]]
+            answer["question_id"]: answer["answers"]
             for file in answered
-            for answer in json_of(file)["annotations"]
+            for answer in json_of(file, _words)["annotations"]
         }
         for number, question in enumerate(json_of(questions)["questions"], start=1):
             yield Found(f"{questions}, row {number}", folder, {
                 "image": f"COCO_{images}_{question['image_id']:012d}.jpg", "question": question["question"],
                 "question_id": question["question_id"], "answers": answers.get(question["question_id"]),
             })  # fmt: skip
+
+
+def _words(mapping: dict[str, Any]) -> Any:
+    """Of one person's answer its words alone: there are millions of them, and a few thousand different ones."""
+    if "answer" in mapping and "answer_id" in mapping:
+        return sys.intern(mapping["answer"])
+    return mapping

@@ -18,6 +18,7 @@ from prunus.calibration import Batch
 from prunus.checkpoint import understood
 from prunus.errors import PrunusError
 from prunus.losses import Prediction, own_prediction
+from prunus.tasks.kinds.parts import taken_size
 
 PROCESSOR_FILES = (
     "*processor_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
@@ -55,6 +56,22 @@ class Kind(ABC):
         """The model's, as transformers makes it."""
         return load_processor(self.source, self.config)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures that the model takes.
+
+        Raises:
+            PrunusError: they may have any.
+        """
+        size = taken_size(getattr(self.processor, "image_processor", self.processor))
+        if size is None:
+            raise PrunusError(
+                "task.augment",
+                architecture(self.config),
+                "such a model takes pictures of any size; leave the augmentation out",
+            )
+        return size
+
     def check(self) -> None:
         """Reads the processor.
 
@@ -66,6 +83,10 @@ class Kind(ABC):
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
         """The training loss of a batch, with the logits behind it."""
         return own_prediction(model, batch)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The training loss of a batch, a scalar."""
+        return self.predict(model, batch).loss
 
     def save(self, folder: Path) -> None:
         """Puts the processor beside a model: its files as they are, where they are at hand."""

@@ -1,0 +1,87 @@
+"""Classes of pictures, on a user's own data: by a classifier, or by a model that compares pictures with the names of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from prunus.calibration import Batch
+from prunus.errors import PrunusError
+from prunus.metric import Metric
+from prunus.metrics import top_figures, top_rows, with_interval
+from prunus.tasks.kinds import Labeller
+from prunus.tasks.on_data import DataTask, Row
+
+
+class Classification(DataTask):
+    """Classification. A classifier's logits are those of its classes, found by their names where it has the same ones; CLIP, SigLIP and
+    their like compare a picture with a sentence about each class (zero-shot), and train on pairs of both.
+    """
+
+    name: Literal["classification"] = "classification"
+    templates: tuple[str, ...] = ()
+    """Sentences about a class, with {} for its name, whose mean it is compared by; none is "a photo of a {}."."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes by their numbers; None takes those of the data."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a classifier's target that is spread over all classes."""
+
+    metrics: ClassVar = {"top1": Metric(), "top5": Metric()}
+    needs: ClassVar = ("image", "label")
+    kinds: ClassVar = Labeller
+
+    def check(self) -> None:
+        super().check()
+        named = [data.class_names() for data in (self.train, self.evaluation) if data is not None]
+        if self.classes is None and len(named) == 2 and named[0] != named[1]:
+            raise PrunusError(
+                "task.evaluation", named[1], "its classes are not those of task.train; give both the same ones"
+            )
+        if self.classes is not None and any(names is not None and len(names) != len(self.classes) for names in named):
+            raise PrunusError("task.classes", len(self.classes), "the data have another number of classes")
+
+    def check_model(self, folder: Path) -> None:
+        super().check_model(folder)
+        self.for_model(folder).kind.check_classes(self.names, self.templates)
+
+    @property
+    def names(self) -> list[str] | None:
+        """Of the classes, by number."""
+        data = self.evaluation or self.train
+        return list(self.classes) if self.classes is not None else None if data is None else data.class_names()
+
+    def collate(self, items: Sequence[Any]) -> Batch:
+        rows, sized = self.versions(items)
+        labels = [int(row["label"]) for row in rows]
+        batch: Batch = self.kind.labelled(
+            [self.images(row)[0] for row in rows], labels, self.names, self.templates, sized
+        )
+        return batch
+
+    @cached_property
+    def kind(self) -> Any:
+        kind = super().kind
+        kind.smoothing = self.label_smoothing
+        return kind
+
+    def read_off(self, model: Any, rows: Sequence[Row]) -> Sequence[tuple[Tensor, int]]:
+        """What the model makes of each picture, and its class."""
+        seen = self.kind.look(model, [self.images(row)[0] for row in rows])
+        return list(zip(seen, (int(row["label"]) for row in rows), strict=True))
+
+    def finish(self, model: Any, found: Sequence[tuple[Tensor, int]]) -> Sequence[tuple[Tensor, int]]:
+        """The scores of the classes, and the right one."""
+        seen = torch.stack([one for one, _ in found])
+        scores = self.kind.compare(model, seen, self.names, self.templates)
+        return list(zip(scores, (label for _, label in found), strict=True))
+
+    def figures(self, found: Sequence[tuple[Tensor, int]]) -> dict[str, float]:
+        """Accuracies; that of the first class with an interval."""
+        rows = top_rows(torch.stack([scores for scores, _ in found]), [label for _, label in found])
+        return with_interval(rows, top_figures, "top1")

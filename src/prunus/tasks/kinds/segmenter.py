@@ -1,0 +1,72 @@
+"""Models that say the class of every pixel: Segmenter, SegFormer and whatever else has logits of labels, pixel by pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunus.batches import for_model
+from prunus.calibration import Batch
+from prunus.data import IGNORED
+from prunus.losses import Prediction
+from prunus.models import in_windows
+from prunus.tasks.kinds.classifier import Looker
+from prunus.tasks.kinds.kind import architecture
+from prunus.tasks.kinds.parts import pixels
+
+
+class Segmenting(Looker):
+    """A picture → logits of classes for every pixel."""
+
+    @classmethod
+    def fits(cls, config: Any) -> bool:
+        return "ForSemanticSegmentation" in architecture(config)
+
+    def batch(self, images: Sequence[Image], masks: Sequence[Tensor] | None = None) -> Batch:
+        """Inputs of the model of pictures of one size, which stay as large as they are, with labels (B, H, W) if masks are given."""
+        inputs: Batch = {"pixel_values": pixels(self.processor, images, sized=True)}
+        return inputs if masks is None else inputs | {"labels": torch.stack(list(masks)).long()}
+
+    def predict(self, model: nn.Module, batch: Batch) -> Prediction:
+        """The cross-entropy of the pixels that count."""
+        inputs = for_model(dict(batch), model)
+        labels = inputs.pop("labels")
+        logits = _as_large(model(**inputs).logits, labels.shape[-2:])
+        loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED)
+        return Prediction(loss, logits.movedim(1, -1), labels != IGNORED)
+
+    @torch.no_grad()
+    def likelihoods(self, model: Any, image: Image, size: Sequence[int], stride: int, mirrored: bool) -> Tensor:
+        """Of every class at every pixel of a picture, (K, H, W), fp32, on the model's device.
+
+        Args:
+            image: as large as the model is to look at it.
+            size: height and width of the result.
+            stride: from one window to the next, in pixels.
+            mirrored: whether the picture is looked at with left and right exchanged; the result is as the picture is.
+        """
+        window = self.size[0]
+        values = for_model(pixels(self.processor, [image], sized=True), model)
+        if min(values.shape[-2:]) < window:
+            scale = window / min(values.shape[-2:])
+            grown = [max(window, int(side * scale)) for side in values.shape[-2:]]
+            values = F.interpolate(values, size=grown, mode="bilinear", align_corners=False)
+        if mirrored:
+            values = values.flip(-1)
+        logits = in_windows(
+            lambda part: _as_large(model(pixel_values=part).logits, part.shape[-2:]), values, window, stride
+        )
+        logits = _as_large(logits.float(), size)
+        return (logits.flip(-1) if mirrored else logits)[0].softmax(0)
+
+
+def _as_large(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits (B, K, h, w) for every pixel, (B, K, H, W)."""
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, size=list(size), mode="bilinear", align_corners=False)

@@ -1,0 +1,61 @@
+"""Statements about two pictures that are true or false, on a user's own data (NLVR2, NLVR)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from PIL.Image import Image
+
+from prunus.calibration import Batch
+from prunus.data import WHERE
+from prunus.errors import PrunusError
+from prunus.metric import Metric
+from prunus.metrics import mean_of, with_interval
+from prunus.tasks.kinds import PairReader
+from prunus.tasks.on_data import DataTask, Row
+from prunus.typed import Count
+
+
+class Reasoning(DataTask):
+    """Reasoning about two pictures. Of a row with a single picture, such as NLVR's of three boxes, the model sees the left two thirds and
+    the right two thirds, so that every box is whole in one of them and the middle one in both.
+    """
+
+    name: Literal["reasoning"] = "reasoning"
+    length: Count | None = None
+    """Tokens of a statement at the most; None is what the model has positions for."""
+
+    metrics: ClassVar = {"accuracy": Metric()}
+    needs: ClassVar = ("text", "label")
+    kinds: ClassVar = PairReader
+
+    def images(self, row: Row) -> list[Image]:
+        """Two pictures."""
+        seen = super().images(row)
+        if len(seen) == 1:
+            width, height = seen[0].size
+            third = max(1, width // 3)
+            seen = [
+                seen[0].crop((0, 0, width - third, height)),
+                seen[0].crop((third, 0, max(width, third + 1), height)),
+            ]
+        if len(seen) != 2:
+            raise PrunusError(f"{row[WHERE]}: images", len(seen), "the model reads two pictures; give one or two")
+        return seen
+
+    def collate(self, items: Sequence[Any]) -> Batch:
+        rows, sized = self.versions(items)
+        labels = [int(row["label"]) for row in rows]
+        texts = [row["text"] for row in rows]
+        batch: Batch = self.kind.batch([self.images(row) for row in rows], texts, labels, sized, self.length)
+        return batch
+
+    def read_off(self, model: Any, rows: Sequence[Row]) -> Sequence[bool]:
+        """Whether each statement is judged rightly."""
+        logits = self.kind.logits(model, [self.images(row) for row in rows], [row["text"] for row in rows], self.length)
+        return [bool(said == int(row["label"])) for said, row in zip(logits.argmax(1).tolist(), rows, strict=True)]
+
+    def figures(self, found: Sequence[bool]) -> dict[str, float]:
+        """The share that is judged rightly, with an interval."""
+        return with_interval(mean_of(found), lambda sums: {"accuracy": sums[..., 1] / sums[..., 0]}, "accuracy")

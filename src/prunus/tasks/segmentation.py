@@ -1,0 +1,95 @@
+"""Classes of pixels, on a user's own data, looked at in windows and, if that is wanted, at several scales."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from prunus.calibration import Batch
+from prunus.data import IGNORED, WHERE, open_mask
+from prunus.metric import Metric
+from prunus.metrics import overlap_figures, overlap_row, with_interval
+from prunus.tasks.kinds import Segmenting
+from prunus.tasks.on_data import DataTask, Row
+from prunus.typed import Count
+
+
+class Segmentation(DataTask):
+    """Semantic segmentation, evaluated as Segmenter's authors do: a picture is resized, looked at in overlapping square windows of the
+    model's size, and the likelihoods are averaged over scales and mirror images, at the size of its mask.
+    """
+
+    name: Literal["segmentation"] = "segmentation"
+    side: Count | None = None
+    """Shorter side of a picture at scale 1, in pixels; None is the model's size. The longer one is at most four times as long."""
+    stride: Count | None = None
+    """From one window to the next, in pixels; None is the model's size, without overlap."""
+    scales: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+    """Such as .5, .75, 1, 1.25, 1.5, 1.75 for multi-scale evaluation."""
+    mirror: bool = False
+    """Whether every scale is also looked at with left and right exchanged."""
+    ignore: tuple[int, ...] = ()
+    """Classes that neither loss nor metric counts."""
+
+    metrics: ClassVar = {"mean_iou": Metric(), "pixel_accuracy": Metric(), "mean_accuracy": Metric()}
+    needs: ClassVar = ("image", "mask")
+    kinds: ClassVar = Segmenting
+
+    def mask(self, row: Row) -> Image.Image:
+        """Classes of the pixels, `IGNORED` where none counts."""
+        if row.get("sized"):  # a version of one
+            return row["mask"]  # type: ignore[no-any-return]
+        first = max((data.first_class for data in (self.train, self.evaluation) if data is not None), default=0)
+        mask = open_mask(row["mask"], row[WHERE], first)
+        classes = np.array(mask)
+        classes[np.isin(classes, self.ignore)] = IGNORED
+        return Image.fromarray(classes)
+
+    def opened(self, row: Row) -> Row:
+        return super().opened(row) | {"mask": self.mask(row)}
+
+    def collate(self, items: Sequence[Any]) -> Batch:
+        rows, sized = self.versions(items)
+        images, masks = [self.images(row)[0] for row in rows], [self.mask(row) for row in rows]
+        if not sized:
+            size = self.kind.size[::-1]
+            images = [image.resize(size, Image.Resampling.BILINEAR) for image in images]
+            masks = [mask.resize(size, Image.Resampling.NEAREST) for mask in masks]
+        batch: Batch = self.kind.batch(images, [torch.from_numpy(np.array(mask)) for mask in masks])
+        return batch
+
+    def read_off(self, model: Any, rows: Sequence[Row]) -> Sequence[Tensor]:
+        """What each picture adds to the sums."""
+        found = []
+        for row in rows:
+            mask = torch.from_numpy(np.array(self.mask(row)).astype(np.int64))
+            found.append(
+                overlap_row(
+                    self.segment(model, self.images(row)[0], tuple(mask.shape)), mask, self.kind.config.num_labels
+                )
+            )
+        return found
+
+    def segment(self, model: Any, image: Image.Image, size: tuple[int, ...]) -> Tensor:
+        """The likeliest class of every pixel of a mask of this height and width, on the CPU."""
+        window = self.kind.size[0]
+        side = self.side or window
+        fit = min(4 * side / max(image.size), side / min(image.size))
+        total: Any = 0
+        for scale in self.scales:
+            width, height = (max(1, int(length * fit * scale + 0.5)) for length in image.size)
+            resized = image.resize((width, height), Image.Resampling.BILINEAR)
+            for mirrored in (False, True)[: 1 + self.mirror]:
+                total = total + self.kind.likelihoods(model, resized, size, self.stride or window, mirrored)
+        classes: Tensor = total.argmax(0)
+        return classes.cpu()
+
+    def figures(self, found: Sequence[Tensor]) -> dict[str, float]:
+        """Over all pixels; the mean of the classes' intersections over unions with an interval."""
+        return with_interval(torch.stack(list(found)), overlap_figures, "mean_iou")

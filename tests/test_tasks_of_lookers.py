@@ -1,0 +1,266 @@
+"""Tasks over a user's own pictures that compare, classify, judge and segment: from a small folder of data through a recipe, both roads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from prunus import PrunusError, load_model
+from prunus.cli import app
+from prunus.data import IGNORED
+from prunus.evaluation import evaluate_here, read_task
+from prunus.metrics import overlap_figures, overlap_row, recall_figures, recall_rows
+from prunus.recipe import parse_recipe
+from prunus.run import run
+from prunus.tasks import Classification, Reasoning, Retrieval, Segmentation
+from prunus.tasks.kinds.parts import pixels
+from prunus.tasks.retrieval import blip_words
+from tests.lookers import COLOURS, SIDE, captioned, coloured, judged, masked, picture, saved
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def table(file: Path) -> dict[str, Any]:
+    return {"layout": "table", "files": str(file)}
+
+
+def task(name: str, folder: Path, **more: Any) -> dict[str, Any]:
+    """A task with data, by its name."""
+    makers = {"retrieval": captioned, "reasoning": judged, "segmentation": masked}
+    if name == "classification":
+        data: dict[str, Any] = {"layout": "imagefolder", "folder": str(coloured(folder))}
+    else:
+        data = table(makers[name](folder))
+    return {"name": name, "train": data, "evaluation": data, **more}
+
+
+def made(name: str, model: str, folder: Path, **more: Any) -> tuple[Any, Any]:
+    """A task as a model needs it, and the model."""
+    path = saved(model, folder / "model")
+    found = read_task(json.dumps(task(name, folder / "data", **more)))
+    found.check()
+    found.check_model(path)
+    return found.for_model(path), load_model(path).eval()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "model", "more"),
+    [
+        ("classification", "vit", {"label_smoothing": 0.1, "augment": {"augmentation": "deit", "repeats": 2}}),
+        ("classification", "clip", {"templates": ["a photo of {}", "plain {}"]}),
+        ("classification", "siglip", {}),
+        ("retrieval", "clip", {}),
+        ("retrieval", "clip_retrieval", {"augment": {"augmentation": "blip"}, "words": "blip", "length": 8}),
+        ("retrieval", "blip_retrieval", {"rerank": 3}),
+        ("reasoning", "blip_nlvr", {"augment": {"augmentation": "blip"}}),
+        ("segmentation", "segmenter", {"augment": {"augmentation": "segmenter"}, "scales": [0.5, 1], "mirror": True, "ignore": [3]}),
+    ],
+)  # fmt: skip
+def test_both_roads_of_a_recipe_end_in_a_report(
+    name: str, model: str, more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunus.report.measured.evaluate_elsewhere", evaluate_here)  # other tests start processes
+    settings = {
+        "model": {"path": str(saved(model, tmp_path / "model"))},
+        "task": task(name, tmp_path / "data", **more),
+        "measure": {"batch_size": 2, "repeats": 1},
+        "evaluate_limit": 6,
+    }
+    training = {"steps": 2, "batch_size": 4, "learning_rate": 1.0e-3, "evaluate_every": 2, "save_every": 2}
+    roads = {
+        "search": [
+            {"step": "search", "method": {"method": "upop", "ratio": 0.3}, "train": training},
+            {"step": "retrain", "train": training},
+        ],
+        "prune": [
+            {"step": "prune", "method": {"method": "wanda", "sparsity": 0.5}, "calibration": {"samples": 6, "batch_size": 3}},
+            {"step": "repair", "method": {"method": "masked_finetune"}, "train": training},
+        ],
+    }  # fmt: skip
+    for road, steps in roads.items():
+        report = run(parse_recipe(json.dumps({**settings, "steps": steps, "output": str(tmp_path / road)}), "test"))
+        headline = report.headline
+        for found in report.models.values():
+            metrics = found["metrics"]
+            assert metrics[f"{headline}_low"] <= metrics[headline] <= metrics[f"{headline}_high"]
+        assert report.ratio > 0.2 if road == "search" else report.sparsity == pytest.approx(0.5, abs=0.02)
+        assert report.rows[0][0] == headline.replace("_", " ")
+        assert " to " in report.rows[0][1]
+        out = tmp_path / f"{road}.json"
+        small = sorted((tmp_path / road).glob("2-*/model"))[0]
+        app(
+            ["evaluate", str(small), "--task", json.dumps(settings["task"]), "--limit", "6", "--json", str(out)],
+            standalone_mode=False,
+        )
+        again = json.loads(out.read_text())["metrics"]
+        assert again == pytest.approx(report.models["compressed"]["metrics"])
+
+
+def test_calibration_and_measuring_take_pictures_as_they_are(tmp_path: Path) -> None:
+    found, _ = made("classification", "vit", tmp_path, augment={"augmentation": "deit", "repeats": 2})
+    still = read_task(json.dumps({**task("classification", tmp_path / "data")})).for_model(tmp_path / "model")
+    for one, other in zip(found.calibration(4, 2), still.calibration(4, 2), strict=True):
+        assert torch.equal(one["pixel_values"], other["pixel_values"])
+    data = found.train_data()
+    batch = found.collate([data[0], data[5]])
+    assert batch["pixel_values"].shape == (4, 3, SIDE, SIDE)
+    assert batch["labels"].tolist() == [batch["labels"][0]] * 2 + [batch["labels"][2]] * 2
+    assert not torch.equal(batch["pixel_values"][0], batch["pixel_values"][1])
+
+
+def test_a_classifier_s_accuracy_is_counted(tmp_path: Path) -> None:
+    found, model = made("classification", "vit", tmp_path)
+    table = found.rows("evaluation")
+    pictures = [found.images(row)[0] for row in table]
+    with torch.no_grad():
+        said = model(pixel_values=pixels(found.kind.processor, pictures)).logits.argmax(1)
+    share = float((said == torch.tensor(table["label"])).double().mean())
+    metrics = found.evaluate(model, progress=False)
+    assert metrics["top1"] == pytest.approx(share)
+    assert metrics["top5"] == 1
+    assert found.names == sorted(COLOURS)
+
+
+def test_a_classifier_learns_colours(tmp_path: Path) -> None:
+    found, model = made("classification", "vit", tmp_path)
+    data: Any = found.train_data()
+    batch = found.collate([data[place] for place in range(len(data))])
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        found.loss(model, batch).backward()
+        optimizer.step()
+    assert found.evaluate(model, progress=False)["top1"] == 1
+
+
+@pytest.mark.parametrize("rerank", [None, 2])
+def test_recall_is_that_of_all_scores(tmp_path: Path, rerank: int | None) -> None:
+    path, file = (
+        saved("blip_retrieval", tmp_path / "model"),
+        captioned(tmp_path / "data", 4),
+    )  # all different, so that none are equal
+    found: Any = Retrieval(train=table(file), evaluation=table(file), rerank=rerank, batch_size=3).for_model(path)
+    model = load_model(path).eval()
+    rows = found.rows("evaluation")
+    pictures = [found.images(row)[0] for row in rows]
+    texts = [caption for row in rows for caption in row["captions"]]
+    owners = [place for place, row in enumerate(rows) for _ in row["captions"]]
+    features, states = found.kind.embed_images(model, pictures)
+    similar = features @ found.kind.embed_texts(model, texts).T
+    of_images, of_texts = similar, similar.T
+    if rerank:
+        match = torch.stack(
+            [found.kind.match(model, state.expand(len(texts), -1, -1), found.kind.tokens(texts)) for state in states]
+        )
+        of_images, of_texts = (
+            torch.where(side >= side.topk(rerank, 1).values[:, -1:], side + again, -torch.inf)
+            for side, again in ((similar, match), (similar.T, match.T))
+        )
+    expected = recall_figures(recall_rows(of_images, of_texts, owners).sum(0))
+    metrics = found.evaluate(model, progress=False)
+    assert {name: metrics[name] for name in expected} == pytest.approx(
+        {k: float(v) for k, v in expected.items()}, abs=1e-6
+    )
+    assert len(metrics) == 9
+
+
+def test_a_pair_is_a_picture_and_one_of_its_captions_with_the_picture_s_number(tmp_path: Path) -> None:
+    found, _ = made("retrieval", "blip_retrieval", tmp_path, words="blip")
+    data: Any = found.train_data()
+    assert len(data) == 32
+    batch = found.collate([data[4], data[5], data[6]])
+    assert batch["labels"].tolist() == [2, 2, 3]
+    expected = found.kind.tokens(["a photo of blue", "plain blue", "a photo of white"])["input_ids"]
+    assert torch.equal(batch["input_ids"], expected)
+    with pytest.raises(PrunusError, match="cannot look at pairs again"):
+        made("retrieval", "clip", tmp_path / "other", rerank=3)
+
+
+def test_captions_are_cleaned_as_blip_s_authors_do() -> None:
+    assert blip_words('A "dog", (brown):  runs -- fast!\n') == "a dog , brown runs -- fast"
+    assert blip_words("one two three four", 3) == "one two three"
+
+
+def test_a_statement_is_judged_by_the_likelier_label(tmp_path: Path) -> None:
+    found, model = made("reasoning", "blip_nlvr", tmp_path)
+    rows = list(found.rows("evaluation"))
+    logits = found.kind.logits(model, [found.images(row) for row in rows], [row["text"] for row in rows])
+    right = [int(a) == int(row["label"]) for a, row in zip(logits.argmax(1), rows, strict=True)]
+    assert found.evaluate(model, progress=False)["accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+def test_one_picture_of_three_boxes_becomes_two_of_two(tmp_path: Path) -> None:
+    file = judged(tmp_path / "data", alone=True)
+    found = Reasoning(train=table(file), evaluation=table(file))
+    row = found.rows("train")[2]
+    left, right = found.images(row)
+    whole = np.asarray(Image.open(tmp_path / "data" / "2.png"))
+    assert np.array_equal(np.asarray(left), whole[:, :40])
+    assert np.array_equal(np.asarray(right), whole[:, 20:])
+    three = {**row, "images": [picture("red")] * 3}
+    with pytest.raises(PrunusError, match=r"jsonl:3: images = 3"):
+        found.images(three)
+
+
+def test_a_segmentation_is_scored_at_the_size_of_its_mask(tmp_path: Path) -> None:
+    found, model = made("segmentation", "segmenter", tmp_path, ignore=[0], stride=8)
+    total = 0
+    for row in found.rows("evaluation"):
+        mask = torch.from_numpy(np.array(found.mask(row))).long()
+        assert 0 not in mask
+        image = found.images(row)[0]
+        fit = SIDE / min(image.size)
+        resized = image.resize((int(image.width * fit + 0.5), int(image.height * fit + 0.5)), Image.Resampling.BILINEAR)
+        with torch.no_grad():
+            logits = model.segment(pixels(found.kind.processor, [resized], sized=True), SIDE, 8)
+        said = F.interpolate(logits, size=mask.shape, mode="bilinear", align_corners=False)[0].argmax(0)
+        total = total + overlap_row(said, mask, 4)
+    expected = overlap_figures(total)
+    metrics = found.evaluate(model, progress=False)
+    assert {name: metrics[name] for name in expected} == pytest.approx(
+        {k: float(v) for k, v in expected.items()}, abs=1e-3
+    )
+
+
+def test_training_masks_are_as_large_as_their_pictures(tmp_path: Path) -> None:
+    found, _ = made("segmentation", "segmenter", tmp_path)
+    data: Any = found.train_data()
+    batch = found.collate([data[0], data[1]])
+    assert batch["pixel_values"].shape == (2, 3, SIDE, SIDE)
+    assert batch["labels"].shape == (2, SIDE, SIDE)
+    assert batch["labels"][0, 3].tolist() == [0] * (SIDE // 2) + [1] * (SIDE // 2)
+    other = read_task(json.dumps(task("segmentation", tmp_path / "data", augment={"augmentation": "segmenter"})))
+    augmented: Any = other.for_model(tmp_path / "model").train_data()
+    labels = other.for_model(tmp_path / "model").collate([augmented[place] for place in range(8)])["labels"]
+    assert labels.shape == (8, SIDE, SIDE)
+    assert set(labels.unique().tolist()) <= {0, 1, 2, 3, IGNORED}
+
+
+def test_classes_that_differ_are_refused(tmp_path: Path) -> None:
+    coloured(tmp_path / "one")
+    coloured(tmp_path / "two", 3)
+    folders = [{"layout": "imagefolder", "folder": str(tmp_path / name)} for name in ("one", "two")]
+    with pytest.raises(PrunusError, match="its classes are not those of"):
+        Classification(train=folders[0], evaluation=folders[1]).check()
+    with pytest.raises(PrunusError, match="another number of classes"):
+        Classification(train=folders[0], classes=("a", "b")).check()
+    named = Classification(train=folders[0], classes=("a", "b", "c", "d"))
+    named.check()
+    assert named.names == ["a", "b", "c", "d"]
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+    for cls in (Classification, Retrieval, Segmentation):
+        with pytest.raises(PrunusError, match="does not know how such a model takes its inputs"):
+            cls().check_model(saved("blip_nlvr", tmp_path))
