@@ -19,6 +19,7 @@ from prunus.checkpoint import understood
 from prunus.data import AnyData, Data
 from prunus.errors import PrunusError
 from prunus.metric import Metric
+from prunus.metrics import with_interval
 from prunus.progress import track
 from prunus.tasks.task import Task
 from prunus.typed import Steps
@@ -123,20 +124,21 @@ class Text(Task):
 
     @torch.no_grad()
     def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:
-        """Perplexity on the evaluation text, or on its first `limit` windows."""
-        from torchmetrics import MeanMetric  # takes as much memory as a small model
-
+        """Perplexity on the evaluation text, or on its first `limit` windows, with an interval over windows."""
         model.eval()
-        mean = MeanMetric()
+        sums: list[tuple[float, float]] = []
         spans = windows(len(self._evaluation), self.length, self.stride or self.length)[:limit]
         with torch.autocast(model.device.type, torch.bfloat16, enabled=self.bf16):  # around all: weights are cast once
             for start, stop, first in track(spans, "perplexity", progress):
                 ids = self._evaluation[start:stop].to(model.device)
                 logits = model(input_ids=ids[None], use_cache=False).logits[0]
+                total = 0.0
                 for piece in torch.split(torch.arange(first, stop - start), 128):  # a whole window in fp32 is large
                     losses = F.cross_entropy(logits[piece - 1].float(), ids[piece], reduction="none")
-                    mean.update(losses.double().cpu())
-        return {"perplexity": float(mean.compute().exp())}
+                    total += float(losses.double().sum())
+                sums.append((stop - start - first, total))
+        rows = torch.tensor(sums, dtype=torch.double)
+        return with_interval(rows, lambda of: {"perplexity": (of[..., 1] / of[..., 0]).exp()}, "perplexity")
 
     @cached_property
     def _evaluation(self) -> Tensor:
