@@ -287,6 +287,16 @@ def test_whatever_byte_is_damaged_the_file_is_read_or_refused(kind: str, tmp_pat
     assert refused > 10
 
 
+@pytest.mark.parametrize("kind", ["script/code", "archive/code"])
+def test_nothing_that_is_read_may_be_compressed(kind: str, tmp_path: Path) -> None:
+    """A few bytes could become all of the memory."""
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{kind}/data.pkl", bytes(10_000_000))
+        if kind.startswith("script"):
+            archive.writestr(zipfile.ZipInfo(f"{kind}/constants.pkl"), b"")
+    assert "compressed archive" in refusal(tmp_path / "bomb.pt", tmp_path / "out")
+
+
 def test_what_is_left_over_missing_or_misshapen_is_listed(tmp_path: Path) -> None:
     tensors, out = small_deit(), tmp_path / "out"
     tensors["blocks.0.extra"] = tensors.pop("norm.bias")

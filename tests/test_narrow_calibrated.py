@@ -24,6 +24,8 @@ from prunus import (
 )
 from prunus.anatomy import linears
 from prunus.calibrated.refit import Moments
+from prunus.recipe import parse_recipe
+from prunus.run import run
 from prunus.structured.gates import gates_of
 from prunus.unstructured import Gram, SquaredNorm, Statistics, Sum
 from tests.families import FAMILIES, build
@@ -347,3 +349,48 @@ def test_batches_are_needed() -> None:
         with pytest.raises(PrunusError) as error:
             prunus.narrow(case.model, Calibrated(ratio=0.3), batches, options=QUIET)
         assert error.value.field == "batches"
+
+
+# recipes
+
+VIT = """
+model:
+  random: {model_type: vit, architectures: [ViTForImageClassification], hidden_size: 32, num_attention_heads: 2, intermediate_size: 64,
+    num_hidden_layers: 2, image_size: 28}
+task: {name: noise, items: 16}
+steps:
+  - step: narrow
+    method: {ratio: 0.4, score: {score: fluctuation}, scope: {scope: everyone}}
+    calibration: {samples: 8, batch_size: 4}
+  - {step: prune, method: {method: wanda, sparsity: 0.5}, calibration: {samples: 8, batch_size: 4}}
+measure: {batch_size: 2, repeats: 1}
+"""
+
+
+@pytest.mark.long
+def test_a_recipe_narrows_and_prunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    report = run(parse_recipe(f"{VIT}output: {tmp_path / 'run'}", "recipe"))
+    assert report.ratio == pytest.approx(0.4, abs=0.02)
+    assert report.sparsity == pytest.approx(0.5, abs=0.01)
+    assert prunus.Plan.load(tmp_path / "run" / "1-narrow" / "plan.json").history[0].step == "narrow"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("steps.0.method.include=[nothing]",), "nothing"),
+        (("steps.0.method.min_channels=60",), "min_channels"),
+        (("steps.0.method.score={score: nonsense}",), "surgeon"),
+    ],
+)
+def test_a_recipe_says_before_anything_runs_what_cannot_be(changes: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    with pytest.raises(PrunusError, match=said):
+        run(parse_recipe(f"{VIT}output: {tmp_path / 'run'}", "recipe", changes))
+    assert not (tmp_path / "run" / "1-narrow").exists()
+
+
+def test_a_refit_after_pruning_is_refused_when_the_recipe_is_read() -> None:
+    text = VIT.replace("steps:", "steps:\n  - {step: prune, method: {method: wanda, sparsity: 0.5}}")
+    with pytest.raises(PrunusError, match="fill the zeros"):
+        parse_recipe(f"{text}output: nowhere", "recipe")

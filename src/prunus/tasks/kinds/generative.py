@@ -105,10 +105,16 @@ class Generative(Speaker):
 
     @torch.no_grad()
     def generate(
-        self, model: Any, images: Sequence[Sequence[Image]], prompts: Sequence[str], new_tokens: int, beams: int = 1
+        self,
+        model: Any,
+        images: Sequence[Sequence[Image]],
+        prompts: Sequence[str],
+        new_tokens: int,
+        beams: int = 1,
+        **how: Any,
     ) -> list[str]:
         inputs = for_model(self.batch(images, prompts), model)
-        said = model.generate(**inputs, max_new_tokens=new_tokens, num_beams=beams, do_sample=False)
+        said = model.generate(**inputs, max_new_tokens=new_tokens, num_beams=beams, do_sample=False, **how)
         given = inputs["input_ids"]
         if torch.equal(said[:, : given.shape[1]], given):
             said = said[:, given.shape[1] :]

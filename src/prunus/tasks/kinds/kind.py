@@ -126,13 +126,20 @@ class Speaker(Kind):
 
     @abstractmethod
     def generate(
-        self, model: Any, images: Sequence[Sequence[Image]], prompts: Sequence[str], new_tokens: int, beams: int = 1
+        self,
+        model: Any,
+        images: Sequence[Sequence[Image]],
+        prompts: Sequence[str],
+        new_tokens: int,
+        beams: int = 1,
+        **how: Any,
     ) -> list[str]:
         """What a model says, without the prompt and without special tokens.
 
         Args:
             new_tokens: at the most.
             beams: of the search; one takes the likeliest token each time.
+            how: more settings of transformers' generation, such as `length_penalty`; a kind that does not generate passes over them.
         """
 
     @abstractmethod
