@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prunus.anatomy import Anatomy, Unit, anatomy, survey
 from prunus.batches import call_with_batch, calls_the_model, checked, input_device
+from prunus.calibrated.ablation import ablated
 from prunus.calibrated.compensating import compensate
 from prunus.calibrated.consumers import Consumer, consumers_of
 from prunus.calibrated.method import Calibrated
@@ -90,7 +91,7 @@ def narrow(
     data = Fingerprint(request.batches)
     try:
         with Undo() as undo:
-            worth = scored(request, data)
+            worth = scored(request, gates, data)
             kept = decided(request, worth)
             if method.compensation == "none":
                 gates.set({name: mask.float() for name, mask in kept.items()})
@@ -191,7 +192,7 @@ def walking(request: Request, data: Fingerprint, title: str, sequential: bool) -
             )  # fmt: skip
 
 
-def scored(request: Request, data: Fingerprint) -> dict[str, Tensor]:
+def scored(request: Request, gates: Gates, data: Fingerprint) -> dict[str, Tensor]:
     """Unit → what its channels are worth in the model as it is, (channels,)."""
     score = request.method.score
     if not score.needs:
@@ -200,9 +201,13 @@ def scored(request: Request, data: Fingerprint) -> dict[str, Tensor]:
     with walking(request, data, f"{score.score} · blocks", sequential=False) as stops:
         for stop in stops:
             units = request.blocks[stop.block]
-            targets = [one.matrix for unit in units for one in request.consumers[unit.name]]
-            known = gather(request.model, targets, score.needs, stop)
-            worth |= {unit.name: score_of(request, unit, known) for unit in units}
+            alone = [unit for unit in units if not unit.is_attention]
+            targets = [one.matrix for unit in alone for one in request.consumers[unit.name]]
+            known = gather(request.model, targets, score.needs, stop) if alone else {}
+            worth |= {unit.name: score_of(request, unit, known) for unit in alone}
+            for unit in units:
+                if unit.is_attention:
+                    worth[unit.name] = ablated(request.model, unit, request.consumers[unit.name], gates, stop)
     return worth
 
 
