@@ -115,7 +115,8 @@ def _shares(row: Row, model: torch.nn.Module, parts: Anatomy) -> None:
     sizes = {m.name: m.weights for m in found.matrices} | {name: part.weights for name, part in left.items()}
     reached_of: dict[bool, int] = {True: 0, False: 0}
     all_of: dict[bool, int] = {True: 0, False: 0}
-    for name, size in sizes.items():
+    for matrix, size in sizes.items():
+        name = matrix.partition("[")[0]  # the experts of one parameter leave together
         is_attention = kinds.get(name, bool(ATTENTION.search(name)))
         all_of[is_attention] += size
         reached_of[is_attention] += size if name in kinds else 0
