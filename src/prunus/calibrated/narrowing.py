@@ -17,6 +17,7 @@ from prunus.batches import call_with_batch, calls_the_model, checked, input_devi
 from prunus.calibrated.compensating import compensate
 from prunus.calibrated.consumers import Consumer, consumers_of
 from prunus.calibrated.method import Calibrated
+from prunus.calibrated.plain import Knob, knobs_for, make_plain, same_count
 from prunus.calibrated.scores import Seen
 from prunus.checkpoint import extract
 from prunus.errors import PrunusError
@@ -40,6 +41,8 @@ class Request:
     parts: Anatomy
     units: tuple[Unit, ...]
     """Those that are narrowed."""
+    knobs: Sequence[Knob] | None
+    """What a plain config says the result by; None where it need not."""
     consumers: Mapping[str, Sequence[Consumer]]
     """Unit → the matrices that read its channels."""
     batches: Sequence[Any]
@@ -88,13 +91,15 @@ def narrow(
     try:
         with Undo() as undo:
             worth = scored(request, data)
-            kept = request.method.choose(worth, request.units)
+            kept = decided(request, worth)
             if method.compensation == "none":
                 gates.set({name: mask.float() for name, mask in kept.items()})
             else:
                 make_up(request, gates, kept, undo, data)
             plan = plan_for(request, method, kept, data)
             small = extract(model, plan, inplace)
+            if request.knobs is not None:
+                make_plain(small, request.knobs, kept)
             if not inplace:
                 undo.restore()
     finally:
@@ -112,7 +117,7 @@ def settle(
         raise PrunusError("example", type(example).__name__, "give what can be called: example=lambda: model(**batch)")
     inner = searchable(model)
     parts = anatomy(inner)
-    units = parts.select(method.include, method.exclude)
+    units, knobs = units_of(inner, parts, method)
     for unit in units:
         refuse_unusable(inner, unit.path)
     consumers = consumers_of(inner, units, survey(inner, parts=parts))
@@ -123,7 +128,21 @@ def settle(
     run = example or partial(call or call_with_batch, inner, given[0])
     fitted = method.fit(Whole(parts, partial(counted_macs, inner, units, run)), units)
     fitted.check(units)
-    return Request(inner, fitted, parts, units, consumers, given, call, options)
+    return Request(inner, fitted, parts, units, knobs, consumers, given, call, options)
+
+
+def units_of(model: nn.Module, parts: Anatomy, method: Calibrated) -> tuple[tuple[Unit, ...], list[Knob] | None]:
+    """The units that are narrowed, and what a plain config says them by.
+
+    Raises:
+        PrunusError: a selector matches nothing, or a plain config cannot say it.
+    """
+    units = parts.select(method.include, method.exclude)
+    if not method.plain:
+        return units, None
+    knobs = knobs_for(model, parts, units, named="*" not in method.include)
+    turned = {unit.name for knob in knobs for unit in knob.units}
+    return tuple(unit for unit in units if unit.name in turned), knobs
 
 
 def refuse_compensation(model: nn.Module, method: Calibrated, consumers: Mapping[str, Sequence[Consumer]]) -> None:
@@ -230,6 +249,16 @@ def make_up(request: Request, gates: Gates, kept: dict[str, Tensor], undo: Undo,
                 for parameter in consumers[0].layer.parameters.values():
                     undo.keep(parameter)
                 compensate(model, unit, consumers, stays, gates, stop, method)
+
+
+def decided(request: Request, worth: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Which channels stay: unit → bool (channels,), on the CPU."""
+    method = request.method
+    kept = {name: mask.cpu() for name, mask in method.choose(worth, request.units).items()}
+    if request.knobs is None:
+        return kept
+    is_limit = method.max_parameters is not None or method.max_macs is not None
+    return same_count(kept, worth, request.knobs, method.align, method.min_channels, is_limit)
 
 
 def plan_for(request: Request, method: Calibrated, kept: dict[str, Tensor], data: Fingerprint) -> Plan:
