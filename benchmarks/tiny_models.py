@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,8 @@ WIDTH = {
     r"(.*_)?head_dim|d_kv|d_head|kv_channels|attention_head_size": 8,
     r"(.*_)?num_hidden_layers|n_layers?|(.*_)?num_layers|(encoder|decoder)_layers|depth|num_decoder_layers|num_encoder_layers": 2,
     r"(.*_)?intermediate_size|d_ff|ffn_dim|(.*_)?ffn_dim|ffn_hidden_size|dim_feedforward|mlp_dim|d_inner|n_inner|hidden_dim_ffn": 48,
-    r"(.*_)?vocab_size|entity_vocab_size": VOCABULARY,
+    r"(.*_)?vocab_size|entity_vocab_size|vocab_size_per_layer_input": VOCABULARY,
+    r"hidden_size_per_layer_input": 8,
     r"max_position_embeddings|n_positions|max_sequence_length|max_seq_len|block_size|max_source_positions|max_target_positions": 64,
     r"(.*_)?image_size|img_size|input_size": IMAGE,
     r"patch_size|(encoder_)?patch_size": PATCH,
@@ -46,7 +47,9 @@ WIDTH = {
     r"num_labels": 3,
     r"window_size": 4,
     r"base_channels|codebook_size": 32,
-    r"num_nextn_predict_layers|mtp_num_layers": 0,
+    r"num_nextn_predict_layers|mtp_num_layers|num_kv_shared_layers": 0,
+    r"num_frames|latent_query_num": 4,
+    r"rotary_dim": 4,
 }  # fmt: skip
 PATTERNS = {re.compile(pattern): size for pattern, size in WIDTH.items()}
 TOKENS_OF = {"pad": 0, "bos": 1, "eos": 2, "decoder_start": 0, "unk": 3, "mask": 4, "sep": 2, "cls": 1}
@@ -151,14 +154,14 @@ def _overrides(cls: type[tf.PreTrainedConfig]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     names = {**dict.fromkeys(inspect.signature(cls.__init__).parameters), **default.to_dict()}
     for name in names:
-        value = getattr(default, name, None)
+        value = _value(default, name)
         if isinstance(value, tf.PreTrainedConfig):
             found[name] = {**_overrides(type(value)), "model_type": value.model_type}
         elif name.endswith(("_token_id", "_token_index")) and isinstance(value, int | type(None)):
             kind = name.removesuffix("_token_id").removesuffix("_token_index")
             if kind in TOKENS_OF:
                 found[name] = TOKENS_OF[kind]
-            elif isinstance(value, int):
+            elif kind == "image" or isinstance(value, int):
                 found[name] = (
                     PLACEHOLDER if kind in ("image", "audio", "img_context", "image_patch") else 8 + len(found) % 8
                 )
@@ -170,22 +173,42 @@ def _overrides(cls: type[tf.PreTrainedConfig]) -> dict[str, Any]:
                 found[name] = size
         elif isinstance(value, list | tuple) and value and all(isinstance(v, int) for v in value):
             found |= _listed(name, list(value))
+    return found | _whole_sets(default, names, found)
+
+
+def _whole_sets(default: tf.PreTrainedConfig, names: Collection[str], found: Mapping[str, Any]) -> dict[str, Any]:
+    """What several fields have to say alike."""
+    more: dict[str, Any] = {}
+    if {"window_size", "depths"} <= found.keys() and isinstance(
+        getattr(default, "embed_dim", None), int
+    ):  # windows that are larger than the last stages are none
+        more |= {"depths": [2, 1], "num_heads": [2, 4]}
+    if "attention_types" in names:
+        more["attention_types"] = [[["global", "local"], 1]]
     if "vocabulary_map" in names:
         visual = {f"<|visual token {i:06}|>": 20 + i for i in range(32)}
-        found["vocabulary_map"] = {"<image>": PLACEHOLDER, "<|extra_200|>": 9, **visual}
+        more["vocabulary_map"] = {"<image>": PLACEHOLDER, "<|extra_200|>": 9, **visual}
     kinds = list(dict.fromkeys(getattr(default, "layer_types", None) or ()))
     if len(kinds) > 1:
-        found["layer_types"] = kinds
-        found |= {name: len(kinds) for name in ("num_hidden_layers", "num_layers") if name in found}
+        more["layer_types"] = kinds
+        more |= {name: len(kinds) for name in ("num_hidden_layers", "num_layers") if name in found}
     backbone = getattr(default, "backbone_config", None)
     if "backbone_config" in names and getattr(backbone, "model_type", "timm_backbone") == "timm_backbone":
-        found |= {
+        more |= {
             "use_timm_backbone": False,
             "use_pretrained_backbone": False,
             "backbone": None,
             "backbone_config": RESNET,
         }
-    return found
+    return more
+
+
+def _value(config: tf.PreTrainedConfig, name: str) -> Any:
+    """What a config says; what it says for each layer apart is as large as it always was."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # a value of several layers
+        return vars(config).get(name, 1 << 20)
 
 
 LISTED: dict[str, Callable[[int], list[int]]] = {
@@ -197,6 +220,7 @@ LISTED: dict[str, Callable[[int], list[int]]] = {
     r"image_size|img_size|input_size": lambda n: [IMAGE] * n,
     r"vision_feature_layers?|vit_layers": lambda n: list(range(n))[::-1],
     r"conv_dim": lambda n: [16] * n,
+    r"tubelet_size": lambda n: [2] + [PATCH] * (n - 1),
 }
 
 
@@ -250,6 +274,7 @@ def attempts(model: tf.PreTrainedModel) -> Iterator[dict[str, Any]]:
         },
         {"pixel_values": flat, "grid_thw": grid}, {"hidden_states": flat, "grid_thw": grid},
         {"pixel_values": torch.randn(2, 4, channels, side, side)},
+        {"pixel_values": images, "image_embeds_position_mask": (torch.arange(TOKENS) < 4).long().expand(2, -1)},
     ]  # fmt: skip
     audio_choices: list[dict[str, Any]] = [
         {"input_features": torch.randn(2, mels, FRAMES)}, {"input_features": torch.randn(2, FRAMES, mels)},
@@ -258,6 +283,8 @@ def attempts(model: tf.PreTrainedModel) -> Iterator[dict[str, Any]]:
         {"input_features": torch.randn(2, mels, FRAMES), "feature_attention_mask": torch.ones(2, FRAMES, dtype=torch.long)},
     ]  # fmt: skip
     decoder: dict[str, Any] = {"decoder_input_ids": ids[:, :4]} if "decoder_input_ids" in wanted else {}
+    if "qformer_input_ids" in wanted:
+        decoder |= {"qformer_input_ids": ids, "qformer_attention_mask": torch.ones_like(ids)}
     boxes: dict[str, Any] = {"bbox": torch.randint(0, 20, (2, TOKENS, 1)).expand(2, TOKENS, 4).clone()}
     table = [
         *({**texts, **boxes, **pixels} for pixels in pixel_choices[:1] if "bbox" in wanted),

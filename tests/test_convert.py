@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import random
 import re
 import zipfile
 from pathlib import Path
@@ -54,6 +55,32 @@ def test_every_published_name_and_shape_is_used(name: str) -> None:
     weights = shapes.keys() - told["buffers"]
     unused = [math.prod(shapes[key]) for key in weights for pattern in family.left_out if re.fullmatch(pattern, key)]
     assert sum(parameter.numel() for parameter in model.parameters()) + sum(unused) == told["n_unique_parameters"]
+
+
+@pytest.mark.parametrize("name", ["blip_caption", "blip_retrieval"])
+def test_the_large_ones_that_are_published_are_read_off_their_shapes(name: str) -> None:
+    """Their ViT is twice as deep and a third wider; texts stay as they are, but for what they read."""
+    told = json.loads(golden(f"full_keys/{FULL[name][0]}.json").read_text())["state_dict"]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for key, shape in told.items():
+        if key.startswith(("visual_encoder", "vision_proj")) or re.search(
+            r"crossattention\.self\.(key|value)\.weight", key
+        ):
+            rows = 1 if "crossattention" in key or key.startswith("vision_proj") else 0
+            wide = tuple(
+                size * 4 // 3 if size % 768 == 0 and (place >= rows) else size for place, size in enumerate(shape)
+            )
+        else:
+            wide = tuple(shape)
+        shapes[key] = (*wide[:1], 3, 16, 16) if key.endswith("patch_embed.proj.weight") else wide
+        if (layer := re.search(r"\.blocks\.(\d+)\.", key)) is not None:
+            shapes[key.replace(layer[0], f".blocks.{int(layer[1]) + 12}.")] = wide
+    model = consumed(recognised(shapes, "large"), shapes)
+    vision = model.config.vision_config
+    assert (vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads, vision.intermediate_size) == (
+        1024, 24, 16, 4096,
+    )  # fmt: skip
+    assert model.config.text_config.encoder_hidden_size == 1024
 
 
 HEAD_WIDTH = 12
@@ -236,6 +263,40 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(tmp_path: Path) -
     assert "no tensors: count" in refusal(saved({**small_deit(), "count": 2}, tmp_path), out)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["zip", "pickle", "script", "safetensors"])
+def test_whatever_byte_is_damaged_the_file_is_read_or_refused(kind: str, tmp_path: Path) -> None:
+    rng, file = random.Random(0), tmp_path / ("file.safetensors" if kind == "safetensors" else "file.pth")
+    if kind == "script":
+        torch.jit.save(torch.jit.script(Scripted()), file)
+    elif kind == "safetensors":
+        save_file(small_deit(), file)
+    else:
+        torch.save({"model": small_deit()}, file, _use_new_zipfile_serialization=kind == "zip")
+    whole, refused = file.read_bytes(), 0
+    for _ in range(80):
+        damaged = bytearray(whole)
+        for _ in range(rng.choice((1, 3, 20))):
+            damaged[rng.randrange(min(len(damaged), rng.choice((200, 2000, len(damaged)))))] = rng.randrange(256)
+            damaged[-1 - rng.randrange(min(len(damaged), 2000))] = rng.randrange(256)
+        file.write_bytes(damaged)
+        try:
+            read_tensors(file)
+        except PrunusError:
+            refused += 1
+    assert refused > 10
+
+
+@pytest.mark.parametrize("kind", ["script/code", "archive/code"])
+def test_nothing_that_is_read_may_be_compressed(kind: str, tmp_path: Path) -> None:
+    """A few bytes could become all of the memory."""
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{kind}/data.pkl", bytes(10_000_000))
+        if kind.startswith("script"):
+            archive.writestr(zipfile.ZipInfo(f"{kind}/constants.pkl"), b"")
+    assert "compressed archive" in refusal(tmp_path / "bomb.pt", tmp_path / "out")
+
+
 def test_what_is_left_over_missing_or_misshapen_is_listed(tmp_path: Path) -> None:
     tensors, out = small_deit(), tmp_path / "out"
     tensors["blocks.0.extra"] = tensors.pop("norm.bias")
@@ -244,6 +305,14 @@ def test_what_is_left_over_missing_or_misshapen_is_listed(tmp_path: Path) -> Non
     assert "left over: blocks.0.extra;" in said
     assert "missing: vit.layernorm.bias;" in said
     assert "misshapen: classifier.bias (6,) where (5,) belongs" in said
+
+
+def test_a_tensor_that_does_not_hold_three_is_named(tmp_path: Path) -> None:
+    tensors = small_deit()
+    tensors["blocks.1.attn.qkv.bias"] = torch.zeros(2)
+    assert "'blocks.1.attn.qkv.bias': its shape (2,) is none of 3 in one" in refusal(
+        saved(tensors, tmp_path), tmp_path / "out"
+    )
 
 
 def test_a_family_that_does_not_fit_is_an_error(tmp_path: Path) -> None:

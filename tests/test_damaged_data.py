@@ -5,6 +5,7 @@ What is only unusual is read.
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import struct
@@ -81,6 +82,7 @@ def _pixel(folder: Path, row: dict[str, Any], draw: Random) -> None:
     row["image"] = "one.png"
 
 
+@functools.cache
 def bomb(side: int) -> bytes:
     """A PNG of one colour, a few hundred thousand bytes that claim to be side × side pixels."""
     parts = [

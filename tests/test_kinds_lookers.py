@@ -12,6 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from prunus import PrunusError, load_model
+from prunus.models import families
 from prunus.tasks.kinds import BlipMatching, Classifier, DualEncoder, Labeller, PairReader, Segmenting, Towers, kind_of
 from prunus.tasks.kinds.parts import image_processor, image_size, pixels, taken_size
 from tests.lookers import COLOURS, SIDE, VOCABULARY, masked, picture, saved
@@ -202,3 +203,21 @@ def test_likelihoods_are_those_of_the_picture_whichever_way_it_is_looked_at(tmp_
     torch.testing.assert_close(other.flip(-1), expected)
     small = kind.likelihoods(model, picture("red", 5, 9), (9, 5), 4, False)
     assert small.shape == (4, 9, 5)
+
+
+@pytest.mark.parametrize(
+    ("family", "mean", "size"),
+    [
+        ("deit", [0.485, 0.456, 0.406], 256),
+        ("segmenter", [0.5] * 3, 224),
+        ("clip", [0.48145466, 0.4578275, 0.40821073], 224),
+    ],
+)
+def test_a_converted_model_s_pictures_are_normalised_as_its_authors_do(
+    family: str, mean: list[float], size: int
+) -> None:
+    made = families()[family].image_processor(224)
+    assert list(made.image_mean) == pytest.approx(mean)
+    assert made.size.height == size
+    assert taken_size(made) == (224, 224)
+    assert pixels(made, [picture("red", 300, 260)]).shape == (1, 3, 224, 224)

@@ -148,6 +148,39 @@ def test_of_a_chat_the_answers_are_learnt(name: str, folder: Folder) -> None:
         assert kind.predict(load_model(folder(name)), batch).loss.isfinite()
 
 
+THINKING = ("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think></think>{% endif %}")
+FORGETFUL = (
+    "{{ c['text'] }}",
+    "{{ c['text'] if loop.last and (m['role'] == 'user' or m is sameas messages[-1]) else '…' }}",
+)
+LOUD = ("{{ c['text'] }}", "{{ c['text'].upper() }}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "learnt"),
+    [([THINKING], "Red.Yes,red."), ([FORGETFUL], "Yes,red."), ([LOUD], "RED.YES,RED."), ([THINKING, LOUD], None)],
+    ids=["thinks", "forgets", "shouts", "rewrites"],
+)
+def test_templates_that_write_answers_otherwise(
+    changes: list[tuple[str, str]], learnt: str | None, folder: Folder, tmp_path: Path
+) -> None:
+    """What generation begins with may not stand in a whole chat, and earlier answers may be left out."""
+    shutil.copytree(folder("qwen2_vl"), tmp_path / "qwen")
+    template = tmp_path / "qwen" / "chat_template.jinja"
+    text = template.read_text()
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    template.write_text(text)
+    kind = kind_of(Generative, str(tmp_path / "qwen"))
+    if learnt is None:
+        with pytest.raises(PrunusError, match="rewrites answers"):
+            kind.chats(IMAGES[:1], [CHAT])
+        return
+    labels = kind.chats(IMAGES[:1], [CHAT])["labels"][0]
+    assert "".join(kind.tokenizer.decode(labels[labels != -100], skip_special_tokens=True).split()) == learnt
+
+
 @pytest.mark.parametrize("name", [name for name in GENERATIVE if "blip" not in name and name != "paligemma"])
 def test_a_chat_may_have_no_image(name: str, folder: Folder) -> None:
     kind, model = kind_of(Generative, str(folder(name))), load_model(folder(name)).eval()
@@ -155,6 +188,20 @@ def test_a_chat_may_have_no_image(name: str, folder: Folder) -> None:
     assert "pixel_values" not in batch
     with torch.no_grad():
         assert kind.predict(model, batch).loss.isfinite()
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "smolvlm", "gemma3"])
+def test_chats_with_and_without_images_share_a_batch(name: str, folder: Folder) -> None:
+    kind, model = kind_of(Generative, str(folder(name))), load_model(folder(name)).eval()
+    mixed = [IMAGES[0], [], IMAGES[1]]
+    losses, counts = [], []
+    with torch.no_grad():
+        together = kind.predict(model, kind.chats(mixed, [CHAT, CHAT, CHAT[:2]]))
+        for some, chat in zip(mixed, (CHAT, CHAT, CHAT[:2]), strict=True):
+            one = kind.predict(model, kind.chats([some], [chat]))
+            counts.append(int(one.counted.sum()))
+            losses.append(float(one.loss) * counts[-1])
+    assert float(together.loss) == pytest.approx(sum(losses) / sum(counts), rel=1e-4)
 
 
 def test_a_template_without_a_place_for_images_is_refused(folder: Folder, tmp_path: Path) -> None:
@@ -176,6 +223,28 @@ def test_a_folder_without_a_processor_is_refused(folder: Folder, tmp_path: Path)
         shutil.copyfile(folder("llava") / name, tmp_path / name)
     with pytest.raises(PrunusError, match="processor"):
         kind_of(Speaker, str(tmp_path)).check()
+
+
+def test_a_processor_that_does_not_know_the_queries_is_told(folder: Folder, tmp_path: Path) -> None:
+    shutil.copytree(folder("blip2_opt"), tmp_path / "old")
+    (tmp_path / "old" / "processor_config.json").write_text('{"processor_class": "Blip2Processor"}')
+    before, after = (
+        kind_of(Speaker, str(one)).batch(IMAGES, QUESTIONS) for one in (folder("blip2_opt"), tmp_path / "old")
+    )
+    assert torch.equal(before["input_ids"], after["input_ids"])
+
+
+def test_what_is_there_for_videos_is_passed_over_where_torchvision_is_missing(folder: Folder, tmp_path: Path) -> None:
+    """As newer folders are published; the file goes along with the model all the same."""
+    shutil.copytree(folder("qwen2_vl"), tmp_path / "newer")
+    (tmp_path / "newer" / "video_preprocessor_config.json").write_text(
+        '{"video_processor_type": "Qwen2VLVideoProcessor"}'
+    )
+    before, after = (kind_of(Speaker, str(one)) for one in (folder("qwen2_vl"), tmp_path / "newer"))
+    assert torch.equal(*(kind.batch(IMAGES, QUESTIONS)["pixel_values"] for kind in (before, after)))
+    (tmp_path / "saved").mkdir()
+    after.save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "video_preprocessor_config.json").exists()
 
 
 def test_a_model_that_does_not_speak_is_refused(tmp_path: Path) -> None:

@@ -285,6 +285,15 @@ def test_a_missing_image_of_a_published_layout_is_named_with_its_row(tmp_path: P
         made({"layout": "vqav2", "root": str(tmp_path)}).check(["image"])
 
 
+def test_one_of_several_images_that_has_gone_since_is_named_with_its_row(tmp_path: Path) -> None:
+    nlvr2(tmp_path)
+    spec = {"layout": "nlvr2", "root": str(tmp_path)}
+    made(spec).check(["images"])
+    (tmp_path / "images/train/67/train-10-1-img0.png").unlink()
+    with pytest.raises(PrunusError, match=r"train.json:2: images = .*train-10-1-img0.png.*no such file any more"):
+        made(spec).check(["images"])
+
+
 def test_a_mask_is_as_large_as_its_image(tmp_path: Path) -> None:
     ade20k(tmp_path)
     picture(tmp_path / "ADEChallengeData2016/images/training/ADE_1.jpg")

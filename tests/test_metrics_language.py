@@ -55,8 +55,8 @@ def test_answers_that_agree_are_compared_as_they_are() -> None:
     assert vqa_accuracy("The Cat", ["cat"] * 9 + ["dog"]) == 1
 
 
-def test_one_answer_is_an_exact_match() -> None:
-    assert (vqa_accuracy("yes", ["yes"]), vqa_accuracy("yes", ["no"])) == (1, 0)
+def test_one_answer_is_compared_as_a_whole() -> None:
+    assert [vqa_accuracy(said, ["yes"]) for said in ("yes", "Yes.", "no", "yes yes")] == [1, 1, 0, 0]
 
 
 def test_caption_scores_are_the_official_codes() -> None:

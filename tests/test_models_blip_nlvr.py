@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers as tf
 
-from prunus import Search, UPop, anatomy, extract
+from prunus import PrunusError, Search, UPop, anatomy, extract
 from prunus.models import BlipForImagesAndTextClassification
 from tests.families import Case, build
 
@@ -42,6 +42,14 @@ def test_padding_and_the_first_token_do_not_count(case: Case) -> None:
     ids[inputs["attention_mask"] == 0] += 1
     torch.testing.assert_close(model(**inputs | {"input_ids": ids}).logits, model(**inputs).logits)
     assert torch.equal(ids[:, 0], inputs["input_ids"][:, 0] + 1)  # the caller's own stay
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_text_is_about_two_images(case: Case, images: int) -> None:
+    pixels = case.inputs["pixel_values"][:, :1].expand(-1, images, -1, -1, -1)
+    for wrong in (pixels, case.inputs["pixel_values"].flatten(0, 1)):
+        with pytest.raises(PrunusError, match="give two images to each of the 2 texts"):
+            case.model(**case.inputs | {"pixel_values": wrong})
 
 
 def test_upper_layers_merge() -> None:

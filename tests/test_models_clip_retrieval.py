@@ -13,7 +13,7 @@ from transformers import CLIPModel, Trainer, TrainingArguments
 
 from prunus import SearchCallback, UPop, anatomy, extract, load_model
 from prunus.models import CLIPForRetrieval
-from prunus.models.convert import assembled, recognised
+from prunus.models.convert import assembled, convert, recognised
 from prunus.models.momentum import NOBODY, FeatureQueue, contrast
 from prunus.structured.gates import Gates
 from tests.families import IMAGE, PATCH, build
@@ -90,6 +90,34 @@ def test_a_published_clip_is_a_stock_one() -> None:
     assert type(model) is CLIPModel
     given = PUBLISHED.section("in")
     PUBLISHED.check("plain", logits_per_image=model(given["text"], given["image"]).logits_per_image)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_an_archive_of_torchscript_becomes_a_stock_one(tmp_path: Path) -> None:
+    """As OpenAI publishes it: halves, sizes beside the weights, and code that is not run."""
+    copies = re.compile(r".*(_m\b|_queue).*")
+    tensors = {name: tensor for name, tensor in PUBLISHED.section("sd").items() if not copies.fullmatch(name)}
+    archive = torch.nn.Module()
+    for name, tensor in tensors.items():
+        *path, last = name.split(".")
+        place = archive
+        for part in path:
+            if part not in dict(place.named_children()):
+                place.add_module(part, torch.nn.Module())
+            place = place.get_submodule(part)
+        place.register_parameter(last, torch.nn.Parameter(tensor.half()))
+    for name in ("input_resolution", "context_length", "vocab_size"):
+        archive.register_buffer(name, torch.tensor(7))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Module, "forward", lambda self, pixels: pixels)
+        torch.jit.save(torch.jit.trace(archive, torch.zeros(1)), tmp_path / "clip.pt")
+    model = convert(tmp_path / "clip.pt", tmp_path / "out", head_width=12)
+    assert type(model) is CLIPModel
+    assert model.dtype == torch.float32
+    given = PUBLISHED.section("in")
+    expected = PUBLISHED.section("plain")["logits_per_image"]
+    found = CLIPModel.from_pretrained(tmp_path / "out").eval()(given["text"], given["image"]).logits_per_image
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)  # of halves
 
 
 def test_what_is_extracted_is_the_masked_model() -> None:

@@ -28,8 +28,10 @@ STEPS, ROWS = 3, 8
 LOADS = """
 import sys
 import prunus, torch, transformers
-assert "prunus.models" not in sys.modules  # classes of ours are found when they are asked for
 folder = sys.argv[1]
+transformers.AutoConfig.from_pretrained(f"{folder}/vit")
+transformers.PreTrainedConfig.get_config_dict(f"{folder}/another.json")
+assert "prunus.models" not in sys.modules  # classes of ours are found when they are asked for, and hide no code of a folder's own
 for family, auto in SEVEN.items():
     model = getattr(transformers, auto).from_pretrained(f"{folder}/{family}").eval()
     inputs, outputs, name = torch.load(f"{folder}/{family}.pt")
@@ -103,6 +105,7 @@ def test_a_new_process_that_imports_prunus_loads_each_of_them(searched: dict[str
     for family, found in searched.items():
         found.small.save_pretrained(tmp_path / family)
         torch.save((found.inputs, found.outputs()[1], type(found.small).__name__), tmp_path / f"{family}.pt")
+    (tmp_path / "another.json").write_text('{"model_type": "segmenter", "auto_map": {"AutoConfig": "theirs.Config"}}')
     code = f"SEVEN = {SEVEN!r}\n{LOADS}"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.stdout == "all the same\n", done.stderr

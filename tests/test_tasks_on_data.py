@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -118,7 +119,7 @@ def test_accuracy_is_that_of_what_the_model_says(tmp_path: Path, monkeypatch: py
     dense = model("llava", tmp_path)
     task = Vqa(**data(tmp_path)).for_model(dense)
     monkeypatch.setattr(
-        type(task.kind), "generate", lambda self, model, images, prompts, *more: ["The red."] * len(prompts)
+        type(task.kind), "generate", lambda self, model, images, prompts, *more, **how: ["The red."] * len(prompts)
     )
     found = task.evaluate(load_model(dense), progress=False)
     assert found["accuracy"] == found["accuracy_other"] == pytest.approx(2 / 8)
@@ -132,12 +133,32 @@ def test_ranking_takes_the_likeliest_candidate(tmp_path: Path, monkeypatch: pyte
     answers.write_text("blue\n\ngreen\nblue\n")
     task = Vqa(**data(tmp_path), answer_by="ranking", candidates=answers).for_model(dense)
     assert task.choices == ["blue", "green"]
+    listed = tmp_path / "answers.json"
+    listed.write_text('["blue", "green"]')
+    assert Vqa(**data(tmp_path), answer_by="ranking", candidates=listed).choices == ["blue", "green"]
     loaded = load_model(dense).eval()
     assert set(task.evaluate(loaded, limit=4, progress=False)) >= {"accuracy"}
     likely = torch.tensor([[-1.0, -2.0]])
     monkeypatch.setattr(type(task.kind), "score", lambda self, model, images, *more: likely.expand(len(images), -1))
     assert task.evaluate(loaded, progress=False)["accuracy"] == pytest.approx(2 / 8)
     assert Vqa(**data(tmp_path), answer_by="ranking").choices == ["red", "black", "green", "blue", "white"]
+
+
+@pytest.mark.parametrize("name", ["blip_answers", "blip_captions", "llava", "blip2_t5"])
+def test_how_long_answers_are_can_be_said(name: str, tmp_path: Path) -> None:
+    dense = model(name, tmp_path)
+    loaded, task = load_model(dense).eval(), Vqa(**data(tmp_path), new_tokens=6, beams=2).for_model(dense)
+    rows = [task.rows("evaluation")[place] for place in range(2)]
+    assert len(task.written(loaded, rows)) == 2
+    asked: list[dict[str, Any]] = []
+    task = task.model_copy(update={"least_tokens": 5, "length_penalty": -1.0})
+    decoder = getattr(loaded, "text_decoder", getattr(loaded, "language_model", loaded))
+    generate = type(decoder).generate
+    with mock.patch.object(
+        type(decoder), "generate", lambda self, *args, **how: asked.append(how) or generate(self, *args, **how)
+    ):
+        task.written(loaded, rows)
+    assert {(how["min_new_tokens"], how["length_penalty"], how["num_beams"]) for how in asked} == {(5, -1.0, 2)}
 
 
 def test_every_caption_is_trained_on_with_its_image(tmp_path: Path) -> None:
@@ -159,7 +180,7 @@ def test_captions_are_scored_against_all_of_an_image(tmp_path: Path, monkeypatch
     task = Caption(**data(tmp_path), scores=("bleu_1", "cider")).for_model(dense)
     assert (task.headline, task.metrics["cider"].unit, task.metrics["bleu_1"].unit) == ("bleu_1", "plain", "share")
     monkeypatch.setattr(
-        type(task.kind), "generate", lambda self, model, images, prompts, *more: ["All is red"] * len(prompts)
+        type(task.kind), "generate", lambda self, model, images, prompts, *more, **how: ["All is red"] * len(prompts)
     )
     found = task.evaluate(load_model(dense), progress=False)
     assert set(found) == {"bleu_1", "cider"}  # no interval of a score that is no mean
@@ -198,6 +219,10 @@ def test_a_recipe_takes_a_model_from_a_config_to_a_report(tmp_path: Path) -> Non
         ({"evaluation": {"layout": "table", "files": "nowhere.jsonl"}}, "task.evaluation"),
         ({"answer_by": "ranking", "candidates": "nowhere.txt"}, "task.candidates"),
         ({"candidates": ["red"]}, "answer_by: ranking"),
+        ({"answer_by": "ranking", "candidates": []}, "task.candidates"),
+        ({"processor": "/nowhere"}, "nowhere"),
+        ({"least_tokens": 20}, "least_tokens"),
+        ({"length_penalty": -1.0}, "take more beams"),
         ({"evaluation": None}, "task.evaluation"),
     ],
 )

@@ -22,23 +22,8 @@ from prunus.errors import PrunusError
 
 ValueT = TypeVar("ValueT")
 
-_SPLIT = Attention("q_proj", "k_proj", "v_proj", "out_proj")
-_LLAMA = Attention("q_proj", "k_proj", "v_proj", "o_proj", rotary=True)
-_VIT = Attention("q_proj", "k_proj", "v_proj", "o_proj")
-_BERT = Attention(
-    "self.query", "self.key", "self.value", "output.dense", core="self",
-    width="attention_head_size", totals=("all_head_size",),
-)  # fmt: skip
 _BLIP_TEXT = Attention(
     "self.query", "self.key", "self.value", "output.dense", core="self",
-    width="attention_head_size", totals=("all_head_size",), scale_follows_width=True,
-)  # fmt: skip
-_QFORMER = Attention(
-    "attention.query", "attention.key", "attention.value", "output.dense", core="attention",
-    width="attention_head_size", totals=("all_head_size",),
-)  # fmt: skip
-_VILT = Attention(
-    "attention.query", "attention.key", "attention.value", "output.dense", core="attention",
     width="attention_head_size", totals=("all_head_size",), scale_follows_width=True,
 )  # fmt: skip
 _BLIP_VISION = Attention("qkv", "qkv", "qkv", "projection", own_forward=fused_attention)
@@ -47,7 +32,6 @@ _QWEN_VISION = Attention("qkv", "qkv", "qkv", "proj", rotary=True)
 _NEOX = Attention(
     "query_key_value", "query_key_value", "query_key_value", "dense", width="head_size", grouped=True, rotary=True
 )
-_H_TO_4H = Mlp("dense_h_to_4h", "dense_4h_to_h", activation="act")
 _GPT2, _IMAGE_GPT = (
     tuple(
         Attention(query, "c_attn", "c_attn", "c_proj", totals=("split_size",), scale_follows_width=follows)
@@ -56,8 +40,6 @@ _GPT2, _IMAGE_GPT = (
     for follows in (False, True)
 )
 _GPT2_MLP = Mlp("c_fc", "c_proj", activation="act")
-_FC = Mlp("fc1", "fc2", activation="activation_fn")
-_GATED = Mlp("up_proj", "down_proj", gate="gate_proj")
 _BERT_MLP = Mlp("intermediate.dense", "output.dense", activation="intermediate.intermediate_act_fn", name="mlp")
 _QUERY_MLP = Mlp(
     "intermediate_query.dense", "output_query.dense", activation="intermediate_query.intermediate_act_fn",
@@ -65,35 +47,16 @@ _QUERY_MLP = Mlp(
 )  # fmt: skip
 
 _TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
-    "blip.modeling_blip": {"BlipAttention": (_BLIP_VISION,), "BlipMLP": (_FC,)},
+    "blip.modeling_blip": {"BlipAttention": (_BLIP_VISION,)},
     "blip.modeling_blip_text": {"BlipTextAttention": (_BLIP_TEXT,), "BlipTextLayer": (_BERT_MLP,)},
     "blip_2.modeling_blip_2": {
-        "Blip2Attention": (_BLIP_VISION,), "Blip2MLP": (_FC,), "Blip2QFormerAttention": (_QFORMER,),
+        "Blip2Attention": (_BLIP_VISION,),
         "Blip2QFormerLayer": (_BERT_MLP, _QUERY_MLP),
     },
     "instructblip.modeling_instructblip": {
-        "InstructBlipAttention": (_BLIP_VISION,), "InstructBlipMLP": (_FC,), "InstructBlipQFormerAttention": (_QFORMER,),
+        "InstructBlipAttention": (_BLIP_VISION,),
         "InstructBlipQFormerLayer": (_BERT_MLP, _QUERY_MLP),
     },
-    "clip.modeling_clip": {"CLIPAttention": (_SPLIT,), "CLIPMLP": (_FC,)},
-    "siglip.modeling_siglip": {"SiglipAttention": (_SPLIT,), "SiglipMLP": (_FC,)},
-    "vit.modeling_vit": {"ViTAttention": (_VIT,), "ViTMLP": (_FC,)},
-    "deit.modeling_deit": {"DeiTAttention": (_VIT,), "DeiTMLP": (_FC,)},
-    "dinov2.modeling_dinov2": {
-        "Dinov2Attention": (_VIT, _QFORMER), "Dinov2MLP": (_FC, Mlp("fc1", "fc2", activation="activation")),
-        "Dinov2SwiGLUFFN": (_GATED,),
-    },
-    "vilt.modeling_vilt": {"ViltAttention": (_VILT,), "ViltLayer": (_BERT_MLP,)},
-    "bert.modeling_bert": {"BertAttention": (_BERT,), "BertLayer": (_BERT_MLP,)},
-    "t5.modeling_t5": {
-        "T5Attention": (Attention("q", "k", "v", "o", width="key_value_proj_dim", totals=("inner_dim",)),),
-        "T5DenseActDense": (Mlp("wi", "wo", activation="act"),), "T5DenseGatedActDense": (Mlp("wi_1", "wo", gate="wi_0"),),
-    },
-    "opt.modeling_opt": {
-        "OPTAttention": (_SPLIT,), "OPTDecoderLayer": (Mlp("fc1", "fc2", activation="activation_fn", name="mlp"),),
-    },
-    "llama.modeling_llama": {"LlamaAttention": (_LLAMA,), "LlamaMLP": (_GATED,)},
-    "mistral.modeling_mistral": {"MistralAttention": (_LLAMA,), "MistralMLP": (_GATED,)},
     "phi3.modeling_phi3": {"Phi3Attention": (Attention("qkv_proj", "qkv_proj", "qkv_proj", "o_proj", rotary=True),)},
     "phi4_multimodal.modeling_phi4_multimodal": {
         "Phi4MultimodalAttention": (Attention("qkv_proj", "qkv_proj", "qkv_proj", "o_proj", rotary=True),),
@@ -103,7 +66,7 @@ _TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
     "decision_transformer.modeling_decision_transformer": {
         "DecisionTransformerGPT2Attention": _GPT2, "DecisionTransformerGPT2MLP": (_GPT2_MLP,),
     },
-    "gpt_neox.modeling_gpt_neox": {"GPTNeoXAttention": (_NEOX,), "GPTNeoXMLP": (_H_TO_4H,)},
+    "gpt_neox.modeling_gpt_neox": {"GPTNeoXAttention": (_NEOX,)},
     "bloom.modeling_bloom": {
         "BloomAttention": (
             Attention(
@@ -111,7 +74,6 @@ _TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
                 totals=("hidden_size", "split_size"),
             ),
         ),
-        "BloomMLP": (Mlp("dense_h_to_4h", "dense_4h_to_h", activation="gelu_impl"),),
     },
     "falcon.modeling_falcon": {
         "FalconAttention": (
@@ -120,11 +82,9 @@ _TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
                 scale_follows_width=True, unless="alibi",
             ),
         ),
-        "FalconMLP": (_H_TO_4H,),
     },
     "mpt.modeling_mpt": {
         "MptAttention": (Attention("Wqkv", "Wqkv", "Wqkv", "out_proj"),),
-        "MptMLP": (Mlp("up_proj", "down_proj", activation="act"),),
     },
     "dbrx.modeling_dbrx": {
         "DbrxAttention": (Attention("Wqkv", "Wqkv", "Wqkv", "out_proj", rotary=True, totals=("hidden_size",)),),
@@ -135,15 +95,8 @@ _TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
         ),
     },
     "llama4.modeling_llama4": {"Llama4TextExperts": (Experts(transposed=True, batched=True),)},
-    "qwen2.modeling_qwen2": {"Qwen2Attention": (_LLAMA,), "Qwen2MLP": (_GATED,)},
-    "qwen2_vl.modeling_qwen2_vl": {
-        "Qwen2VLAttention": (_LLAMA,), "Qwen2MLP": (_GATED,), "VisionAttention": (_QWEN_VISION,),
-        "VisionMlp": (Mlp("fc1", "fc2", activation="act"),),
-    },
-    "qwen2_5_vl.modeling_qwen2_5_vl": {
-        "Qwen2_5_VLAttention": (_LLAMA,), "Qwen2MLP": (_GATED,), "Qwen2_5_VLVisionAttention": (_QWEN_VISION,),
-        "Qwen2_5_VLMLP": (_GATED,),
-    },
+    "qwen2_vl.modeling_qwen2_vl": {"VisionAttention": (_QWEN_VISION,)},
+    "qwen2_5_vl.modeling_qwen2_5_vl": {"Qwen2_5_VLVisionAttention": (_QWEN_VISION,)},
 }  # fmt: skip
 
 _OURS: dict[str, dict[str, tuple[Layout, ...]]] = {

@@ -51,7 +51,7 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
                 refused[path] = str(misfit)
                 continue
             name = f"{path}.{layout.name}" if layout.name else path
-            kind = layout.kind or _kind_by_place(path)
+            kind = found_layout.kind or _kind_by_place(path)
             tower, block = places[path]
             found.setdefault(
                 name,

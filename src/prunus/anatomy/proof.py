@@ -7,35 +7,21 @@ What is found holds for every module of the same type and shape.
 from __future__ import annotations
 
 import copy
-import inspect
 import math
-from collections.abc import Iterable, Iterator
-from itertools import product
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prunus.anatomy.arguments import SHARED, arguments_of
 from prunus.anatomy.cutting import cut
 from prunus.anatomy.layouts import Layout, Sites
-from prunus.anatomy.rotation import TABLES, tables_of, turned_features
+from prunus.anatomy.rotation import turned_features
 from prunus.anatomy.trial import MisfitError, without_hooks
 
-TOKENS = 3
 LARGEST = 1 << 24
 """Weights of a copy; a larger one is not tried."""
-OTHERS = (
-    "key_value_states", "encoder_hidden_states", "cross_attention_states", "context", "memory", "key", "value",
-    "key_states", "value_states", "keys", "values", "image_hidden_states", "vision_hidden_states",
-)  # fmt: skip
-"""Arguments that hold other hidden states."""
-ADDED = ("object_queries",)
-"""Arguments that are added to the hidden states."""
-BIASES = ("rel_pos", "rel_2d_pos")
-"""Arguments that are added to the scores of all heads alike."""
-SHARED = "shared_kv_states"
-"""Argument through which keys and values are handed to other layers."""
-
 _KNOWN: dict[Any, tuple[Layout | None, str]] = {}
 """Layout, type and shape of a module → the layout that holds, or why there is none."""
 
@@ -159,7 +145,7 @@ def _runs(module: nn.Module, sites: Sites) -> Iterator[tuple[nn.Module, dict[str
             continue
         widths = [sample.get_submodule(s.linear)._parameters["weight"].shape[1] for s in sites.producers]  # type: ignore[union-attr]
         passed = False
-        for arguments in _arguments(sample, widths, turned):
+        for arguments in arguments_of(sample, widths, turned):
             try:
                 _output(sample, arguments)
             except MisfitError:
@@ -217,74 +203,6 @@ def _at_hand(buffer: Tensor) -> Tensor:
     if buffer.is_meta:
         return torch.zeros(buffer.shape, dtype=buffer.dtype)
     return buffer.cpu().float() if buffer.is_floating_point() else buffer.cpu()
-
-
-def _arguments(sample: nn.Module, widths: list[int], turned: int) -> Iterator[dict[str, Any]]:
-    """Arguments to try, the likeliest first.
-
-    Args:
-        widths: inputs of the layers for queries, keys, values and so on.
-    """
-    asked = dict(inspect.signature(type(sample).forward).parameters)
-    names = list(asked)[1:]  # without self
-    required = [
-        name for name in names if asked[name].default is inspect.Parameter.empty and asked[name].kind.value == 1
-    ]
-    first = names[0]
-    generator = torch.Generator().manual_seed(2)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float32)
-
-    other = widths[1] if len(widths) > 1 else widths[0]
-    flat = (True, False) if "cu_seqlens" in names else (False, True)
-    crossed = (True, False) if other != widths[0] else (False, True)
-    table = tables_of(sample)
-    tables = (
-        [*product((turned, turned // 2), ("two", "one"), (False, True)), (widths[0], "added", False)]
-        if table
-        else [(0, "", False)]
-    )
-    for is_flat, is_crossed, tokens, (columns, form, is_long) in product(flat, crossed, _lengths(sample), tables):
-        batch = () if is_flat else (1,)
-        given: dict[str, Any] = dict.fromkeys(required)
-        given[first] = random(*batch, tokens, widths[0])
-        for name in names[1:]:
-            if name in OTHERS and (is_crossed or name in required):
-                given[name] = random(*batch, tokens, other)
-            elif name in ADDED:
-                given[name] = random(*batch, tokens, widths[0])
-            elif name in BIASES:
-                given[name] = random(1, 1, tokens, tokens)
-            elif name in ("height", "width"):
-                given[name] = math.isqrt(tokens)
-        if "cu_seqlens" in names:
-            given["cu_seqlens"] = torch.tensor([0, tokens], dtype=torch.int32)
-        if "position_ids" in required:
-            given["position_ids"] = torch.arange(tokens)[None]
-        if SHARED in names:
-            given[SHARED] = {}
-        if table and form == "added":
-            given[table] = random(*batch, tokens, columns)
-        elif table and form == "two":
-            lead = (1, tokens) if is_long else (tokens,)
-            given[table] = random(*lead, columns), random(*lead, columns)
-        elif table:
-            lead = (1, tokens) if is_long else (tokens,)
-            given[table] = torch.polar(torch.ones(*lead, columns), random(*lead, columns))
-        for name in TABLES:
-            if name in required and name != table:
-                given[name] = None
-        yield given
-
-
-def _lengths(sample: nn.Module) -> Iterable[int]:
-    """Numbers of tokens to try: a few, or as many as a window has."""
-    if "height" in inspect.signature(type(sample).forward).parameters:
-        return (64,)
-    windows = [getattr(module, "window_size", None) for module in sample.modules()]
-    sides = [(size, size) if isinstance(size, int) else size for size in windows if size]
-    return dict.fromkeys([TOKENS, *(math.prod(side) for side in sides if len(side) == 2)])
 
 
 def _shape_of(module: nn.Module) -> Any:

@@ -59,11 +59,12 @@ def normalised(answer: str) -> str:
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """How far a prediction agrees with people's answers: the mean, over each of them left out, of min(1, others alike / 3).
 
-    Prediction and answers are normalised only if the answers differ from one another, as the official code does.
+    Prediction and answers are normalised only if the answers differ from one another, as the official code does. A single answer, for
+    which there is no official code, is compared as a whole, both sides normalised.
 
     Args:
         prediction: what a model says.
-        answers: of several people, usually ten; a single answer is an exact match.
+        answers: of several people, usually ten; or one.
 
     Returns:
         From 0 to 1.
@@ -73,7 +74,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
         0.9
     """
     prediction, *answers = (text.replace("\n", " ").replace("\t", " ").strip() for text in (prediction, *answers))
-    if len(set(answers)) > 1:
+    if len(answers) == 1 or len(set(answers)) > 1:
         prediction, *answers = (normalised(text) for text in (prediction, *answers))
     if len(answers) == 1:
         return float(prediction == answers[0])

@@ -14,6 +14,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.blip.modeling_blip import BlipPreTrainedModel
 from transformers.models.blip.modeling_blip_text import BlipTextEmbeddings, BlipTextEncoder, BlipTextSelfAttention
 
+from prunus.errors import PrunusError
+
 # B: batch, T: tokens of the text, P: tokens of one image, D: width of the text encoder
 
 
@@ -125,7 +127,16 @@ class BlipForImagesAndTextClassification(BlipPreTrainedModel):  # type: ignore[m
 
         Returns:
             The cross-entropy, None without labels; logits (B, labels).
+
+        Raises:
+            PrunusError: there are not two images to each text.
         """
+        if pixel_values.ndim != 5 or pixel_values.shape[:2] != (len(input_ids), 2):
+            raise PrunusError(
+                "pixel_values",
+                tuple(pixel_values.shape),
+                f"give two images to each of the {len(input_ids)} texts: (B, 2, 3, height, width)",
+            )
         pixels = pixel_values.flatten(0, 1)
         seen = self.vision_model(pixels, interpolate_pos_encoding=interpolate_pos_encoding).last_hidden_state
         ids = input_ids.clone()

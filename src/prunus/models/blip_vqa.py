@@ -17,6 +17,8 @@ from transformers import (
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 from transformers.utils import ModelOutput
 
+from prunus.errors import PrunusError
+
 # Q: questions, A: answers, T: tokens of a question, L: of an answer, C: candidates
 
 
@@ -99,6 +101,9 @@ class BlipForVqa(BlipForQuestionAnswering):  # type: ignore[misc]
 
         Returns:
             The loss is the mean over questions of the weighted losses of their answers.
+
+        Raises:
+            PrunusError: `answers` or the weights are of another number of answers.
         """
         if decoder_input_ids is None:
             if labels is None:
@@ -107,6 +112,7 @@ class BlipForVqa(BlipForQuestionAnswering):  # type: ignore[misc]
         image, states = self._read(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
         counts = torch.ones(len(states), dtype=torch.long, device=states.device) if answers is None else answers
         of_question = torch.arange(len(states), device=states.device).repeat_interleave(counts)
+        _check_answers(len(of_question), len(decoder_input_ids), answer_weights)
         logits, losses = self._answer(
             states[of_question], _rows(attention_mask, of_question), decoder_input_ids, decoder_attention_mask, labels
         )
@@ -134,7 +140,12 @@ class BlipForVqa(BlipForQuestionAnswering):  # type: ignore[misc]
 
         Returns:
             (place of the answer among the candidates (Q,), places of those looked at (Q, best), their losses (Q, best)).
+
+        Raises:
+            PrunusError: there are not so many candidates.
         """
+        if not 1 <= best <= len(candidate_ids):
+            raise PrunusError("best", best, f"take one to {len(candidate_ids)}, as many as there are candidates")
         _, states = self._read(input_ids, pixel_values, attention_mask, False)
         start = torch.full((len(states), 1), self.decoder_start_token_id, device=states.device)
         first, _ = self._answer(states, attention_mask, start, None, None)
@@ -177,6 +188,13 @@ class BlipForVqa(BlipForQuestionAnswering):  # type: ignore[misc]
             labels=labels, reduction="none",
         )  # fmt: skip
         return said.logits, said.loss
+
+
+def _check_answers(said: int, given: int, weights: Tensor | None) -> None:
+    if said != given:
+        raise PrunusError("answers", said, f"there are {given} answers; say how many are each question's (answers)")
+    if weights is not None and weights.shape != (given,):
+        raise PrunusError("answer_weights", tuple(weights.shape), f"give one for each of the {given} answers")
 
 
 def _rows(mask: Tensor | None, rows: Tensor) -> Tensor | None:

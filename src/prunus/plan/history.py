@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FOUND = ("scores", "data", "depends_on_batch_size")
 """What 0.1 wrote among the settings of an allocation."""
-MAIN = ("search", "prune")
+MAIN = ("search", "narrow", "prune")
 
 
 class Entry(BaseModel):
@@ -18,7 +18,7 @@ class Entry(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     step: str
-    """`search`, `allocation`, `edit`, `prune` or `repair`."""
+    """`search`, `narrow`, `allocation`, `edit`, `prune` or `repair`."""
     method: str = ""
     """Name of the method, as in a recipe."""
     settings: dict[str, Any] = Field(default_factory=dict)

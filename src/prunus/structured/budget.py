@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, PrivateAttr, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunus.anatomy import Anatomy, Unit
-from prunus.cost import ChannelMacs
+from prunus.cost import ChannelMacs, channel_macs
 from prunus.errors import PrunusError
+from prunus.modules import evaluating
 from prunus.structured.selection import reachable, select, select_as_published
 from prunus.typed import Count, Typed
 
@@ -30,6 +31,21 @@ class Whole(NamedTuple):
     """The model."""
     count_macs: Callable[[], ChannelMacs] | None = None
     """Counts what it computes on an example; None where there is none."""
+
+
+def counted_macs(model: nn.Module, units: Sequence[Unit], example: Callable[[], object]) -> ChannelMacs:
+    """What one call of `example`, which must use `model`, computes.
+
+    Raises:
+        PrunusError: it calls none of the units.
+    """
+    with evaluating(model), torch.random.fork_rng():
+        counted = channel_macs(model, example, units)
+    if not any(counted.channel.values()):
+        raise PrunusError(
+            "example", counted.total, "it does not call this model, or no unit that is searched; give lambda: model(**batch)"
+        )  # fmt: skip
+    return counted
 
 
 class Budget(Typed):

@@ -15,12 +15,11 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from prunus.anatomy import anatomy
-from prunus.cost import ChannelMacs, channel_macs
 from prunus.errors import PrunusError
 from prunus.modules import evaluating
 from prunus.plan import Plan
 from prunus.storage import write_bytes
-from prunus.structured.budget import Budget, Whole
+from prunus.structured.budget import Budget, Whole, counted_macs
 from prunus.structured.gate_training import OF_OPTIMIZER, GateOptimizer, check_trains
 from prunus.structured.gates import Gates
 from prunus.structured.loss_scale import scale_left, will_skip
@@ -84,7 +83,7 @@ class Search:
         self.anatomy = anatomy(self.model, mirrors)
         check_units_are_there(self.model, self.anatomy)
         self.units = self.anatomy.select(method.include, method.exclude)
-        count = None if example is None else partial(self._count_macs, example)
+        count = None if example is None else partial(counted_macs, self.model, self.units, example)
         self._fitted = method.fit(Whole(self.anatomy, count), self.units)
         self._fitted.check(self.units)
         self._needs, self._measure = method.needs(), measure
@@ -116,17 +115,6 @@ class Search:
         self.steps_done = 0
         self.course: list[tuple[int, float, float]] = []
         """(step, ratio asked for, ratio achieved), one row per decision on what stays."""
-
-    def _count_macs(self, example: Callable[[], object]) -> ChannelMacs:
-        with evaluating(self.model), torch.random.fork_rng():
-            counted = channel_macs(self.model, example, self.units)
-        if not any(counted.channel.values()):
-            raise PrunusError(
-                "example",
-                counted.total,
-                "it does not call this model, or no unit that is searched; give lambda: model(**batch)",
-            )
-        return counted
 
     @property
     def goal(self) -> float:

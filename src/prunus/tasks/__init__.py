@@ -12,6 +12,7 @@ from prunus.tasks.on_data import DataTask
 from prunus.tasks.reasoning import Reasoning
 from prunus.tasks.retrieval import Retrieval
 from prunus.tasks.segmentation import Segmentation
+from prunus.tasks.speaking import SpeakingTask
 from prunus.tasks.task import Task
 from prunus.tasks.text import Text
 from prunus.tasks.vqa import Vqa
@@ -25,5 +26,5 @@ else:
 
 __all__ = [
     "AnyTask", "Caption", "Classification", "DataTask", "EasyVQA", "Instruction", "Metric", "Noise", "Reasoning", "Retrieval",
-    "Segmentation", "Task", "Text", "Vqa",
+    "Segmentation", "SpeakingTask", "Task", "Text", "Vqa",
 ]  # fmt: skip

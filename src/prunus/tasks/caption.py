@@ -11,34 +11,33 @@ from torch.utils.data import Dataset
 from prunus.calibration import Batch
 from prunus.metric import Metric
 from prunus.metrics import caption_scores, check_caption_metrics, mean_of, with_interval
-from prunus.tasks.kinds import Speaker
-from prunus.tasks.on_data import DataTask, Row, Rows, said
+from prunus.tasks.on_data import Row, Rows
+from prunus.tasks.speaking import SpeakingTask
 from prunus.typed import Count
 
 
-class Caption(DataTask):
+class Caption(SpeakingTask):
     """Captions. A training item is an image with one of its captions; generated ones are compared with all of an image's."""
 
     name: Literal["caption"] = "caption"
-    prompt: str | None = None
-    """What the model is told; None is what such a model is usually told."""
     scores: tuple[Literal["cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor", "spice"], ...] = Field(
         default=("cider", "bleu_4", "rouge_l"), min_length=1
     )
     """What is measured; the first is the headline. METEOR and SPICE need Java."""
     words: Literal["plain", "ptb"] = "plain"
     """How captions are cut into words for the scores: runs of letters and digits, or as in published figures, which needs Java."""
-    new_tokens: Count = 30
-    """Tokens of a generated caption at the most."""
     beams: Count = 3
     """Beams of the generation."""
 
     needs: ClassVar = ("image", "captions")
-    kinds: ClassVar = Speaker
 
     @property
     def metrics(self) -> dict[str, Metric]:  # type: ignore[override]
         return {name: Metric(unit="plain" if name == "cider" else "share") for name in self.scores}
+
+    @property
+    def usual_prompt(self) -> str:
+        return str(self.kind.caption_prompt)
 
     def check(self) -> None:
         super().check()
@@ -50,21 +49,16 @@ class Caption(DataTask):
         counts = [len(captions) for captions in table["captions"]]
         return Rows(table, [(row, part) for row, count in enumerate(counts) for part in range(count)])
 
-    def _told(self, rows: Sequence[Row]) -> tuple[list[Any], list[str]]:
-        """Images and prompts."""
-        prompt = self.kind.caption_prompt if self.prompt is None else self.prompt
-        return [self.images(row) for row in rows], [said(prompt, row, "prompt") for row in rows]
-
     def collate(self, items: Sequence[Row]) -> Batch:
         rows, _ = self.versions(items)
-        images, prompts = self._told(rows)
+        images, prompts = self.asked(rows)
         batch: Batch = self.kind.batch(images, prompts, [[row["captions"][row["part"]]] for row in rows])
         return batch
 
     def read_off(self, model: Any, rows: Sequence[Row]) -> Sequence[tuple[str, list[str]]]:
         """Each caption, and those that are right."""
-        written = self.kind.generate(model, *self._told(rows), self.new_tokens, self.beams)
-        return [(caption, list(row["captions"])) for caption, row in zip(written, rows, strict=True)]
+        captions = self.written(model, rows)
+        return [(caption, list(row["captions"])) for caption, row in zip(captions, rows, strict=True)]
 
     def figures(self, found: Sequence[tuple[str, list[str]]]) -> dict[str, float]:
         """The scores; of the headline with an interval, where it is a mean over captions."""

@@ -100,7 +100,7 @@ def finetune(
     from transformers.trainer_callback import PrinterCallback
 
     from prunus.finished import Finished
-    from prunus.training.trainer import Complete, Progress, TaskTrainer, check_finite, last_complete
+    from prunus.training.trainer import Complete, Epochs, Progress, TaskTrainer, check_finite, last_complete
 
     _claim(folder, model, training, seed, identity or {})
     last = last_complete(folder)
@@ -142,7 +142,7 @@ def finetune(
             train_dataset=Carried(data) if training.workers else data,
             eval_dataset=data if evaluating else None,
             data_collator=Carrying(collate) if training.workers else collate,
-            callbacks=[Finished(), *callbacks, Complete()],
+            callbacks=[Finished(), Epochs(), *callbacks, Complete()],
         )
         trainer.model_accepts_loss_kwargs = False  # a task's loss is a mean: it is divided by the accumulation steps
         trainer.task_loss, trainer.task_evaluate = loss, evaluate

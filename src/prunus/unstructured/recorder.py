@@ -48,7 +48,7 @@ class Recorder:
         self._rows = {matrix.name: matrix.rows for matrix in targets}
         self._routed = {matrix.name for matrix in targets if matrix.is_expert}
         self._experts = _modules_of_experts(model, targets)
-        self._text_mask = _mask_of_text(model, targets)
+        self._text_mask = mask_of_text(model, targets[0].tower if targets else "")
         self._leader: dict[str, str] = {}
         self._own: dict[str, Statistics] = {}
         self._calls: Counter[str] = Counter()
@@ -232,9 +232,8 @@ def sequences_of(visit: Visit, x_NTC: Tensor) -> tuple[int, Tensor]:
     return sequences, torch.arange(rows, device=x_NTC.device) * sequences // max(rows, 1)
 
 
-def _mask_of_text(model: nn.Module, targets: Sequence[Matrix]) -> str:
-    """Which of a batch's masks is over the tokens of these matrices' tower; none in a tower that reads no text."""
-    tower = targets[0].tower if targets else ""
+def mask_of_text(model: nn.Module, tower: str) -> str:
+    """Which of a batch's masks is over the tokens of a tower; none in one that reads no text."""
     if tower == "decoder" and getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return "decoder_attention_mask"
     return "attention_mask" if tower in ("language", *LANGUAGE) else ""

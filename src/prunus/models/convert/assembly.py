@@ -60,6 +60,9 @@ def convert(
     model = assembled(family, tensors, str(file), image_size, head_width)
     with new_folder(folder) as partial:
         model.save_pretrained(partial)
+        size = getattr(getattr(model.config, "vision_config", model.config), "image_size", None)
+        if size is not None:
+            family.image_processor(size).save_pretrained(partial)
         _refuse_existing(folder, out)  # which may have come meanwhile
     return model
 

@@ -11,6 +11,7 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from prunus.models.convert.published import Published, Rule, Shapes, heads, layers, mlp_width, square_side, thirds
 
@@ -51,6 +52,8 @@ class DeiT(Published):
     rules: ClassVar[tuple[Rule, ...]] = (*timm_rules("vit", "classifier"),)
     positions: ClassVar[dict[str, int]] = {"pos_embed": 1}
     patches = "patch_embed.proj.weight"
+    normalisation = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    margin = 256 / 224
 
     def fits(self, shapes: Shapes) -> bool:
         there = {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.bias", "head.weight"}
@@ -71,6 +74,8 @@ class DistilledDeiT(Published):
     )
     positions: ClassVar[dict[str, int]] = {"pos_embed": 2}
     patches = "patch_embed.proj.weight"
+    normalisation = DeiT.normalisation
+    margin = DeiT.margin
 
     def fits(self, shapes: Shapes) -> bool:
         return {"cls_token", "dist_token", "pos_embed", "blocks.0.attn.qkv.weight", "head_dist.weight"} <= set(shapes)

@@ -29,7 +29,7 @@ STORAGES = {
 }  # fmt: skip
 """Types of stored tensors by the names that archives give them."""
 CODE = "/code/"
-"""Part of the paths of what TorchScript compresses. It compresses no tensors."""
+"""Where TorchScript keeps what it compresses. It compresses no tensors."""
 SCRIPT = "/constants.pkl"
 """The entry by which a TorchScript archive is told from a state dict."""
 
@@ -72,13 +72,19 @@ def _tensors(path: Path, begins: bytes) -> dict[str, Tensor]:
 def _read_zip(path: Path) -> object:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            packed = [entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-            if any(CODE not in entry.filename for entry in packed):
+            script = next((name.removesuffix(SCRIPT) for name in archive.namelist() if name.endswith(SCRIPT)), None)
+            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+            if any(script is None or not name.startswith(script + CODE) for name in packed):
                 raise PrunusError("file", str(path), "it is a compressed archive; give the checkpoint file itself")
-            if any(name.endswith(SCRIPT) for name in names):
-                return _read_script(archive, names, path)
-    except zipfile.BadZipFile:
+            if script is not None:
+                return _read_script(archive, script, path)
+    except PrunusError:
+        raise
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        NotImplementedError,
+    ):  # also names that cannot be, and kinds of archives that nobody writes
         raise PrunusError("file", str(path), "it ends too early or is damaged; download it again") from None
     return _read(path, mmap=True)
 
@@ -92,7 +98,9 @@ def _read(path: Path, mmap: bool) -> object:
             "file", str(path), "it holds pickled objects or code beside tensors, which is not run "
             f"({_reason(error)}); ask its publisher for the state dict alone",
         ) from None  # fmt: skip
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # torch unpacks what it reads, and asserts what it has read
         raise PrunusError("file", str(path), f"it is damaged ({_reason(error)}); download it again") from None
 
 
@@ -151,8 +159,7 @@ def _same(value: object, *rest: object) -> object:
     return value
 
 
-def _read_script(archive: zipfile.ZipFile, names: list[str], path: Path) -> dict[str, Tensor]:
-    root = next(name for name in names if name.endswith(SCRIPT)).removesuffix(SCRIPT)
+def _read_script(archive: zipfile.ZipFile, root: str, path: Path) -> dict[str, Tensor]:
     try:
         return dict(_tensors_in(_ScriptReader(archive, root).load(), ""))
     except Exception as error:  # whatever a damaged or hostile pickle makes of the reader

@@ -10,12 +10,15 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 
 from prunus.errors import PrunusError
 
@@ -92,6 +95,11 @@ class Published(ABC):
     """Regular expression for our names of attentions whose scores the published code divides by the square root of their current
     width, also where they have been narrowed."""
 
+    normalisation: ClassVar[tuple[Sequence[float], Sequence[float]]] = (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    """Mean and deviation by which pixels are normalised, a colour each."""
+    margin: ClassVar[float] = 1.0
+    """How much larger than the model's size an image is made before its middle is cut out."""
+
     @abstractmethod
     def fits(self, shapes: Shapes) -> bool:
         """Whether a file is of this family, told from its names."""
@@ -100,12 +108,28 @@ class Published(ABC):
     def build(self, shapes: Shapes, head_width: int) -> PreTrainedModel:
         """The model for these shapes, on the current device, with sizes read off those that narrowing leaves alone."""
 
+    def image_processor(self, size: int) -> Any:
+        """What turns images into pixels as the published code does when it evaluates.
+
+        Args:
+            size: side of the images that the model takes, in pixels.
+        """
+        larger, side = ({"height": pixels, "width": pixels} for pixels in (int(size * self.margin), size))
+        mean, deviation = self.normalisation
+        if self.margin == 1:
+            return BlipImageProcessorPil(size=side, image_mean=mean, image_std=deviation)
+        return DeiTImageProcessorPil(size=larger, crop_size=side, image_mean=mean, image_std=deviation)
+
     def prepare(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Changes that no rule can say, such as several published tensors that make one of ours. By default none."""
         return tensors
 
     def renamed(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """(our name → tensor, published names that no rule knows or that would fill what another one has filled)."""
+        """(our name → tensor, published names that no rule knows or that would fill what another one has filled).
+
+        Raises:
+            PrunusError: a tensor cannot be split as its rule says.
+        """
         ours: dict[str, Tensor] = {}
         unknown = []
         for name, tensor in tensors.items():
@@ -115,8 +139,11 @@ class Published(ABC):
             names = [found[1].expand(template) for template in found[0].ours] if found else []
             if found is None or not ours.keys().isdisjoint(names):
                 unknown.append(name)
-            else:
-                ours.update(zip(names, found[0].split(tensor), strict=True))
+                continue
+            parts = found[0].split(tensor)
+            if len(parts) != len(names):
+                raise PrunusError("file", name, f"its shape {tuple(tensor.shape)} is none of {len(names)} in one")
+            ours.update(zip(names, parts, strict=True))
         return ours, unknown
 
     def resized(self, tensors: dict[str, Tensor], image_size: int) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from transformers import PreTrainedModel
+from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
 from prunus.models.convert.published import (
     Published,
@@ -47,6 +48,7 @@ class Segmenter(Published):
         r"encoder\.head\.\w+": "the classifier of the ImageNet model, which no mask is made with",
     }
     interpolation = "bilinear"
+    normalisation = (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD)
     positions: ClassVar[dict[str, int]] = {r"encoder\.pos_embed": 1}
     patches = "encoder.patch_embed.proj.weight"
 

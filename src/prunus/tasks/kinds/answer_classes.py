@@ -58,7 +58,13 @@ class AnswerClasses(Speaker):
 
     @torch.no_grad()
     def generate(
-        self, model: Any, images: Sequence[Sequence[Image]], prompts: Sequence[str], new_tokens: int, beams: int = 1
+        self,
+        model: Any,
+        images: Sequence[Sequence[Image]],
+        prompts: Sequence[str],
+        new_tokens: int,
+        beams: int = 1,
+        **how: Any,
     ) -> list[str]:
         logits = model(**for_model(self.batch(images, prompts), model)).logits
         return [str(self.config.id2label[place]) for place in logits.argmax(1).tolist()]

@@ -110,13 +110,19 @@ class BlipAnswers(BlipLike):
 
     @torch.no_grad()
     def generate(
-        self, model: Any, images: Sequence[Sequence[Image]], prompts: Sequence[str], new_tokens: int, beams: int = 1
+        self,
+        model: Any,
+        images: Sequence[Sequence[Image]],
+        prompts: Sequence[str],
+        new_tokens: int,
+        beams: int = 1,
+        **how: Any,
     ) -> list[str]:
         said = [""] * len(prompts)
         for rows, ids in self._alike(prompts):
             given = {"input_ids": ids, "pixel_values": self._pixels([images[row] for row in rows])}
             written = model.generate(
-                **for_model(given, model), max_new_tokens=new_tokens, num_beams=beams, do_sample=False
+                **for_model(given, model), max_new_tokens=new_tokens, num_beams=beams, do_sample=False, **how
             )
             for row, text in zip(rows, self._texts(written), strict=True):
                 said[row] = text
@@ -201,13 +207,19 @@ class BlipCaptions(BlipLike):
 
     @torch.no_grad()
     def generate(
-        self, model: Any, images: Sequence[Sequence[Image]], prompts: Sequence[str], new_tokens: int, beams: int = 1
+        self,
+        model: Any,
+        images: Sequence[Sequence[Image]],
+        prompts: Sequence[str],
+        new_tokens: int,
+        beams: int = 1,
+        **how: Any,
     ) -> list[str]:
         said = [""] * len(prompts)
         for rows, ids in self._alike(prompts):
             given = {"input_ids": ids, "pixel_values": self._pixels([images[row] for row in rows])}
             written = model.generate(
-                **for_model(given, model), max_new_tokens=new_tokens, num_beams=beams, do_sample=False
+                **for_model(given, model), max_new_tokens=new_tokens, num_beams=beams, do_sample=False, **how
             )
             for row, text in zip(rows, self._texts(written[:, ids.shape[1] - 1 :]), strict=True):
                 said[row] = text

@@ -105,10 +105,16 @@ class Generative(Speaker):
 
     @torch.no_grad()
     def generate(
-        self, model: Any, images: Sequence[Sequence[Image]], prompts: Sequence[str], new_tokens: int, beams: int = 1
+        self,
+        model: Any,
+        images: Sequence[Sequence[Image]],
+        prompts: Sequence[str],
+        new_tokens: int,
+        beams: int = 1,
+        **how: Any,
     ) -> list[str]:
         inputs = for_model(self.batch(images, prompts), model)
-        said = model.generate(**inputs, max_new_tokens=new_tokens, num_beams=beams, do_sample=False)
+        said = model.generate(**inputs, max_new_tokens=new_tokens, num_beams=beams, do_sample=False, **how)
         given = inputs["input_ids"]
         if torch.equal(said[:, : given.shape[1]], given):
             said = said[:, given.shape[1] :]
@@ -223,10 +229,12 @@ class Generative(Speaker):
                 self._rendered(chat[:place], images, True),
                 self._rendered(chat[: place + 1], images, False),
             )
-            if not (
-                asking.startswith(written) and answered.startswith(asking)
-            ):  # such as one that trims what was said before
-                asking = answered[: answered.rindex(chat[place]["content"].strip())]
+            if not answered.startswith(asking):  # such as one that has the model think first
+                asking = answered[: max(0, answered.rfind(chat[place]["content"].strip()))]
+            if not asking:
+                raise PrunusError("task.processor", self.source, "its chat template rewrites answers; take another one")
+            if not asking.startswith(written):  # it rewrites what was said before, of which nothing is learnt then
+                pieces, written = [], ""
             pieces += [(asking[len(written) :], False), (answered[len(asking) :].rstrip("\n"), True)]
             written = asking + pieces[-1][0]
         return pieces

@@ -126,13 +126,20 @@ class Speaker(Kind):
 
     @abstractmethod
     def generate(
-        self, model: Any, images: Sequence[Sequence[Image]], prompts: Sequence[str], new_tokens: int, beams: int = 1
+        self,
+        model: Any,
+        images: Sequence[Sequence[Image]],
+        prompts: Sequence[str],
+        new_tokens: int,
+        beams: int = 1,
+        **how: Any,
     ) -> list[str]:
         """What a model says, without the prompt and without special tokens.
 
         Args:
             new_tokens: at the most.
             beams: of the search; one takes the likeliest token each time.
+            how: more settings of transformers' generation, such as `length_penalty`; a kind that does not generate passes over them.
         """
 
     @abstractmethod
@@ -189,7 +196,7 @@ def load_processor(source: str, config: Any) -> Any:
     with understood(source, doing="read the processor"):
         try:
             processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
-        except ImportError as error:
+        except (ImportError, ValueError) as error:
             if "torchvision" not in str(error).lower() or type(config) not in PROCESSOR_MAPPING:
                 raise
             processor = _without_videos(PROCESSOR_MAPPING[type(config)]).from_pretrained(source)
@@ -199,6 +206,8 @@ def load_processor(source: str, config: Any) -> Any:
             source,
             "the folder has no processor for images and words; name the folder or hub id of one",
         )
+    if getattr(processor, "num_query_tokens", 0) is None:  # of folders from before processors knew
+        processor.num_query_tokens = getattr(config, "num_query_tokens", None)
     return processor
 
 

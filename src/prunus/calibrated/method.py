@@ -1,0 +1,62 @@
+"""Narrowing without training: what a channel is worth, who competes with whom, and how what goes is made up for."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from prunus.anatomy import Unit
+from prunus.calibrated.scores import AnyScore, SurgeonCost
+from prunus.structured import AnyScope, Budget, Scope, WithinUnit
+
+Compensation = Literal["none", "bias", "refit"]
+
+
+class Calibrated(Budget):
+    """Channels leave by what calibration data say, and what reads the others makes up for them."""
+
+    method: Literal["calibrated"] = "calibrated"
+    score: AnyScore = SurgeonCost()
+    """What a channel is worth, such as `SurgeonCost()` or `Fluctuation()`."""
+    scope: AnyScope = WithinUnit()
+    """Who competes with whom, such as `WithinUnit()` or `Everyone()`."""
+    compensation: Compensation = "refit"
+    """`refit`: the consumer's other columns, and its bias if it has one, are fitted to what it gave before, by least squares;
+    `bias`: its bias takes the mean of what is gone; `none`."""
+    damping: float = Field(default=0.01, gt=0, le=1e6)
+    """Of the refit: what holds columns to what they were, as a share of the mean of the Gram matrix's diagonal."""
+    plain: bool = False
+    """An ordinary config says the result, so that it loads where prunus is not: units whose width one entry of the config sets keep as
+    many channels as each other. By `*`, units that no entry sets stay whole; others are refused by name."""
+    include: tuple[str, ...] = ("*",)
+    """Units to narrow: globs over names, blocks, towers and components. `*` is all but connectors."""
+    exclude: tuple[str, ...] = ()
+    """Units to leave whole, likewise."""
+
+    def states_ratio(self) -> bool:
+        return bool(self.scope.states_ratio())
+
+    def given_ratio(self, units: tuple[Unit, ...]) -> float | None:
+        scope: Scope = self.scope
+        return scope.ratio(units, self)
+
+    def choose(self, worth: dict[str, Tensor], units: tuple[Unit, ...]) -> dict[str, Tensor]:
+        """Which channels stay: unit → bool (channels,), on the CPU.
+
+        Args:
+            worth: unit → (channels,). The smallest go first.
+        """
+        ranked = {name: -value.cpu() for name, value in worth.items()}
+        scope: Scope = self.scope
+        return scope.keep(scope.comparable(ranked, units), units, self, self.goal)
+
+    def check(self, units: tuple[Unit, ...]) -> None:
+        """Refuses a ratio out of reach.
+
+        Raises:
+            PrunusError: see above.
+        """
+        self.choose({unit.name: torch.zeros(unit.channels) for unit in units}, units)

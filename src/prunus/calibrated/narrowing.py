@@ -1,0 +1,274 @@
+"""Narrows a model without training: scores the channels of all units, decides, and goes through the blocks once more to make up for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from prunus.anatomy import Anatomy, Unit, anatomy, survey
+from prunus.batches import call_with_batch, calls_the_model, checked, input_device
+from prunus.calibrated.ablation import ablated
+from prunus.calibrated.compensating import compensate
+from prunus.calibrated.consumers import Consumer, consumers_of
+from prunus.calibrated.method import Calibrated
+from prunus.calibrated.plain import Knob, knobs_for, make_plain, same_count
+from prunus.calibrated.scores import Seen
+from prunus.checkpoint import extract
+from prunus.errors import PrunusError
+from prunus.fingerprint import Fingerprint
+from prunus.plan import Entry, Plan
+from prunus.refusals import expect, refuse_unusable
+from prunus.structured import Gates, Whole, counted_macs, pruned_share, searchable
+from prunus.undo import Undo
+from prunus.unstructured import Call, Spill, Statistics, Stop, Walk, WalkOptions, gather, sparsity_of, walk_options
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A narrowing that was asked for and found possible."""
+
+    model: nn.Module
+    method: Calibrated
+    """With the ratio that its budget comes to."""
+    parts: Anatomy
+    units: tuple[Unit, ...]
+    """Those that are narrowed."""
+    knobs: Sequence[Knob] | None
+    """What a plain config says the result by; None where it need not."""
+    consumers: Mapping[str, Sequence[Consumer]]
+    """Unit → the matrices that read its channels."""
+    batches: Sequence[Any]
+    call: Call | None
+    options: WalkOptions
+
+    @property
+    def blocks(self) -> dict[str, list[Unit]]:
+        """Block → its units."""
+        found: dict[str, list[Unit]] = {}
+        for unit in self.units:
+            found.setdefault(unit.block, []).append(unit)
+        return found
+
+
+@torch.no_grad()
+def narrow(
+    model: Model, method: Calibrated, batches: Iterable[Any], *, call: Call | None = None, options: WalkOptions | None = None,
+    example: Callable[[], object] | None = None, inplace: bool = False,
+) -> tuple[Model, Plan]:  # fmt: skip
+    """Makes a model physically smaller from calibration data alone.
+
+    One walk scores the channels of all units in the dense model. The method decides which of them stay. A second walk, block by block,
+    lets what is left make up for what goes (`compensation`), each unit seeing what the narrowed ones before it compute.
+
+    Args:
+        model: any model that `anatomy` knows.
+        method: how much goes, by what score, and how it is made up for.
+        batches: calibration data, whatever `call` accepts; all of it is on its way at once, and is gone through twice.
+        call: runs a batch; by default `model(**batch)`.
+        options: how to walk. Not `sequential`: all units see what the dense model computes, in fewer passes.
+        example: one call of the model, for a budget in multiply-accumulates; by default, that with the first batch.
+        inplace: narrow `model` itself. Otherwise it is as it was before.
+
+    Returns:
+        The narrowed model, which is what `extract` gives, and its plan. Weights that several blocks share are narrowed without a fit. Whatever exception leaves this function, the model is as it
+        was before.
+
+    Raises:
+        PrunusError: nothing to narrow, a budget out of reach, weights that are absent, quantised, or pruned already so that a refit would
+            fill their zeros, batches that the model cannot take, a block that no batch reached, or an input that is not finite.
+    """
+    request = settle(model, method, batches, call, walk_options(options, None), example)
+    gates = Gates(request.model, request.units)
+    data = Fingerprint(request.batches)
+    try:
+        with Undo() as undo:
+            worth = scored(request, gates, data)
+            kept = decided(request, worth)
+            if method.compensation == "none":
+                gates.set({name: mask.float() for name, mask in kept.items()})
+            else:
+                make_up(request, gates, kept, undo, data)
+            plan = plan_for(request, method, kept, data)
+            small = extract(model, plan, inplace)
+            if request.knobs is not None:
+                make_plain(small, request.knobs, kept)
+            if not inplace:
+                undo.restore()
+    finally:
+        gates.remove()
+    return small, plan
+
+
+def settle(
+    model: nn.Module, method: Calibrated, batches: Iterable[Any], call: Call | None, options: WalkOptions,
+    example: Callable[[], object] | None,
+) -> Request:  # fmt: skip
+    """What is narrowed and by how much, checked before anything is touched."""
+    expect("method", method, Calibrated, "how to narrow, such as prunus.Calibrated(ratio=0.3)")
+    if example is not None and not callable(example):
+        raise PrunusError("example", type(example).__name__, "give what can be called: example=lambda: model(**batch)")
+    inner = searchable(model)
+    parts = anatomy(inner)
+    units, knobs = units_of(inner, parts, method)
+    for unit in units:
+        refuse_unusable(inner, unit.path)
+    consumers = consumers_of(inner, units, survey(inner, parts=parts))
+    refuse_compensation(inner, method, consumers)
+    given = list(checked(batches, calls_the_model(call)))
+    if not given:
+        raise PrunusError("batches", "none", "at least one calibration batch is needed")
+    run = example or partial(call or call_with_batch, inner, given[0])
+    fitted = method.fit(Whole(parts, partial(counted_macs, inner, units, run)), units)
+    fitted.check(units)
+    return Request(inner, fitted, parts, units, knobs, consumers, given, call, options)
+
+
+def units_of(model: nn.Module, parts: Anatomy, method: Calibrated) -> tuple[tuple[Unit, ...], list[Knob] | None]:
+    """The units that are narrowed, and what a plain config says them by.
+
+    Raises:
+        PrunusError: a selector matches nothing, or a plain config cannot say it.
+    """
+    units = parts.select(method.include, method.exclude)
+    if not method.plain:
+        return units, None
+    knobs = knobs_for(model, parts, units, named="*" not in method.include)
+    turned = {unit.name for knob in knobs for unit in knob.units}
+    return tuple(unit for unit in units if unit.name in turned), knobs
+
+
+def refuse_compensation(model: nn.Module, method: Calibrated, consumers: Mapping[str, Sequence[Consumer]]) -> None:
+    """Refuses a compensation that a model cannot have.
+
+    Raises:
+        PrunusError: a consumer has no bias to put it into, or zeros that would be filled.
+    """
+    record = sparsity_of(model)
+    for unit, matrices in consumers.items():
+        for one in matrices:
+            name = one.matrix.name
+            if method.compensation == "bias" and one.bias is None:
+                raise PrunusError(
+                    "compensation", "bias", f"{name} has no bias that could take it; take refit, or exclude {unit}"
+                )
+            if method.compensation == "refit" and record is not None and name in record.matrices:
+                raise PrunusError(
+                    "compensation", "refit", f"it would fill the zeros of {name}, which was pruned; take bias or none, or narrow first and "
+                    "prune afterwards",
+                )  # fmt: skip
+
+
+@contextmanager
+def walking(request: Request, data: Fingerprint, title: str, sequential: bool) -> Iterator[Iterator[Stop]]:
+    """While the context is open, the stops at the blocks of the units, in execution order.
+
+    Raises:
+        PrunusError: a block that no batch reached.
+    """
+    blocks, options = list(request.blocks), request.options
+    bar = Progress(
+        TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        transient=True, disable=not options.progress,
+    )  # fmt: skip
+    device = input_device(request.model).type
+    with ExitStack() as around:
+        around.enter_context(bar)
+        around.enter_context(torch.autocast(device, torch.bfloat16, enabled=options.bf16, cache_enabled=False))
+        spill = Spill(request.model, options.activations)
+        walk = around.enter_context(Walk(request.model, data, blocks, request.call, spill=spill, sequential=sequential))
+        yield iter(bar.track(walk, total=len(blocks), description=title))
+        if walk.pending:
+            raise PrunusError(
+                "batches", next(iter(walk.pending)), "no calibration batch reached this block; give batches that use it, or exclude it"
+            )  # fmt: skip
+
+
+def scored(request: Request, gates: Gates, data: Fingerprint) -> dict[str, Tensor]:
+    """Unit → what its channels are worth in the model as it is, (channels,)."""
+    score = request.method.score
+    if not score.needs:
+        return {unit.name: score_of(request, unit, {}) for unit in request.units}
+    worth: dict[str, Tensor] = {}
+    with walking(request, data, f"{score.score} · blocks", sequential=False) as stops:
+        for stop in stops:
+            units = request.blocks[stop.block]
+            alone = [unit for unit in units if not unit.is_attention]
+            targets = [one.matrix for unit in alone for one in request.consumers[unit.name]]
+            known = gather(request.model, targets, score.needs, stop) if alone else {}
+            worth |= {unit.name: score_of(request, unit, known) for unit in alone}
+            for unit in units:
+                if unit.is_attention:
+                    worth[unit.name] = ablated(request.model, unit, request.consumers[unit.name], gates, stop)
+    return worth
+
+
+def score_of(request: Request, unit: Unit, known: Mapping[str, Statistics]) -> Tensor:
+    """What a score says of a unit.
+
+    Args:
+        known: matrix → statistics of its inputs; experts that no token was routed to have none.
+
+    Raises:
+        PrunusError: it is no finite number for each channel.
+    """
+    model, score, nothing = request.model, request.method.score, Statistics((), 0, 0)
+    seen = [
+        Seen(one.weight(model), one.columns.to(one.layer.weight.device), known.get(one.matrix.name, nothing))
+        for one in request.consumers[unit.name]
+        if not score.needs or one.matrix.name in known
+    ]
+    if not seen:
+        raise PrunusError(
+            "batches", unit.name, "no calibration token was routed to its experts; give more, or exclude it"
+        )
+    with torch.autocast(input_device(model).type, enabled=False):
+        worth = score.of(model, unit, seen)
+    if not isinstance(worth, Tensor) or worth.shape != (unit.channels,) or not bool(torch.isfinite(worth).all()):
+        raise PrunusError(
+            "score", score.score, f"of {unit.name} it must give a finite number for each of {unit.channels} channels"
+        )
+    return worth
+
+
+def make_up(request: Request, gates: Gates, kept: dict[str, Tensor], undo: Undo, data: Fingerprint) -> None:
+    """Shuts the gates of channels that go, block by block, and fits what is left."""
+    model, method = request.model, request.method
+    with walking(request, data, f"{method.compensation} · blocks", request.options.sequential) as stops:
+        for stop in stops:
+            for unit in request.blocks[stop.block]:
+                stays, consumers = kept[unit.name], request.consumers[unit.name]
+                if unit.twins or bool(
+                    stays.all()
+                ):  # columns that other blocks use, too, cannot be fitted to one of them
+                    gates.set({unit.name: stays.float()})
+                    continue
+                for parameter in consumers[0].layer.parameters.values():
+                    undo.keep(parameter)
+                compensate(model, unit, consumers, stays, gates, stop, method)
+
+
+def decided(request: Request, worth: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Which channels stay: unit → bool (channels,), on the CPU."""
+    method = request.method
+    kept = {name: mask.cpu() for name, mask in method.choose(worth, request.units).items()}
+    if request.knobs is None:
+        return kept
+    is_limit = method.max_parameters is not None or method.max_macs is not None
+    return same_count(kept, worth, request.knobs, method.align, method.min_channels, is_limit)
+
+
+def plan_for(request: Request, method: Calibrated, kept: dict[str, Tensor], data: Fingerprint) -> Plan:
+    """The plan, with a record of what decided and on which data."""
+    ratio = pruned_share(kept, request.method.unit_costs(request.units))
+    summary = data.summary(sequential=request.options.sequential, bf16=request.options.bf16)
+    entry = Entry.of("narrow", method, achieved=ratio, calibration=summary)
+    return Plan.from_masks(request.parts, kept, ratio=ratio).model_copy(update={"history": (entry,)})

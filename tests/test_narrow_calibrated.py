@@ -1,0 +1,489 @@
+"""Narrowing from calibration alone: scores and fits against plain loops, and what must hold for every family."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prunus
+from prunus import (
+    Calibrated,
+    ChannelMagnitude,
+    Everyone,
+    Fluctuation,
+    PrunusError,
+    SurgeonCost,
+    WalkOptions,
+    WeightedNorm,
+    anatomy,
+)
+from prunus.anatomy import linears
+from prunus.calibrated.refit import Moments
+from prunus.recipe import parse_recipe
+from prunus.run import run
+from prunus.structured.gates import gates_of
+from prunus.unstructured import Gram, SquaredNorm, Statistics, Sum
+from tests.families import FAMILIES, build
+from tests.test_equivalence import TOLERANCE, deviation, masked, outputs
+
+QUIET = WalkOptions(progress=False)
+
+
+def narrow(model: Any, inputs: Any, inplace: bool = False, **settings: Any) -> tuple[Any, prunus.Plan]:
+    return prunus.narrow(model, Calibrated(**settings), [inputs], options=QUIET, inplace=inplace)
+
+
+def unpadded(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: torch.ones_like(x) if "attention_mask" in name or name == "pixel_mask" else x
+        for name, x in inputs.items()
+    }
+
+
+# the fit
+
+
+def layer_and_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """W (R, C), x (T, C), x' of the columns that stay (T, K), which columns."""
+    torch.manual_seed(0)
+    x = torch.randn(40, 8, dtype=torch.float64) @ torch.randn(8, 8, dtype=torch.float64) + 1.5
+    kept = torch.tensor([0, 2, 3, 6])
+    other = x.clone()
+    other[:, kept] += 0.3 * torch.randn(40, 4, dtype=torch.float64)
+    return torch.randn(5, 8, dtype=torch.float64), x, other, kept
+
+
+def moments(x: Tensor, after: Tensor, kept: Tensor) -> Moments:
+    found = Moments.none(kept, x.shape[1])
+    for part, other in zip(x.split(15), after.split(15), strict=True):
+        found.add(part, other)
+    return found
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("damping", [1e-5, 0.3])
+def test_the_fit_is_the_least_of_all_consumers(with_bias: bool, damping: float) -> None:
+    W, x, after, kept = layer_and_inputs()
+    found = moments(x, after, kept)
+    columns = found.fitted_columns(W.float(), damping, with_bias).double()
+    offset = found.fitted_bias(W.float(), columns.float()).double() if with_bias else torch.zeros(5)
+    x_kept = after[:, kept]
+    centre, target = (x_kept - x_kept.mean(0), x @ W.T) if with_bias else (x_kept, x @ W.T)
+    penalty = damping * centre.square().sum(0).mean()
+    # the same by a solver that knows nothing of Gram matrices: rows of data, then rows that hold the columns to W_K
+    unknowns = torch.cat([x_kept, torch.ones(40, 1)], 1) if with_bias else x_kept
+    hold = torch.zeros(4, unknowns.shape[1], dtype=torch.float64)
+    hold[:, :4] = penalty.sqrt() * torch.eye(4)
+    rows, values = torch.cat([unknowns, hold]), torch.cat([target, penalty.sqrt() * W[:, kept].T])
+    expected = torch.linalg.lstsq(rows, values).solution.T
+    torch.testing.assert_close(columns, expected[:, :4], rtol=1e-3, atol=1e-3)
+    if with_bias:
+        torch.testing.assert_close(offset, expected[:, 4], rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("damping", [1e-4, 0.01, 1.0, 100.0])
+def test_no_damping_makes_the_fit_worse_than_nothing(damping: float) -> None:
+    W, x, after, kept = layer_and_inputs()
+    found, target, x_kept = moments(x, after, kept), x @ W.T, after[:, kept]
+
+    def error(columns: Tensor, offset: Tensor) -> float:
+        return float((target - x_kept @ columns.T - offset).square().sum())
+
+    none = error(W[:, kept], torch.zeros(5))
+    bias = error(W[:, kept], found.fitted_bias(W.float(), W[:, kept].float()).double())
+    fitted = found.fitted_columns(W.float(), damping, True)
+    both = error(fitted.double(), found.fitted_bias(W.float(), fitted).double())
+    alone = error(found.fitted_columns(W.float(), damping, False).double(), torch.zeros(5))
+    assert both <= bias * (1 + 1e-5) <= none * (1 + 1e-4)
+    assert alone <= none * (1 + 1e-5)
+
+
+def test_moments_of_statistics_are_those_of_the_calls() -> None:
+    _, x, _, kept = layer_and_inputs()
+    known = Statistics((Gram, Sum), 5, 8)
+    for part in x.split(15):
+        known.add(part)
+    one, other = moments(x, x, kept), Moments.of_columns(kept, known)
+    assert one.tokens == other.tokens == 40
+    for name in ("before", "after", "gram", "cross"):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name))
+
+
+# the scores
+
+
+def seen(needs: Any, columns: Tensor) -> tuple[Tensor, Tensor, Statistics, Tensor]:
+    W, x, _, _ = layer_and_inputs()
+    known = Statistics(needs, 5, 8)
+    known.add(x[:15])
+    known.add(x[15:], 5)
+    return W.float(), columns, known, x
+
+
+PAIRS = torch.tensor([[0, 4], [1, 5], [2, 6], [3, 7]])
+
+
+def test_weighted_norms_are_those_of_a_plain_loop() -> None:
+    W, columns, known, x = seen((SquaredNorm,), PAIRS)
+    expected = [
+        sum(abs(float(W[r, c])) * float((x[:, c] ** 2).sum() / 6) ** 0.5 for r in range(5) for c in pair)
+        for pair in columns.tolist()
+    ]
+    torch.testing.assert_close(WeightedNorm().of_matrix(W, columns, known), torch.tensor(expected))
+
+
+def test_fluctuations_are_those_of_a_plain_loop() -> None:
+    W, columns, known, x = seen((SquaredNorm, Sum), PAIRS)
+    expected = []
+    for pair in columns.tolist():
+        total = 0.0
+        for c in pair:
+            mean = sum(float(value) for value in x[:, c]) / 40
+            total += sum((float(value) - mean) ** 2 for value in x[:, c]) / 40 * sum(float(w) ** 2 for w in W[:, c])
+        expected.append(total)
+    raw = torch.tensor(expected)
+    torch.testing.assert_close(Fluctuation().of_matrix(W, columns, known), raw, rtol=1e-4, atol=1e-4)
+
+
+def least_error(W: Tensor, H: Tensor, stays: list[int]) -> float:
+    """½ min over W' of tr((W − W') H (W − W')ᵀ) with W' zero off `stays`: by solving for W'."""
+    new = torch.zeros_like(W)
+    new[:, stays] = torch.linalg.solve(H[stays][:, stays], (W @ H)[:, stays].T).T
+    return float(((W - new) @ H * (W - new)).sum() / 2)
+
+
+@pytest.mark.parametrize("columns", [torch.arange(8)[:, None], PAIRS], ids=["single", "pairs"])
+def test_costs_of_the_surgeon_are_what_least_squares_loses(columns: Tensor) -> None:
+    W, _, known, _ = seen((Gram,), columns)
+    score = SurgeonCost(rounds=8, damping=1e-3)
+    found = score.of_matrix(W, columns, known).double()
+    raw, H = W.double(), known[Gram].value.double()
+    whole = float((raw @ H * raw).sum() / 2)
+    H = H + 1e-3 * H.diagonal().mean() * torch.eye(8)
+    left, lost, highest = list(range(len(columns))), 0.0, 0.0
+    expected = torch.zeros(len(columns), dtype=torch.float64)
+    while left:  # one at a time: which of those that are left adds the least to the error of all that have gone
+        costs = []
+        for channel in left:
+            stays = [c for other in left if other != channel for c in columns[other].tolist()]
+            costs.append(least_error(raw, H, sorted(stays)) - lost)
+        cheapest = min(range(len(left)), key=lambda place: costs[place])
+        lost += costs[cheapest]
+        highest = max(highest, costs[cheapest])
+        expected[left.pop(cheapest)] = highest / whole
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_of_two_channels_that_say_the_same_one_is_cheap() -> None:
+    torch.manual_seed(0)
+    x, W = torch.randn(100, 4), torch.randn(6, 4)
+    x[:, 3] = x[:, 0]
+    known = Statistics((Gram,), 6, 4)
+    known.add(x)
+    costs = SurgeonCost(damping=1e-6).of_matrix(W, torch.arange(4)[:, None], known)
+    low, high = sorted((float(costs[0]), float(costs[3])))
+    assert low < 1e-3 * high
+
+
+# families
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_without_compensation_the_result_is_the_masked_model(name: str) -> None:
+    case = build(name, 2)
+    before = copy.deepcopy(case.model.state_dict())
+    small, plan = narrow(
+        case.model, case.inputs, ratio=0.3, score=WeightedNorm(), scope=Everyone(), compensation="none"
+    )
+    assert all(torch.equal(tensor, before[key]) for key, tensor in case.model.state_dict().items())
+    units = anatomy(case.model).select()
+    costs = {unit.name: unit.channel_cost for unit in units}
+    total = sum(unit.channels * unit.channel_cost for unit in units)
+    assert abs(plan.ratio - 0.3) * total <= max(costs.values()) / 2 + 1e-6
+    assert prunus.plan_of(small) is not None
+    masked(case.model, plan)
+    with torch.no_grad():
+        assert deviation(outputs(case.model(**case.inputs)), outputs(small(**case.inputs))) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_fitted_model_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
+    case = build(name, 2)
+    before = copy.deepcopy(case.model.state_dict())
+    small, plan = narrow(case.model, case.inputs, ratio=0.3)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in case.model.state_dict().items())
+    assert not any(True for _ in gates_of(small))
+    small.save_pretrained(tmp_path)
+    again = type(small).from_pretrained(tmp_path).eval()
+    found = []
+    for model in (small, again):
+        torch.manual_seed(0)  # ViLT shuffles its patches
+        with torch.no_grad():
+            found.append(outputs(model(**case.inputs)))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert prunus.plan_of(again).history == plan.history  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_fit_never_adds_to_the_error_of_what_it_is_fitted_to(name: str) -> None:
+    case = build(name, 2)
+    inputs = unpadded(case.inputs)
+    firsts = {unit.is_attention: unit for unit in reversed(anatomy(case.model).select()) if not unit.twins}
+    for unit in firsts.values():
+        path = f"{unit.path}.{unit.consumer.linear}"
+        if linears(case.model, unit)[-1][1].is_fused:
+            continue
+        wanted = given_by(case.model, path, inputs)
+        errors = []
+        for compensation in ("none", "refit"):
+            small, _ = narrow(case.model, inputs, ratio=0.5, include=(unit.name,), compensation=compensation)
+            got = given_by(small, path, inputs)
+            errors.append(sum(float((a - b).double().square().sum()) for a, b in zip(wanted, got, strict=True)))
+        assert errors[1] <= errors[0] * (1 + 1e-4) + 1e-6, unit.name
+
+
+@torch.no_grad()
+def given_by(model: nn.Module, path: str, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """What the module at a path gives, call by call."""
+    found: list[Tensor] = []
+    handle = model.get_submodule(path).register_forward_hook(lambda module, args, output: found.append(output.clone()))
+    torch.manual_seed(0)  # ViLT shuffles its patches
+    model(**inputs)
+    handle.remove()
+    return found
+
+
+def test_channels_of_an_attention_are_worth_what_it_loses_without_each() -> None:
+    case = build("llama", 2)
+    inputs = unpadded(case.inputs)
+    unit = next(unit for unit in anatomy(case.model) if unit.is_attention)
+    path = f"{unit.path}.{unit.consumer.linear}"
+    whole = torch.cat(given_by(case.model, path, inputs))
+    losses = []
+    for channel in range(unit.channels):
+        masks = {unit.name: torch.arange(unit.channels) != channel}
+        small = prunus.extract(case.model, prunus.Plan.from_masks(anatomy(case.model), masks))
+        losses.append(float((torch.cat(given_by(small, path, inputs)) - whole).square().sum()))
+    for score in (SurgeonCost(), Fluctuation(), WeightedNorm()):
+        _, plan = narrow(case.model, inputs, ratio=1 / unit.channels, include=(unit.name,), score=score)
+        assert set(range(unit.channels)) - set(plan.units[unit.name].kept) == {losses.index(min(losses))}
+
+
+# budgets, settings, refusals
+
+
+def test_budgets_in_parameters_are_met() -> None:
+    case = build("llama", 2)
+    most = anatomy(case.model).parameters - 400
+    small, _ = narrow(case.model, case.inputs, max_parameters=most, compensation="none")
+    dearest = max(unit.channel_cost for unit in anatomy(case.model))
+    assert most - dearest < sum(p.numel() for p in small.parameters()) <= most
+
+
+def test_budgets_in_multiply_accumulates_count_the_first_batch() -> None:
+    from prunus.cost import multiply_accumulates
+
+    case = build("vit", 2)
+    total = multiply_accumulates(case.model, lambda: case.model(**case.inputs))["total"]
+    small, _ = narrow(case.model, case.inputs, max_macs=int(0.8 * total), compensation="none")
+    found = multiply_accumulates(small, lambda: small(**case.inputs))["total"]
+    assert 0.7 * total < found <= 0.8 * total
+
+
+def test_in_place_it_is_the_same_model() -> None:
+    case = build("t5", 2)
+    other, plan = narrow(case.model, case.inputs, ratio=0.3)
+    same, again = narrow(case.model, case.inputs, inplace=True, ratio=0.3)
+    assert same is case.model
+    assert plan.units == again.units
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), same.parameters(), strict=True))
+
+
+def test_bias_takes_the_means() -> None:
+    case = build("vit", 2)
+    inputs, unit = case.inputs, next(u for u in anatomy(case.model) if not u.is_attention)
+    path = f"{unit.path}.{unit.consumer.linear}"
+    small, _ = narrow(case.model, inputs, ratio=0.5, include=(unit.name,), compensation="bias", score=Fluctuation())
+    wanted, got = (torch.cat([y.flatten(0, -2) for y in given_by(m, path, inputs)]) for m in (case.model, small))
+    torch.testing.assert_close(got.mean(0), wanted.mean(0), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(got, wanted, atol=1e-3)
+
+
+def test_what_fails_in_the_middle_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunus.calibrated import narrowing
+
+    case = build("llama", 2)
+    before, calls = copy.deepcopy(case.model.state_dict()), 0
+
+    def failing(*given: Any) -> None:
+        nonlocal calls
+        compensate(*given)
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+
+    compensate = narrowing.compensate
+    monkeypatch.setattr(narrowing, "compensate", failing)
+    with pytest.raises(KeyboardInterrupt):
+        narrow(case.model, case.inputs, ratio=0.3, inplace=True)
+    assert calls == 2
+    assert all(torch.equal(tensor, before[key]) for key, tensor in case.model.state_dict().items())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in case.model.modules())
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"ratio": 0.3, "compensation": "bias"}, "compensation"),
+        ({"ratio": 0.99}, "ratio"),
+        ({"max_parameters": 1}, "max_parameters"),
+        ({"ratio": 0.3, "include": ("nothing",)}, "include"),
+        ({}, "ratio"),
+        ({"ratio": 0.3, "score": {"score": "nonsense"}}, "score.score"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings: dict[str, Any], field: str) -> None:
+    case = build("llama", 2)
+    with pytest.raises(PrunusError) as error:
+        narrow(case.model, case.inputs, **settings)
+    assert error.value.field == field
+
+
+def test_a_fit_does_not_fill_zeros() -> None:
+    case = build("llama", 2)
+    prunus.prune(case.model, prunus.Magnitude(sparsity=0.5), [case.inputs], options=QUIET)
+    with pytest.raises(PrunusError, match="fill the zeros"):
+        narrow(case.model, case.inputs, ratio=0.3)
+    narrow(case.model, case.inputs, ratio=0.3, compensation="none", score=ChannelMagnitude())
+
+
+def test_batches_are_needed() -> None:
+    case = build("llama", 2)
+    for batches in ([], [{}], case.inputs):
+        with pytest.raises(PrunusError) as error:
+            prunus.narrow(case.model, Calibrated(ratio=0.3), batches, options=QUIET)
+        assert error.value.field == "batches"
+
+
+# plain configs
+
+LOADING = """
+import sys, torch, transformers
+for folder in sys.argv[1:]:
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = getattr(transformers, config.architectures[0]).from_pretrained(folder).eval()
+    inputs = torch.load(f"{folder}/inputs.pt")
+    with torch.no_grad():
+        torch.save(model(**inputs).logits, f"{folder}/logits.pt")
+assert "prunus" not in sys.modules
+"""
+
+
+@pytest.mark.long
+def test_plain_results_load_where_prunus_is_not(tmp_path: Path) -> None:
+    small, inputs, folders = {}, {}, []
+    for name in ("llama", "qwen2", "qwen3", "gemma2", "t5", "llava", "qwen2_5_vl"):
+        case = build(name, 2)
+        small[name], plan = narrow(case.model, case.inputs, ratio=0.3, plain=True, scope=Everyone())
+        assert prunus.plan_of(small[name]) is None
+        assert 0 < plan.ratio < 0.6
+        folders.append(tmp_path / name)
+        inputs[name] = case.inputs
+        small[name].save_pretrained(folders[-1])
+        torch.save(case.inputs, folders[-1] / "inputs.pt")
+        assert "prunus" not in (folders[-1] / "config.json").read_text()
+    subprocess.run(
+        [sys.executable, "-c", LOADING, *map(str, folders)], check=True, env={**os.environ, "PYTHONPATH": ""}
+    )
+    for folder in folders:
+        with torch.no_grad():
+            assert torch.equal(torch.load(folder / "logits.pt"), small[folder.name](**inputs[folder.name]).logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"), [("llama", "intermediate_size"), ("t5", "d_ff"), ("vit", "intermediate_size")]
+)
+def test_a_plain_config_says_the_widths(name: str, entry: str) -> None:
+    case = build(name, 2)
+    small, plan = narrow(case.model, case.inputs, ratio=0.4, plain=True)
+    widths = {len(unit.kept) for unit in plan.units.values()}
+    assert widths == {getattr(small.config, entry)}
+    assert getattr(case.model.config, entry) == next(iter(plan.units.values())).channels
+    with torch.device("meta"):
+        bare = type(small)(copy.deepcopy(small.config))
+    assert {k: t.shape for k, t in bare.state_dict().items()} == {k: t.shape for k, t in small.state_dict().items()}
+
+
+def test_what_no_plain_config_can_say_is_refused_by_name() -> None:
+    case = build("llama", 2)
+    with pytest.raises(PrunusError, match="self_attn"):
+        narrow(case.model, case.inputs, ratio=0.3, plain=True, include=("*.self_attn",))
+    one = next(unit.name for unit in anatomy(case.model) if not unit.is_attention)
+    if sum(not unit.is_attention for unit in anatomy(case.model)) > 1:
+        with pytest.raises(PrunusError, match="select both"):
+            narrow(case.model, case.inputs, ratio=0.3, plain=True, include=(one,))
+    small, _ = narrow(case.model, case.inputs, ratio=0.3)
+    with pytest.raises(PrunusError, match="narrowed already"):
+        narrow(small, case.inputs, ratio=0.3, plain=True)
+
+
+def test_plain_limits_are_not_passed() -> None:
+    case = build("llama", 2)
+    most = anatomy(case.model).parameters - 300
+    small, _ = narrow(case.model, case.inputs, max_parameters=most, compensation="none", plain=True)
+    mlps = [unit for unit in anatomy(case.model) if not unit.is_attention]
+    step = sum(unit.channel_cost for unit in mlps)
+    assert most - step < sum(p.numel() for p in small.parameters()) <= most
+
+
+# recipes
+
+VIT = """
+model:
+  random: {model_type: vit, architectures: [ViTForImageClassification], hidden_size: 32, num_attention_heads: 2, intermediate_size: 64,
+    num_hidden_layers: 2, image_size: 28}
+task: {name: noise, items: 16}
+steps:
+  - step: narrow
+    method: {ratio: 0.4, score: {score: fluctuation}, scope: {scope: everyone}}
+    calibration: {samples: 8, batch_size: 4}
+  - {step: prune, method: {method: wanda, sparsity: 0.5}, calibration: {samples: 8, batch_size: 4}}
+measure: {batch_size: 2, repeats: 1}
+"""
+
+
+@pytest.mark.long
+def test_a_recipe_narrows_and_prunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    report = run(parse_recipe(f"{VIT}output: {tmp_path / 'run'}", "recipe"))
+    assert report.ratio == pytest.approx(0.4, abs=0.02)
+    assert report.sparsity == pytest.approx(0.5, abs=0.01)
+    assert prunus.Plan.load(tmp_path / "run" / "1-narrow" / "plan.json").history[0].step == "narrow"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("steps.0.method.include=[nothing]",), "nothing"),
+        (("steps.0.method.min_channels=60",), "min_channels"),
+        (("steps.0.method.score={score: nonsense}",), "surgeon"),
+    ],
+)
+def test_a_recipe_says_before_anything_runs_what_cannot_be(changes: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    with pytest.raises(PrunusError, match=said):
+        run(parse_recipe(f"{VIT}output: {tmp_path / 'run'}", "recipe", changes))
+    assert not (tmp_path / "run" / "1-narrow").exists()
+
+
+def test_a_refit_after_pruning_is_refused_when_the_recipe_is_read() -> None:
+    text = VIT.replace("steps:", "steps:\n  - {step: prune, method: {method: wanda, sparsity: 0.5}}")
+    with pytest.raises(PrunusError, match="fill the zeros"):
+        parse_recipe(f"{text}output: nowhere", "recipe")
