@@ -37,7 +37,13 @@ def vqa(root: Path, prefix: str = "v2_") -> None:
         for at in range(ROWS):
             picture(root / year / f"COCO_{year}_{at:012d}.jpg", at)
             asked.append({"image_id": at, "question": "Which colour is it?", "question_id": at})
-            answered.append({"question_id": at, "image_id": at, "answers": [{"answer": NAMES[at % 4]}] * 10})
+            answered.append(
+                {
+                    "question_id": at,
+                    "image_id": at,
+                    "answers": [{"answer": NAMES[at % 4], "answer_id": n} for n in range(10)],
+                }
+            )
         written(root / f"{prefix}OpenEnded_mscoco_{year}_questions.json", {"questions": asked})
         written(root / f"{prefix}mscoco_{year}_annotations.json", {"annotations": answered})
 

@@ -254,6 +254,8 @@ def test_a_tiny_twin_runs(path: Path, name: str, tmp_path: Path, monkeypatch: py
     assert report.models["compressed"]["metrics"]
     if small.steps[0].step == "search":
         asked = small.steps[0].method.ratio  # type: ignore[attr-defined]
-        assert report.ratio == pytest.approx(asked, abs=0.2)  # a channel of a tiny model is much of it
+        assert report.ratio == pytest.approx(
+            0.5 if asked is None else asked, abs=0.2
+        )  # a channel is much of a tiny model
     else:
         assert report.sparsity > 0.2
