@@ -115,7 +115,8 @@ def _shares(row: Row, model: torch.nn.Module, parts: Anatomy) -> None:
     sizes = {m.name: m.weights for m in found.matrices} | {name: part.weights for name, part in left.items()}
     reached_of: dict[bool, int] = {True: 0, False: 0}
     all_of: dict[bool, int] = {True: 0, False: 0}
-    for name, size in sizes.items():
+    for matrix, size in sizes.items():
+        name = matrix.partition("[")[0]  # the experts of one parameter leave together
         is_attention = kinds.get(name, bool(ATTENTION.search(name)))
         all_of[is_attention] += size
         reached_of[is_attention] += size if name in kinds else 0
@@ -248,7 +249,8 @@ def _share(share: float) -> str:
     return "–" if share < 0 else f"{100 * share:.0f}" if share in (0.0, 1.0) else f"{100 * share:.1f}"
 
 
-def page(found: Mapping[str, Row], seconds: float) -> str:
+def page(found: Mapping[str, Row]) -> str:
+    """The page of the docs."""
     rows = {name: row for name, row in found.items() if not row.error.startswith("not built")}
     whole = sum(row.structured >= 0.95 for row in rows.values())
     lines = [
@@ -258,7 +260,7 @@ def page(found: Mapping[str, Row], seconds: float) -> str:
         "percentages of the weight matrices inside the blocks, routers apart: what leaves if every channel leaves (attention, MLP and all",
         "the rest, both together), and what unstructured pruning chooses from. *Masked ≡ extracted* is the largest difference, relative",
         "to the scale of the output where that exceeds one, with half of the channels of every unit; generation is greedy, with a cache.",
-        "What stays dense is named below the table. Made by `python -m benchmarks.family_sweep`.",
+        "What stays dense is named below the table. Types that need other packages or inputs are left out. Made by `python -m benchmarks.family_sweep`.",
         "",
         f"The structured road reaches at least 95 % in {whole} of {len(rows)} types, the unstructured one at least 99 % in "
         f"{sum(row.unstructured >= 0.99 for row in rows.values())}; {sum(map(is_exact, rows.values()))} are exact throughout.",
@@ -269,9 +271,9 @@ def page(found: Mapping[str, Row], seconds: float) -> str:
     for name, row in rows.items():
         towers = ", ".join(f"{tower} {100 * share:.0f}" for tower, share in row.towers.items())
         shares = " | ".join(map(_share, (row.attention, row.mlp, row.structured, row.unstructured)))
-        words = (row.prune, row.search, row.extract, row.generate, row.reload)
+        words = (row.prune, row.search, row.extract, row.generate, row.reload or row.error)
         cells = " | ".join(_cell(word) for word in words)
-        lines.append(f"| {name} | {towers} | {shares} | {cells} |" + (f" {_cell(row.error)}" if row.error else ""))
+        lines.append(f"| {name} | {towers} | {shares} | {cells} |")
     lines += ["", "## What stays dense on the structured road", ""]
     for name, row in rows.items():
         lines += [f"- {name}: " + "; ".join(_cell(part, 160) for part in row.dense)] if row.dense else []
@@ -301,11 +303,10 @@ def main(where: str, *words: str) -> None:
                 f"{model_type}: {_share(row.attention)} {_share(row.mlp)} {_share(row.structured)} {_share(row.unstructured)} "
                 f"{row.extract} {row.generate} {row.reload} {row.error}", flush=True,
             )  # fmt: skip
-    seconds = time.perf_counter() - start
     if "--page" in words:
-        PAGE.write_text(page(found, seconds))
+        PAGE.write_text(page(found))
     print(
-        f"{len(found)} types, {seconds:.0f} s; not exact: {[name for name, row in found.items() if not is_exact(row)]}"
+        f"{len(found)} types, {time.perf_counter() - start:.0f} s; not exact: {[name for name, row in found.items() if not is_exact(row)]}"
     )
 
 

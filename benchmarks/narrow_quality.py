@@ -1,7 +1,7 @@
-"""What narrowing without training costs: SmolLM2-135M on WikiText-2, by score and compensation.
+"""What narrowing without training costs, by score and compensation: SmolLM2-135M on WikiText-2, or stories260K on its own stories.
 
 `python -m benchmarks.narrow_quality DATA`: perplexity at .2 and .3 of the prunable parameters, means over draws of calibration data, and the
-seconds of each. DATA holds wikitext2-valid.txt and wikitext2-test.txt. `--ratios`, `--draws`, `--samples`, `--windows`, `--distil STEPS`
+seconds of each. DATA holds wikitext2-valid.txt, wikitext2-test.txt and stories260k/. `--stories` takes a minute. `--ratios`, `--draws`, `--samples`, `--windows`, `--distil STEPS`
 (from the dense model, after the last method).
 """
 
@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.sequential import Stories
 from benchmarks.subjects import SmolLM2
 from prunus import (
     Calibrated,
@@ -43,9 +44,9 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def study(subject: SmolLM2, ratios: list[float], draws: int, chosen: list[str], everyone: bool) -> None:
+def study(subject: SmolLM2 | Stories, ratios: list[float], draws: int, chosen: list[str], everyone: bool) -> None:
     scope = Everyone() if everyone else WithinUnit()
-    print(f"SmolLM2-135M, {subject.headline}; dense {subject.evaluate(subject.dense):.2f}\n", flush=True)
+    print(f"{type(subject).__name__}, {subject.headline}; dense {subject.evaluate(subject.dense):.2f}\n", flush=True)
     print("| method | ratio | perplexity | draws | seconds |\n| --- | ---: | ---: | --- | ---: |")
     for ratio in ratios:
         for name in chosen:
@@ -84,9 +85,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--stories", action="store_true", help="the small model")
     parser.add_argument("--everyone", action="store_true", help="one ranking over all units")
     parser.add_argument("--distil", type=int, default=0, metavar="STEPS")
     given = parser.parse_args()
+    if given.stories:
+        study(Stories(given.data / "stories260k"), given.ratios, given.draws, given.methods, given.everyone)
+        return
     subject = SmolLM2(given.data, given.samples, given.windows)
     study(subject, given.ratios, given.draws, given.methods, given.everyone)
     if given.distil:

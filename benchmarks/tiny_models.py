@@ -179,7 +179,9 @@ def _overrides(cls: type[tf.PreTrainedConfig]) -> dict[str, Any]:
 def _whole_sets(default: tf.PreTrainedConfig, names: Collection[str], found: Mapping[str, Any]) -> dict[str, Any]:
     """What several fields have to say alike."""
     more: dict[str, Any] = {}
-    if {"window_size", "depths"} <= found.keys():  # windows that are larger than the last stages are none
+    if {"window_size", "depths"} <= found.keys() and isinstance(
+        getattr(default, "embed_dim", None), int
+    ):  # windows that are larger than the last stages are none
         more |= {"depths": [2, 1], "num_heads": [2, 4]}
     if "attention_types" in names:
         more["attention_types"] = [[["global", "local"], 1]]

@@ -21,3 +21,13 @@ def test_a_family_is_exact_or_named(model_type: str) -> None:
         pytest.skip(row.error[:200])
     assert is_exact(row), (SEED, row)
     assert row.structured >= 0.999 or row.dense, (SEED, row)
+
+
+@pytest.mark.parametrize(
+    "model_type", ["gemma3", "cohere2", "glm4v_text", "olmo2", "qwen3_vl_text", "swin", "wav2vec2"]
+)
+def test_conventions_reach_whole_families(model_type: str) -> None:
+    """Norms from one, neighbours that turn, multimodal and partial rotation, norms over all heads, windows, sounds."""
+    row = swept(model_type)
+    assert is_exact(row), row
+    assert row.attention > 0.97, row

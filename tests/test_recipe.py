@@ -214,54 +214,25 @@ def test_the_command_line_says_it_in_one_line_and_status_two(tmp_path) -> None:
     assert "absent.yaml" in done.stderr.replace("\n", "")
 
 
-PUBLISHED = sorted((Path(__file__).parents[1] / "recipes" / "published").glob("*.yaml"))
-TINY = {
-    "blip-2": (
-        "vision_config.hidden_size=32", "vision_config.num_attention_heads=2", "vision_config.intermediate_size=64",
-        "vision_config.num_hidden_layers=2", "vision_config.image_size=28", "qformer_config.hidden_size=32",
-        "qformer_config.num_attention_heads=2", "qformer_config.intermediate_size=64", "qformer_config.num_hidden_layers=2",
-        "qformer_config.encoder_hidden_size=32", "text_config.d_model=32", "text_config.d_kv=16", "text_config.d_ff=64",
-        "text_config.num_heads=2", "text_config.num_layers=2",
-    ),
-    "t5": ("d_model=32", "d_kv=16", "d_ff=64", "num_heads=2", "num_layers=2"),
-    "clip": (
-        "vision_config.hidden_size=32", "vision_config.num_attention_heads=2", "vision_config.intermediate_size=64",
-        "vision_config.num_hidden_layers=2", "vision_config.image_size=32", "text_config.hidden_size=32",
-        "text_config.num_attention_heads=2", "text_config.intermediate_size=64", "text_config.num_hidden_layers=2",
-    ),
-    "vit": ("hidden_size=32", "num_attention_heads=2", "intermediate_size=64", "num_hidden_layers=2", "image_size=28"),
-}  # fmt: skip
-SHORT = ("task.items=8", "task.length=6", "steps.0.calibration.samples=8")
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
-def test_published_recipes_run_at_any_size(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
-    recipe = load_recipe(path)
-    assert isinstance(recipe.model, RandomSource)
-    sizes = tuple(f"model.random.{size}" for size in TINY[recipe.model.random["model_type"]])
-    steps = SHORT + (
-        ("steps.0.allocation_data.samples=8",)
-        if "ecoflap" in path.stem
-        else ("steps.1.train.steps=2", "steps.1.train.batch_size=2")
-    )
-    report = run(load_recipe(path, (*sizes, *steps, f"output={tmp_path / 'run'}")))
-    asked = recipe.steps[0].allocate or recipe.steps[0].method  # type: ignore[union-attr]
-    assert report.sparsity == pytest.approx(getattr(asked, "sparsity", None) or 0.5, abs=1e-3)
-    plan = tmp_path / "run" / "1-prune" / "plan.json"
-    assert plan.exists() == ("ecoflap" in path.stem)
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["owl", "iterative_global", "uniform"])
 def test_every_allocation_runs_in_a_recipe(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
-    path = next(path for path in PUBLISHED if "ecoflap" in path.stem and "clip" in path.stem)
-    sizes = tuple(f"model.random.{size}" for size in TINY["clip"])
-    asked = f"steps.0.allocate={{method: {method}, sparsity: 0.4}}"
-    steps = (*SHORT, "steps.0.allocation_data.samples=8", asked, f"output={tmp_path / 'run'}")
-    assert run(load_recipe(path, (*sizes, *steps))).sparsity == pytest.approx(0.4, abs=1e-3)
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 2}
+    clip = {
+        "model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": 16,
+        "vision_config": {**sizes, "image_size": 32, "patch_size": 16},
+        "text_config": {**sizes, "vocab_size": 60, "max_position_embeddings": 77, "eos_token_id": 2},
+    }  # fmt: skip
+    step = {
+        "step": "prune", "method": {"method": "wanda"}, "allocate": {"method": method, "sparsity": 0.4},
+        "allocation_data": {"samples": 8, "batch_size": 8}, "calibration": {"samples": 8, "batch_size": 8},
+    }  # fmt: skip
+    data = {
+        "model": {"random": clip}, "task": {"name": "noise", "items": 8, "length": 6}, "steps": [step],
+        "measure": {"batch_size": 1, "repeats": 1}, "output": str(tmp_path / "run"),
+    }  # fmt: skip
+    assert run(parse_recipe(yaml.safe_dump(data), "recipe")).sparsity == pytest.approx(0.4, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -312,9 +283,9 @@ def test_what_the_model_makes_impossible_is_said_before_training(change: str, me
     ],
 )
 def test_so_is_what_random_models_make_impossible(change: str, message: str, tmp_path: Path) -> None:
-    path = next(path for path in PUBLISHED if "ressa" in path.stem)
+    data = {**SMALL, "steps": [PRUNE, REPAIR], "output": str(tmp_path / "run")}
     with pytest.raises(PrunusError, match=message):
-        run(load_recipe(path, (change, f"output={tmp_path / 'run'}")))
+        run(parse_recipe(yaml.safe_dump(data), "recipe", (change,)))
 
 
 def test_a_recipe_runs_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

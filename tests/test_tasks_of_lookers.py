@@ -22,6 +22,7 @@ from prunus.run import run
 from prunus.tasks import Classification, Reasoning, Retrieval, Segmentation
 from prunus.tasks.kinds.parts import pixels
 from prunus.tasks.retrieval import blip_words
+from prunus.training import Training, finetune
 from tests.lookers import COLOURS, SIDE, captioned, coloured, judged, masked, picture, saved
 
 
@@ -117,6 +118,42 @@ def test_calibration_and_measuring_take_pictures_as_they_are(tmp_path: Path) -> 
     assert batch["pixel_values"].shape == (4, 3, SIDE, SIDE)
     assert batch["labels"].tolist() == [batch["labels"][0]] * 2 + [batch["labels"][2]] * 2
     assert not torch.equal(batch["pixel_values"][0], batch["pixel_values"][1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_epoch_has_its_versions_and_a_resumed_training_sees_the_same(tmp_path: Path, workers: int) -> None:
+    found, _ = made("classification", "vit", tmp_path, augment={"augmentation": "blip"})
+    for number, file in enumerate(
+        sorted((tmp_path / "data").glob("*/*.png"))
+    ):  # of plain colours many versions are one
+        noise = np.random.default_rng(number).integers(0, 255, (20, 20, 3), np.uint8)
+        Image.fromarray(noise).save(file)
+    training = Training(steps=6, batch_size=8, learning_rate=1e-3, save_every=4, bf16=False, workers=workers)
+
+    def trained(folder: Path, dies_at: int | None = None) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        """What every step saw, and the weights that come out."""
+        model, seen = load_model(tmp_path / "model"), []
+
+        def loss(model: Any, batch: Any) -> torch.Tensor:
+            if len(seen) == dies_at:
+                raise KeyboardInterrupt
+            seen.append(batch["pixel_values"])
+            return found.loss(model, batch)  # type: ignore[no-any-return]
+
+        try:
+            finetune(model, training, folder, found.train_data(), found.collate, loss)
+        except KeyboardInterrupt:
+            assert dies_at is not None
+        return seen, model.state_dict()
+
+    whole, weights = trained(tmp_path / "whole")
+    first, second = (torch.cat(whole[start : start + 3]).flatten(1) for start in (0, 3))
+    assert torch.cdist(first, second).min() > 0
+    begun, _ = trained(tmp_path / "again", dies_at=5)
+    rest, others = trained(tmp_path / "again")
+    assert (len(begun), len(rest)) == (5, 2)
+    assert all(torch.equal(one, other) for one, other in zip(whole[4:], rest, strict=True))
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 def test_a_classifier_s_accuracy_is_counted(tmp_path: Path) -> None:

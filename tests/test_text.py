@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -118,6 +119,30 @@ def test_long_windows_are_counted_piece_by_piece(folder: Path) -> None:
         losses += [-log[i - 1, ids[start + i]].item() for i in range(1, stop - start)]
     found = settings.evaluate(model, progress=False)["perplexity"]
     assert found == pytest.approx(math.exp(sum(losses) / (len(ids) - 2)), rel=1e-5)
+
+
+def test_rows_of_a_data_set_are_one_text(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A JSONL whose column is called otherwise gives what the same text in a file gives, in a recipe, too."""
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    words = (folder / "text.txt").read_text().split()
+    parts = [" ".join(words[start : start + 50]) for start in range(0, len(words), 50)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"content": part}) for part in parts))
+    (tmp_path / "joined.txt").write_text("\n\n".join(parts))
+    rows = {"layout": "table", "files": str(tmp_path / "rows.jsonl"), "columns": {"text": "content"}}
+    settings = [Text.model_validate({"tokenizer": str(folder / "model"), "length": 16, "evaluation": source, "training": source})
+                for source in (rows, str(tmp_path / "joined.txt"))]  # fmt: skip
+    settings[0].check()
+    model = LlamaForCausalLM.from_pretrained(folder / "model")
+    assert settings[0].evaluate(model, progress=False) == settings[1].evaluate(model, progress=False)
+    assert torch.equal(settings[0].train_data()[3][0], settings[1].train_data()[3][0])
+    assert Text.model_validate(settings[0].model_dump(mode="json")) == settings[0]
+    assert settings[0].model_dump(mode="json", exclude_defaults=True)["evaluation"]["files"] == rows["files"]
+    with pytest.raises(
+        PrunusError, match=r"task.evaluation: .*rows.jsonl: text = None: there is no such column; there are content"
+    ):
+        Text.model_validate({"evaluation": {**rows, "columns": {}}}).check()
+    with pytest.raises(ValidationError, match="did you mean table"):
+        Text.model_validate({"evaluation": {"layout": "tabel"}})
 
 
 def test_texts_that_a_model_cannot_read_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -61,9 +61,16 @@ def demo(changes: SetOption = None, extensions: ImportOption = None) -> None:
 
 
 @app.command()
-def compress(recipe: Path, changes: SetOption = None, extensions: ImportOption = None) -> None:
+def compress(
+    recipe: Path,
+    variant: Annotated[
+        str | None, typer.Option(help="Which recipe, of a file with several, such as wanda/2:4.")
+    ] = None,
+    changes: SetOption = None,
+    extensions: ImportOption = None,
+) -> None:
     """Carries out RECIPE (YAML). Started again after an interruption, it goes on where it was."""
-    _compress(load_recipe(recipe, tuple(changes or ())))
+    _compress(load_recipe(recipe, tuple(changes or ()), variant))
 
 
 def _compress(recipe: Recipe) -> None:

@@ -16,6 +16,7 @@ from prunus.steps import AnyStep
 from prunus.storage import writable_path
 from prunus.tasks import AnyTask
 from prunus.typed import Seed, Steps, Typed, first_problem
+from prunus.variants import of_variant, put, variant_names
 
 
 class Measure(Typed):
@@ -63,16 +64,30 @@ class Recipe(Typed):
         return self
 
 
-def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: tuple[str, ...] = (), variant: str | None = None) -> Recipe:
     """Reads a recipe from YAML.
 
     Args:
         path: the file.
+        variant: which of several, where the file has `variants`.
         overrides: "dotted.field=value" assignments, values in YAML, such as "steps.0.method.ratio=0.7".
 
     Raises:
         PrunusError: the file is absent or no YAML, or a field is unknown, missing or wrong.
     """
+    return parse_recipe(_text_of(path), str(path), overrides, variant)
+
+
+def recipe_variants(path: str | Path) -> list[str]:
+    """Names of the recipes in a file; none where it is a single one.
+
+    Raises:
+        PrunusError: as `load_recipe`.
+    """
+    return variant_names(_data_of(_text_of(path), str(path)), str(path))
+
+
+def _text_of(path: str | Path) -> str:
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(TEXT_LIMIT + 1)
@@ -80,7 +95,7 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise PrunusError("recipe", str(path), f"it cannot be read ({error.strerror}); give a YAML file") from None
     except ValueError:
         raise PrunusError("recipe", str(path), "it is no text in UTF-8; give a YAML file") from None
-    return parse_recipe(text, str(path), overrides)
+    return text
 
 
 def demo_recipe(overrides: tuple[str, ...] = ()) -> Recipe:
@@ -89,11 +104,9 @@ def demo_recipe(overrides: tuple[str, ...] = ()) -> Recipe:
     return parse_recipe(text, "demo.yaml", overrides)
 
 
-def parse_recipe(text: str, source: str, overrides: tuple[str, ...] = ()) -> Recipe:
+def parse_recipe(text: str, source: str, overrides: tuple[str, ...] = (), variant: str | None = None) -> Recipe:
     """As `load_recipe`, from text; `source` names it in errors."""
-    data = read_yaml(text, "recipe", source)
-    if not isinstance(data, dict):
-        raise PrunusError("recipe", source, "it must be a mapping with model, task, steps and output")
+    data = of_variant(_data_of(text, source), variant, source)
     for assignment in overrides:
         _override(data, assignment)
     try:
@@ -102,6 +115,13 @@ def parse_recipe(text: str, source: str, overrides: tuple[str, ...] = ()) -> Rec
         raise PrunusError(f"{source}: {error.field}", error.value, error.remedy) from None
     except ValidationError as error:
         raise first_problem(error, Recipe, source) from None
+
+
+def _data_of(text: str, source: str) -> dict[str, Any]:
+    data = read_yaml(text, "recipe", source)
+    if not isinstance(data, dict):
+        raise PrunusError("recipe", source, "it must be a mapping with model, task, steps and output")
+    return data
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -113,12 +133,7 @@ def _override(data: Any, assignment: str) -> None:
     field, equals, value = assignment.partition("=")
     if not equals:
         raise PrunusError("--set", assignment, "write it as field=value, such as steps.0.method.ratio=0.7")
-    *parents, last = field.split(".")
     try:
-        for key in parents:
-            data = data[int(key)] if isinstance(data, list) else data.setdefault(key, {})
-        data[int(last) if isinstance(data, list) else last] = read_yaml(value, "--set", assignment)
-    except PrunusError:
-        raise
-    except (IndexError, ValueError, TypeError, AttributeError):
+        put(data, field, read_yaml(value, "--set", assignment))
+    except LookupError:
         raise PrunusError("--set", assignment, "the recipe has no such place") from None

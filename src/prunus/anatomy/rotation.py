@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunus.anatomy.forwards import NarrowRotation
 from prunus.anatomy.trial import MisfitError
 
-TABLES = ("position_embeddings", "rotary_pos_emb", "freqs_cis")
+TABLES = ("position_embeddings", "rotary_pos_emb", "freqs_cis", "freqs_ci")
 """What forwards call the tables that they are given."""
 POSITIONS = re.compile(r"rot|freq|rope|sinus|(^|_)(cos|sin)(_|$)")
 """How arguments are called that make heads turn."""

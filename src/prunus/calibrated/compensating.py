@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from prunus.anatomy import Unit
 from prunus.calibrated.consumers import Consumer
+from prunus.calibrated.listening import listening
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.refit import Moments
 from prunus.errors import PrunusError
@@ -66,15 +66,14 @@ def seen_twice(
 ) -> Moments:  # fmt: skip
     """What a consumer is given while the gates of its unit are open, and while they are shut."""
     found, opened = Moments.none(columns, consumer.matrix.columns), {unit.name: torch.ones_like(shut[unit.name])}
-    with listening(consumer.layer.owner) as given:
+    with listening(consumer.layer.owner) as listener:
         for visit in stop.visits:
-            stop.run(visit)
-            before = take(given)
+            before = listener.run(partial(stop.run, visit))
             gates.set(shut)
-            stop.run(visit)
+            after = listener.run(partial(stop.run, visit), len(before)) if before else []
             gates.set(opened)
             stop.rest(visit)
-            for before_NTC, after_NTC in zip(before, take(given), strict=True):
+            for before_NTC, after_NTC in zip(before, after, strict=True):
                 add_call(found, before_NTC, after_NTC, visit, mask_of_text(model, unit.tower), consumer.matrix.name)
     if not found.tokens:
         raise PrunusError(
@@ -99,25 +98,3 @@ def add_call(found: Moments, before_NTC: Tensor, after_NTC: Tensor, visit: Visit
             "bf16 or fp32 instead of fp16",
         )  # fmt: skip
     found.add(before_TC, after_TC)
-
-
-@contextmanager
-def listening(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """While the context is open, what the layer is given, call by call."""
-    given: list[Tensor] = []
-
-    def hear(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given.append(args[0] if args else next(iter(kwargs.values())))
-
-    handle = layer.register_forward_pre_hook(hear, with_kwargs=True)
-    try:
-        yield given
-    finally:
-        handle.remove()
-
-
-def take(given: list[Tensor]) -> list[Tensor]:
-    """What was heard, which is forgotten there."""
-    taken = list(given)
-    given.clear()
-    return taken

@@ -28,6 +28,9 @@ class Calibrated(Budget):
     `bias`: its bias takes the mean of what is gone; `none`."""
     damping: float = Field(default=0.01, gt=0, le=1e6)
     """Of the refit: what holds columns to what they were, as a share of the mean of the Gram matrix's diagonal."""
+    plain: bool = False
+    """An ordinary config says the result, so that it loads where prunus is not: units whose width one entry of the config sets keep as
+    many channels as each other. By `*`, units that no entry sets stay whole; others are refused by name."""
     include: tuple[str, ...] = ("*",)
     """Units to narrow: globs over names, blocks, towers and components. `*` is all but connectors."""
     exclude: tuple[str, ...] = ()

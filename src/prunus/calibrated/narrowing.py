@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from prunus.anatomy import Anatomy, Unit, anatomy, survey
 from prunus.batches import call_with_batch, calls_the_model, checked, input_device
+from prunus.calibrated.ablation import ablated
 from prunus.calibrated.compensating import compensate
 from prunus.calibrated.consumers import Consumer, consumers_of
 from prunus.calibrated.method import Calibrated
+from prunus.calibrated.plain import Knob, knobs_for, make_plain, same_count
 from prunus.calibrated.scores import Seen
 from prunus.checkpoint import extract
 from prunus.errors import PrunusError
@@ -40,6 +42,8 @@ class Request:
     parts: Anatomy
     units: tuple[Unit, ...]
     """Those that are narrowed."""
+    knobs: Sequence[Knob] | None
+    """What a plain config says the result by; None where it need not."""
     consumers: Mapping[str, Sequence[Consumer]]
     """Unit → the matrices that read its channels."""
     batches: Sequence[Any]
@@ -87,14 +91,16 @@ def narrow(
     data = Fingerprint(request.batches)
     try:
         with Undo() as undo:
-            worth = scored(request, data)
-            kept = request.method.choose(worth, request.units)
+            worth = scored(request, gates, data)
+            kept = decided(request, worth)
             if method.compensation == "none":
                 gates.set({name: mask.float() for name, mask in kept.items()})
             else:
                 make_up(request, gates, kept, undo, data)
             plan = plan_for(request, method, kept, data)
             small = extract(model, plan, inplace)
+            if request.knobs is not None:
+                make_plain(small, request.knobs, kept)
             if not inplace:
                 undo.restore()
     finally:
@@ -112,7 +118,7 @@ def settle(
         raise PrunusError("example", type(example).__name__, "give what can be called: example=lambda: model(**batch)")
     inner = searchable(model)
     parts = anatomy(inner)
-    units = parts.select(method.include, method.exclude)
+    units, knobs = units_of(inner, parts, method)
     for unit in units:
         refuse_unusable(inner, unit.path)
     consumers = consumers_of(inner, units, survey(inner, parts=parts))
@@ -123,7 +129,21 @@ def settle(
     run = example or partial(call or call_with_batch, inner, given[0])
     fitted = method.fit(Whole(parts, partial(counted_macs, inner, units, run)), units)
     fitted.check(units)
-    return Request(inner, fitted, parts, units, consumers, given, call, options)
+    return Request(inner, fitted, parts, units, knobs, consumers, given, call, options)
+
+
+def units_of(model: nn.Module, parts: Anatomy, method: Calibrated) -> tuple[tuple[Unit, ...], list[Knob] | None]:
+    """The units that are narrowed, and what a plain config says them by.
+
+    Raises:
+        PrunusError: a selector matches nothing, or a plain config cannot say it.
+    """
+    units = parts.select(method.include, method.exclude)
+    if not method.plain:
+        return units, None
+    knobs = knobs_for(model, parts, units, named="*" not in method.include)
+    turned = {unit.name for knob in knobs for unit in knob.units}
+    return tuple(unit for unit in units if unit.name in turned), knobs
 
 
 def refuse_compensation(model: nn.Module, method: Calibrated, consumers: Mapping[str, Sequence[Consumer]]) -> None:
@@ -172,7 +192,7 @@ def walking(request: Request, data: Fingerprint, title: str, sequential: bool) -
             )  # fmt: skip
 
 
-def scored(request: Request, data: Fingerprint) -> dict[str, Tensor]:
+def scored(request: Request, gates: Gates, data: Fingerprint) -> dict[str, Tensor]:
     """Unit → what its channels are worth in the model as it is, (channels,)."""
     score = request.method.score
     if not score.needs:
@@ -181,9 +201,13 @@ def scored(request: Request, data: Fingerprint) -> dict[str, Tensor]:
     with walking(request, data, f"{score.score} · blocks", sequential=False) as stops:
         for stop in stops:
             units = request.blocks[stop.block]
-            targets = [one.matrix for unit in units for one in request.consumers[unit.name]]
-            known = gather(request.model, targets, score.needs, stop)
-            worth |= {unit.name: score_of(request, unit, known) for unit in units}
+            alone = [unit for unit in units if not unit.is_attention]
+            targets = [one.matrix for unit in alone for one in request.consumers[unit.name]]
+            known = gather(request.model, targets, score.needs, stop) if alone else {}
+            worth |= {unit.name: score_of(request, unit, known) for unit in alone}
+            for unit in units:
+                if unit.is_attention:
+                    worth[unit.name] = ablated(request.model, unit, request.consumers[unit.name], gates, stop)
     return worth
 
 
@@ -230,6 +254,16 @@ def make_up(request: Request, gates: Gates, kept: dict[str, Tensor], undo: Undo,
                 for parameter in consumers[0].layer.parameters.values():
                     undo.keep(parameter)
                 compensate(model, unit, consumers, stays, gates, stop, method)
+
+
+def decided(request: Request, worth: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Which channels stay: unit → bool (channels,), on the CPU."""
+    method = request.method
+    kept = {name: mask.cpu() for name, mask in method.choose(worth, request.units).items()}
+    if request.knobs is None:
+        return kept
+    is_limit = method.max_parameters is not None or method.max_macs is not None
+    return same_count(kept, worth, request.knobs, method.align, method.min_channels, is_limit)
 
 
 def plan_for(request: Request, method: Calibrated, kept: dict[str, Tensor], data: Fingerprint) -> Plan:

@@ -7,6 +7,7 @@ from prunus.plan.record import (
     RECORD,
     Narrowing,
     configs_of,
+    forget,
     mark,
     marks,
     plan_of,
@@ -19,6 +20,6 @@ from prunus.plan.sparsity import DensePart, MatrixPlan, SparsityPlan, part_of, u
 
 __all__ = [
     "RECORD", "DensePart", "Entry", "MatrixPlan", "Narrowing", "Plan", "Recorded", "SparsityPlan", "UnitPlan",
-    "configs_of", "draw_plans", "mark", "marks", "part_of", "plan_of", "recorded", "records_of", "true_record",
+    "configs_of", "draw_plans", "forget", "mark", "marks", "part_of", "plan_of", "recorded", "records_of", "true_record",
     "uniform", "write_record", "written_sparsities",
 ]  # fmt: skip

@@ -121,6 +121,16 @@ def write_record(model: nn.Module, plan: Plan | None = None) -> None:
         _write(root, whole)
 
 
+def forget(model: PreTrainedModel) -> None:
+    """Takes marks and records of narrowing off a model, whose configs say its widths from now on."""
+    for module in model.modules():
+        for name in (_MARKS, _WHOLE):
+            module.__dict__.pop(name, None)
+        if isinstance(module, PreTrainedModel):
+            for config in configs_of(module.config).values():
+                _set(config, None)
+
+
 @contextmanager
 def true_record(model: PreTrainedModel) -> Iterator[None]:
     """While the context is open, the configs of a model, or of a part of one, say what the marks say.

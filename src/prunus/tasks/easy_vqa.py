@@ -18,6 +18,7 @@ from prunus.calibration import Batch, spread
 from prunus.data import Questions, questions_of
 from prunus.losses import Prediction, next_tokens
 from prunus.metric import Metric
+from prunus.metrics import mean_of, with_interval
 from prunus.models import (
     DEC,
     SEP,
@@ -153,7 +154,7 @@ class EasyVQA(Task):
 
     @torch.no_grad()
     def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:
-        """Exact match of the generated answer: overall, on yes/no questions and on the others.
+        """Exact match of the generated answer: overall, with an interval, on yes/no questions and on the others.
 
         Questions of equal length share a batch, so that none is padded: the stock `generate` lets the decoder attend
         to padding. Generation runs under bf16 autocast.
@@ -168,12 +169,15 @@ class EasyVQA(Task):
         size = self.batch_size
         batches = [rows[at : at + size] for _, rows in sorted(alike.items()) for at in range(0, len(rows), size)]
         metrics = {name: MeanMetric() for name in self.metrics}
+        hits: list[float] = []
         for batch in track(batches, "evaluating", progress):
             for (_, _, expected), answer in zip(batch, self._answer(model, batch), strict=True):
                 hit = float(answer == expected)
+                hits.append(hit)
                 metrics["accuracy"].update(hit)
                 metrics["accuracy_yes_no" if expected in ("yes", "no") else "accuracy_other"].update(hit)
-        return {name: float(metric.compute()) for name, metric in metrics.items() if metric.update_count}
+        found = {name: float(metric.compute()) for name, metric in metrics.items() if metric.update_count}
+        return with_interval(mean_of(hits), lambda sums: {"accuracy": sums[..., 1] / sums[..., 0]}, "accuracy") | found
 
     def _answer(self, model: Any, rows: Sequence[tuple[int, str, str]]) -> list[str]:
         with torch.autocast(model.device.type, torch.bfloat16):

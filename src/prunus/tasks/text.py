@@ -1,14 +1,14 @@
-"""Language modelling on a text file: next-token loss, and perplexity by its strided definition."""
+"""Language modelling on texts: next-token loss, and perplexity by its strided definition."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from prunus.calibration import Batch, spread, text_tokens, text_windows
 from prunus.checkpoint import understood
+from prunus.data import AnyData, Data
 from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.metrics import with_interval
@@ -24,10 +25,25 @@ from prunus.tasks.task import Task
 from prunus.typed import Steps
 
 
-class Text(Task):
-    """Next-token prediction on plain text files.
+def _in_full(entry: object) -> Path | Data:
+    if isinstance(entry, str | Path):
+        return Path(entry)
+    if not isinstance(entry, Data | Mapping):
+        raise PrunusError("", entry, "name a text file; or write a mapping that has layout and its settings")
+    return TypeAdapter(AnyData).validate_python(entry)
 
-    A file is tokenised as one long document, without special tokens, and cut into windows of `length` tokens.
+
+if TYPE_CHECKING:
+    Texts = Path | Data
+else:
+    Texts = Annotated[Any, BeforeValidator(_in_full)]
+    """A plain text file, or rows with a column `text`."""
+
+
+class Text(Task):
+    """Next-token prediction on a plain text file, or on rows with a column `text`, which are joined by empty lines.
+
+    A text is tokenised as one long document, without special tokens, and cut into windows of `length` tokens.
     Perplexity is exp of the mean negative log-likelihood over every predicted token, each counted once: window w
     begins at token w · `stride` and counts the tokens after the end of the window before it (its first token, which
     nothing predicts, never counts). With `stride` = `length` the windows do not overlap.
@@ -36,10 +52,10 @@ class Text(Task):
     name: Literal["text"] = "text"
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer; None is the evaluated model's own."""
-    evaluation: Path
-    """Text file that perplexity is measured on."""
-    training: Path | None = None
-    """Text file that calibration and training windows come from."""
+    evaluation: Texts
+    """Text file, or data set, that perplexity is measured on."""
+    training: Texts | None = None
+    """Text file, or data set, that calibration and training windows come from."""
     length: int = Field(default=512, ge=2, le=10_000_000)
     """Tokens per window."""
     stride: Steps | None = None
@@ -58,11 +74,11 @@ class Text(Task):
         return self
 
     def check(self) -> None:
-        for field, path in (("evaluation", self.evaluation), ("training", self.training)):
-            if path is not None and not path.is_file():
-                raise PrunusError(f"task.{field}", str(path), "there is no such file; give a plain text file")
-            if path is not None:
-                _text(field, path)
+        for field, source in (("evaluation", self.evaluation), ("training", self.training)):
+            if isinstance(source, Path) and not source.is_file():
+                raise PrunusError(f"task.{field}", str(source), "there is no such file; give a plain text file")
+            if source is not None:
+                _text(field, source)
 
     def check_model(self, folder: Path) -> None:
         """Refuses texts without a token to predict, tokens the model does not know, and windows longer than its positions."""
@@ -72,7 +88,7 @@ class Text(Task):
         if len(task._evaluation) < 2:
             raise PrunusError(
                 "task.evaluation",
-                str(self.evaluation),
+                _name(self.evaluation),
                 f"{len(task._evaluation)} tokens leave none to predict; give more text",
             )
         check_length(config, self.length, int(task._evaluation.max()))
@@ -136,7 +152,16 @@ class Text(Task):
         self._tokenizer.save_pretrained(folder)
 
 
-def _text(field: str, path: Path) -> str:
+def _name(source: Path | Data) -> str:
+    return str(source) if isinstance(source, Path) else source.title
+
+
+def _text(field: str, path: Path | Data) -> str:
+    if isinstance(path, Data):
+        try:
+            return "\n\n".join(path.read(["text"])["text"])
+        except PrunusError as error:
+            raise PrunusError(f"task.{field}: {error.field}", error.value, error.remedy) from None
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

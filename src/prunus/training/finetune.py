@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Training(Typed):
-    """How to train: AdamW, in steps."""
+    """How to train, in steps."""
 
     steps: Steps
     """Optimiser steps."""
@@ -33,12 +33,14 @@ class Training(Typed):
     """Items of a batch, on each device."""
     gradient_accumulation: Count = 1
     """Batches of one optimiser step."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with a momentum of .9."""
     learning_rate: float = Field(gt=0, le=10)
     """AdamW moves every weight by about this much a step."""
     tower_learning_rates: dict[str, Annotated[float, Field(ge=0, le=10)]] = Field(default_factory=dict)
     """Learning rates of single towers, instead of `learning_rate`; 0 lets a tower stand still."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """How the learning rate falls after the warm-up."""
+    schedule: Literal["constant", "cosine", "linear", "polynomial"] = "constant"
+    """How the learning rate falls after the warm-up; `polynomial` with a power of .9, as Segmenter's authors have it."""
     warmup_steps: int = Field(default=0, ge=0, le=100_000_000)
     """Steps over which the learning rate rises from zero."""
     weight_decay: float = Field(default=0.05, ge=0, le=1000)
@@ -98,7 +100,7 @@ def finetune(
     from transformers.trainer_callback import PrinterCallback
 
     from prunus.finished import Finished
-    from prunus.training.trainer import Complete, Progress, TaskTrainer, check_finite, last_complete
+    from prunus.training.trainer import Complete, Epochs, Progress, TaskTrainer, check_finite, last_complete
 
     _claim(folder, model, training, seed, identity or {})
     last = last_complete(folder)
@@ -109,7 +111,9 @@ def finetune(
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=training.gradient_accumulation,
         learning_rate=training.learning_rate,
+        **({} if training.optimizer == "adamw" else {"optim": training.optimizer}),
         lr_scheduler_type=_SCHEDULERS[training.schedule],
+        lr_scheduler_kwargs={"power": 0.9, "lr_end": 0.0} if training.schedule == "polynomial" else None,
         warmup_steps=training.warmup_steps,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
@@ -138,7 +142,7 @@ def finetune(
             train_dataset=Carried(data) if training.workers else data,
             eval_dataset=data if evaluating else None,
             data_collator=Carrying(collate) if training.workers else collate,
-            callbacks=[Finished(), *callbacks, Complete()],
+            callbacks=[Finished(), Epochs(), *callbacks, Complete()],
         )
         trainer.model_accepts_loss_kwargs = False  # a task's loss is a mean: it is divided by the accumulation steps
         trainer.task_loss, trainer.task_evaluate = loss, evaluate
@@ -210,5 +214,6 @@ _SCHEDULERS = {
     "constant": "constant_with_warmup",
     "cosine": "cosine",
     "linear": "linear",
+    "polynomial": "polynomial",
 }
 """Names of the same in transformers."""

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
 
 from prunus.anatomy import locate, per_tower
 from prunus.errors import PrunusError
 from prunus.modules import replaced
 from prunus.storage import write_text
-from prunus.training.workers import refuse_failed
+from prunus.training.workers import Carried, refuse_failed
 
 COMPLETE = "complete"
 """Marks a checkpoint folder in which everything has been written."""
@@ -107,6 +108,8 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
                     decay = self.args.weight_decay if name in decayed else 0.0
                     groups.setdefault((rate, decay), []).append(parameter)
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            if cls is torch.optim.SGD:
+                options["momentum"] = 0.9  # which no argument of the Trainer says
             self.optimizer = cls(
                 [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()],
                 **options,
@@ -146,6 +149,17 @@ def check_finite(model: nn.Module, step: int) -> None:
             raise PrunusError(
                 "training", name, f"after step {step} it holds values that are no numbers; take a smaller learning rate"
             )
+
+
+class Epochs(TrainerCallback):  # type: ignore[misc]
+    """Tells the data which epoch begins, also where a training is resumed in the middle of one, which accelerate then does not."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        data = kwargs["train_dataloader"].dataset
+        while isinstance(data, Subset | Carried):
+            data = data.dataset if isinstance(data, Subset) else data.data
+        if hasattr(data, "set_epoch"):
+            data.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
 class Complete(TrainerCallback):  # type: ignore[misc]

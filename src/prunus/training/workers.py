@@ -36,11 +36,6 @@ class Carried(Dataset[Any]):
         except PrunusError as error:
             return Failure(error)
 
-    def set_epoch(self, epoch: int) -> None:
-        """What the training's loader says before an epoch."""
-        if hasattr(self.data, "set_epoch"):
-            self.data.set_epoch(epoch)
-
 
 class Carrying:
     """A `collate` that makes a batch with a failure of what could not be made."""

@@ -28,7 +28,9 @@ class Seen(NamedTuple):
 
 
 class Score(Typed):
-    """Base of the scores. One of your own needs a name, `score: Literal["…"] = "…"`, and `of_matrix` (or `of`)."""
+    """Base of the scores. With statistics it is asked of hidden neurons; channels of attentions are then worth what is lost without each.
+
+    One of your own needs a name, `score: Literal["…"] = "…"`, and `of_matrix` (or `of`)."""
 
     score: str
     """The name by which recipes find it."""

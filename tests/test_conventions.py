@@ -1,0 +1,173 @@
+"""Attentions that are read by convention: norms, rotations, what the trial refuses."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from prunus import Plan, PrunusError, anatomy, extract
+from prunus.anatomy import Attention, Sites, describe
+from prunus.anatomy.catalog import CATALOG, qualified
+from prunus.anatomy.conventions import TriedAttention
+from prunus.anatomy.rotation import Rotation
+from tests.families import build
+from tests.test_equivalence import deviation
+
+HEADS, WIDTH, MODEL = 2, 8, 12
+
+
+class Plain(nn.Module):
+    """Queries, keys, values, output; what follows may change one thing each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head_dim, self.scaling = WIDTH, WIDTH**-0.5
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(MODEL, HEADS * WIDTH) for _ in range(3))
+        self.o_proj = nn.Linear(HEADS * WIDTH, MODEL)
+
+    def turned(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        q, k, v = (f(hidden_states).view(shape).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
+        scores = self.turned(q) @ self.turned(k).transpose(-1, -2) * self.scaling
+        return self.o_proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(*hidden_states.shape[:-1], -1))
+
+
+class Normed(Plain):
+    norm: Any = LlamaRMSNorm
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_norm = self.norm(WIDTH, eps=0.3)
+        nn.init.normal_(self.q_norm.weight)
+
+    def turned(self, x: Tensor) -> Tensor:
+        return self.q_norm(x)
+
+
+class NormedFromOne(Normed):
+    norm = Gemma3RMSNorm
+
+
+class Centred(Normed):
+    norm = nn.LayerNorm
+
+
+class Turning(Plain):
+    def forward(self, hidden_states: Tensor, rotation_angles: Tensor | None = None) -> Tensor:
+        return super().forward(hidden_states)
+
+
+class Sharing(Plain):
+    def forward(self, hidden_states: Tensor, shared_kv_states: dict[str, Tensor]) -> Tensor:
+        shared_kv_states["mine"] = self.k_proj(hidden_states)
+        return super().forward(hidden_states)
+
+
+def model_of(kind: type[Plain]) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.layers = nn.ModuleList([kind()])
+    return model
+
+
+@pytest.mark.parametrize("kind", [Plain, Normed, NormedFromOne])
+def test_norms_over_the_channels_are_cut_exactly_with_a_large_epsilon_twice(kind: type[Plain]) -> None:
+    model = model_of(kind)
+    (unit,) = anatomy(model)
+    x, kept = torch.randn(2, 5, MODEL), torch.tensor([1, 2, 6])
+    small = extract(
+        model,
+        Plan.from_masks(
+            anatomy(model), {unit.name: torch.zeros(8).index_fill_(0, torch.tensor([1, 2, 4, 6]), 1).bool()}
+        ),
+    )
+    small = extract(small, Plan.from_masks(anatomy(small), {unit.name: torch.tensor([True, True, False, True])}))
+    once = extract(model, Plan.from_masks(anatomy(model), {unit.name: torch.zeros(8).index_fill_(0, kept, 1).bool()}))
+    masked = copy.deepcopy(model)
+    gate = torch.zeros(WIDTH).index_fill_(0, kept, 1).repeat(HEADS)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        masked.layers[0].get_submodule(name).register_forward_hook(lambda _, __, out: out * gate)
+    expected = masked.layers[0](x)
+    for narrow in (small, once):
+        assert narrow.layers[0].head_dim == 3
+        assert deviation([expected], [narrow.layers[0](x)]) < 1e-6
+    if kind is not Plain:
+        assert small.layers[0].q_norm.weight.shape == (3,)
+        epsilons = {
+            getattr(m.layers[0].q_norm, "variance_epsilon", getattr(m.layers[0].q_norm, "eps", 0))
+            for m in (small, once)
+        }
+        assert epsilons == {0.3 * 8 / 3}, "two cuts are one, to the bit"
+        assert unit.channel_cost == 2 * (3 * (MODEL + 1) + MODEL) + 1, "a weight of the norm leaves, too"
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (Centred, "trial run of it failed once it was narrow"),
+        (Turning, "asks for rotation_angles"),
+        (Sharing, "other layers use its keys and values"),
+    ],
+)
+def test_what_no_trial_proves_stays_dense_with_the_reason(kind: type[Plain], why: str) -> None:
+    parts = anatomy(model_of(kind))
+    assert not parts.units
+    assert all(why in part.reason for part in parts.unmapped), parts.unmapped
+
+
+def test_an_entry_that_is_wrong_is_refused_by_the_trial() -> None:
+    try:
+        describe(Normed, Attention("q_proj", "k_proj", "v_proj", "o_proj"))
+        parts = anatomy(model_of(Normed))
+        assert not parts.units
+        assert "once it was narrow" in parts.unmapped[0].reason
+    finally:
+        del CATALOG[qualified(Normed)]
+
+
+@pytest.mark.parametrize(
+    ("rotation", "turned", "order", "columns"),
+    [
+        (Rotation(), 8, (0, 1, 2, 3) * 2, ([1, 3, 5, 7], 8)),
+        (Rotation("neighbours"), 8, (0, 0, 1, 1, 2, 2, 3, 3), ([2, 3, 6, 7], 8)),
+        (Rotation("neighbours", "halves"), 8, (0, 0, 1, 1, 2, 2, 3, 3), ([1, 3, 5, 7], 8)),
+        (Rotation("halves", "once"), 8, (0, 1, 2, 3) * 2, ([1, 3], 4)),
+        (Rotation("quarters"), 8, (0, 1) * 4, ([1, 3, 5, 7], 8)),
+        (Rotation(), 4, (0, 1, 0, 1, 2, 3, 2, 3), ([1, 3], 4)),
+    ],
+)
+def test_channels_are_features_that_turn_together(
+    rotation: Rotation, turned: int, order: tuple[int, ...], columns: tuple[list[int], int]
+) -> None:
+    assert rotation.order(8, turned) == order
+    index, width = rotation.columns(torch.tensor([1, 3]), turned)
+    assert (index.tolist(), width) == columns
+
+
+def test_features_and_channels_are_told_apart_by_their_order() -> None:
+    sites = Sites(producers=(), consumer=None, channels=4, span=2, order=(0, 0, 1, 1, 2, 2, 3, 3))  # type: ignore[arg-type]
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert sites.spread(values, 2).tolist() == [1, 1, 2, 2, 3, 3, 4, 4] * 2
+    assert sites.gather(sites.spread(values, 2)).tolist() == [4, 8, 12, 16]
+
+
+def test_tables_of_another_width_are_refused_by_name() -> None:
+    case = build("qwen3", 0)
+    unit = next(iter(anatomy(case.model)))
+    assert isinstance(unit.layout, TriedAttention)
+    mask = torch.zeros(unit.channels, dtype=torch.bool)
+    mask[0] = True
+    small = extract(case.model, Plan.from_masks(anatomy(case.model), {unit.name: mask}))
+    attention = small.get_submodule(unit.path)
+    tables = torch.zeros(1, 3, 2), torch.zeros(1, 3, 2)
+    with pytest.raises(PrunusError, match="was narrowed for tables of"):
+        attention(torch.zeros(1, 3, case.model.config.hidden_size), position_embeddings=tables, attention_mask=None)
