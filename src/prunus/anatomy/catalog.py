@@ -94,6 +94,9 @@ _TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
             Attention("Wqkv", "Wqkv", "Wqkv", "Wo", rotary=True, scale_follows_width=True),
         ),
     },
+    # their forwards put an attention of another type in place of these, so that what is narrowed is not what is built
+    "big_bird.modeling_big_bird": {"BigBirdAttention": ()},
+    "bigbird_pegasus.modeling_bigbird_pegasus": {"BigBirdPegasusEncoderAttention": (), "BigBirdPegasusSelfAttention": ()},
     "llama4.modeling_llama4": {"Llama4TextExperts": (Experts(transposed=True, batched=True),)},
     "qwen2_vl.modeling_qwen2_vl": {"VisionAttention": (_QWEN_VISION,)},
     "qwen2_5_vl.modeling_qwen2_5_vl": {"Qwen2_5_VLVisionAttention": (_QWEN_VISION,)},
