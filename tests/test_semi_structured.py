@@ -100,7 +100,12 @@ def test_what_is_measured_to_be_faster_is_swapped(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(f"{MODULE}.has_2to4", lambda weight: weight.data_ptr() != dense[without])
     monkeypatch.setattr(f"{MODULE}.to_sparse_semi_structured", to_sparse)
     monkeypatch.setattr(f"{MODULE}._seconds", measured)
-    monkeypatch.setattr("torch.randn", lambda *shape, dtype, device: torch.zeros(shape, dtype=dtype))
+    randn = torch.randn
+
+    def here(*shape: int, device: torch.device | None = None, **options: Any) -> Tensor:
+        return randn(*shape, **options)
+
+    monkeypatch.setattr("torch.randn", here)
     there, own = SimpleNamespace(device=torch.device("cuda", 0), numel=lambda: 0), model.parameters
     monkeypatch.setattr(model, "parameters", lambda recurse=True: iter([there]) if recurse else own(recurse=False))
     for capability in ((7, 5), (8, 0)):

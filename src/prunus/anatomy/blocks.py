@@ -72,6 +72,8 @@ class MlpByShape(Layout):
 
     def candidates(self, module: nn.Module) -> Iterator[Layout]:
         layers = {path: part for path, part in module.named_modules() if isinstance(part, nn.Linear)}
+        if hasattr(module, "base_layer"):  # the two layers of an adapter are none
+            return
         if len(layers) not in (2, 3) or sum(p.ndim > 1 for p in module.parameters()) != len(layers):
             return
         first = {path.partition(".")[0] for path in layers}

@@ -45,9 +45,8 @@ class Layer:
     @property
     def weight(self) -> nn.Parameter:
         """The parameter, as it is stored."""
-        weight = self.owner._parameters[self.name]
-        assert weight is not None
-        return weight
+        weight = self.owner._parameters.get(self.name)
+        return getattr(self.owner, self.name) if weight is None else weight  # of what an adapter wraps since
 
     @property
     def bias(self) -> nn.Parameter | None:

@@ -183,7 +183,8 @@ def refuse_foreign(folder: Path) -> None:
 def _claim(folder: Path, model: nn.Module, training: Training, seed: int, identity: Mapping[str, Any]) -> None:
     """Takes a folder for this training: what other settings have left there is not gone on with."""
     shapes = [[name, list(p.shape)] for name, p in model.named_parameters() if p.requires_grad]
-    settings = training.model_dump(mode="json", exclude={"workers"})  # what does not change the result
+    unsaid = {"optimizer"} if training.optimizer == "adamw" else set()  # as before there was a choice
+    settings = training.model_dump(mode="json", exclude={"workers", *unsaid})  # of which the number changes nothing
     parts = {"training": settings, "seed": seed, "trains": shapes, **identity}
     ours = {
         name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16] for name, part in parts.items()
