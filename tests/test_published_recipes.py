@@ -128,9 +128,9 @@ def test_there_is_one_for_every_row_of_the_papers() -> None:
             f"{method}/{size}" for method in ("upop", "unified", "mask_based") for size in ("2x", "4x")
         }
     assert found["upop/deit"] == {"0.1", "0.2", "0.3", "0.4", "0.5"}
-    assert len(found["ressa/before-and-after"]) == 5 * 3 * 5 * 2 * 5
+    assert len(found["ressa/before-and-after"]) == 5 * 3 * 5 * 2 * 2
     assert len(found["ecoflap/clip"]) == 3 * 11
-    assert sum(map(len, found.values())) > 900
+    assert sum(map(len, found.values())) > 400
 
 
 @pytest.mark.parametrize("model", FULL)

@@ -301,3 +301,20 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     for cls in (Classification, Retrieval, Segmentation):
         with pytest.raises(PrunusError, match="does not know how such a model takes its inputs"):
             cls().check_model(saved("blip_nlvr", tmp_path))
+
+
+def test_windows_that_leave_gaps_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PrunusError, match=r"task\.stride = .*leave gaps"):
+        made("segmentation", "segmenter", tmp_path, stride=SIDE + 1)
+
+
+def test_splits_that_number_their_classes_otherwise_are_refused(tmp_path: Path) -> None:
+    data = table(masked(tmp_path / "data"))
+    found = read_task(json.dumps({"name": "segmentation", "train": {**data, "first_class": 1}, "evaluation": data}))
+    with pytest.raises(PrunusError, match="number their classes alike"):
+        found.check()
+
+
+def test_classes_in_another_order_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PrunusError, match="in that order"):
+        made("classification", "vit", tmp_path, classes=sorted(COLOURS, reverse=True))

@@ -82,9 +82,10 @@ class PruneStep(Step):
             return None
         file = bench.folder / "plan.json"
         if not file.exists():
-            data, wanted = bench.task.train_data(), self.allocation_data
+            data, wanted = bench.task.still_data(), self.allocation_data
             size = len(data)  # type: ignore[arg-type]
-            picked = Subset(data, [place * size // wanted.samples for place in range(min(wanted.samples, size))])
+            count = min(wanted.samples, size)
+            picked = Subset(data, [place * size // count for place in range(count)])
             loader: DataLoader[Any] = DataLoader(picked, wanted.batch_size, collate_fn=bench.task.collate)
             plan = allocate(
                 bench.load().to(bench.device), self.allocate, loader, bench.task.loss, self.include, self.exclude,

@@ -65,5 +65,6 @@ def _held_out(task: Task, model: PreTrainedModel, gate: RateGate) -> tuple[Datas
     held = spread(places, max(1, round(gate.share * len(data))))
     is_held = torch.isin(places, held)
     sign = 1 if gate.metric in task.metrics and task.metrics[gate.metric].higher_is_better else -1
-    items = [data[place] for place in held.tolist()]
+    still: Any = task.still_data()
+    items = [still[place] for place in held.tolist()]
     return Subset(data, places[~is_held].tolist()), lambda: sign * task.measure_on(model, items)[gate.metric]

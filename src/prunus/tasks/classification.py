@@ -45,6 +45,12 @@ class Classification(DataTask):
             )
         if self.classes is not None and any(names is not None and len(names) != len(self.classes) for names in named):
             raise PrunusError("task.classes", len(self.classes), "the data have another number of classes")
+        for names in named:
+            given = list(self.classes or ())
+            if names is not None and sorted(names) == sorted(given) and list(names) != given:
+                raise PrunusError(
+                    "task.classes", given, f"the data number the same names as {list(names)}; give them in that order"
+                )
 
     def check_model(self, folder: Path) -> None:
         super().check_model(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from prunus.calibration import Batch
 from prunus.data import IGNORED, WHERE, open_mask
+from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.metrics import overlap_figures, overlap_row, with_interval
 from prunus.tasks.kinds import Segmenting
@@ -40,6 +42,24 @@ class Segmentation(DataTask):
     metrics: ClassVar = {"mean_iou": Metric(), "pixel_accuracy": Metric(), "mean_accuracy": Metric()}
     needs: ClassVar = ("image", "mask")
     kinds: ClassVar = Segmenting
+
+    def check(self) -> None:
+        super().check()
+        firsts = {data.first_class for data in (self.train, self.evaluation) if data is not None}
+        if len(firsts) > 1:
+            raise PrunusError(
+                "task.evaluation: first_class",
+                sorted(firsts),
+                "both splits must number their classes alike; set it for both",
+            )
+
+    def check_model(self, folder: Path) -> None:
+        super().check_model(folder)
+        window = self.for_model(folder).kind.size[0]
+        if self.stride is not None and self.stride > window:
+            raise PrunusError(
+                "task.stride", self.stride, f"windows of {window} pixels would leave gaps; take at most that"
+            )
 
     def mask(self, row: Row) -> Image.Image:
         """Classes of the pixels, `IGNORED` where none counts."""

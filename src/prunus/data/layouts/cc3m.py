@@ -29,7 +29,12 @@ class CC3M(Published):
     @cached_property
     def _folder(self) -> Path:
         """That of the split, where there is one."""
-        return self.place / self.split if (self.place / self.split).is_dir() else self.place
+        own = self.place / self.split
+        if not own.is_dir() and self.split != "train":
+            raise PrunusError(
+                "split", self.split, f"{self.root} has no folder of that name; shards below the root are those of train"
+            )
+        return own if own.is_dir() else self.place
 
     def inputs(self) -> list[Path]:
         lists = [self._folder / name for name in LISTS if (self._folder / name).is_file()]
