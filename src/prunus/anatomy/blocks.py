@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from prunus.anatomy.layouts import Layout, Mlp, Sites
+from prunus.anatomy.layouts import Layout, Mlp, Proposal, Sites
 from prunus.anatomy.trial import NEURONS, MisfitError, without_hooks
 
 SILENT = 2
@@ -60,11 +60,11 @@ class BlockMlp(CutMlp):
 
 
 @dataclass(frozen=True)
-class MlpByShape(Layout):
+class MlpByShape(Proposal):
     """Whatever has two linear layers, or three, of which one reads what the others make, and no other matrix."""
 
     is_attention: ClassVar[bool] = False
-    is_tried: ClassVar[bool] = True
+    lacks: ClassVar[str] = "it has no layers that make an MLP"
 
     def resembles(self, module: nn.Module) -> bool:
         """Whether a module has such layers, and no module in it that can be looked at by itself has them all."""
@@ -85,12 +85,6 @@ class MlpByShape(Layout):
                 yield CutMlp(ups[-1], down, gate=ups[0] if len(ups) == 2 else None)
             elif len(ups) == 1 and layers[ups[0]].out_features == 2 * width:
                 yield CutMlp(ups[0], down, gate=ups[0])
-
-    def sites(self, module: nn.Module) -> Sites:
-        raise MisfitError("it has no layers that make an MLP")
-
-    def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
-        raise NotImplementedError
 
 
 def _objection(layout: Mlp, module: nn.Module) -> str:

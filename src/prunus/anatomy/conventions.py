@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prunus.anatomy.forwards import keep_rotation
 from prunus.anatomy.layers import Site
-from prunus.anatomy.layouts import Attention, Layout, Sites
+from prunus.anatomy.layouts import Attention, Layout, Proposal, Sites
 from prunus.anatomy.rotation import ROTATIONS, tables_of, turned_features, turned_sizes
 from prunus.anatomy.trial import MisfitError, linear_at, without_hooks
 
@@ -127,11 +127,11 @@ class TriedAttention(Attention):
 
 
 @dataclass(frozen=True)
-class AttentionByConvention(Layout):
+class AttentionByConvention(Proposal):
     """Whatever has layers that are called queries, keys, values and output."""
 
     is_attention: ClassVar[bool] = True
-    is_tried: ClassVar[bool] = True
+    lacks: ClassVar[str] = "it has no layers for queries, keys, values and output"
 
     def resembles(self, module: nn.Module) -> bool:
         """Whether a module has such layers, and no module in it has them all."""
@@ -165,12 +165,6 @@ class AttentionByConvention(Layout):
                 yield found
                 if scale and query == key:
                     yield replace(found, grouped=True)
-
-    def sites(self, module: nn.Module) -> Sites:
-        raise MisfitError("it has no layers for queries, keys, values and output")
-
-    def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
-        raise NotImplementedError
 
 
 def _layers(module: nn.Module) -> tuple[str, str, str, str, tuple[str, ...]] | None:

@@ -128,6 +128,21 @@ class Layout(ABC):
 
 
 @dataclass(frozen=True)
+class Proposal(Layout):
+    """Not a layout itself: whatever it finds in a module is tried, and counts once a trial proves it."""
+
+    is_tried: ClassVar[bool] = True
+    lacks: ClassVar[str]
+    """What is said of a module in which it finds nothing."""
+
+    def sites(self, module: nn.Module) -> Sites:
+        raise MisfitError(self.lacks)
+
+    def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
+        raise MisfitError(self.lacks)
+
+
+@dataclass(frozen=True)
 class Attention(Layout):
     """An attention: a channel is one index of the head width, in all heads. Keys and values may have fewer heads than queries.
 

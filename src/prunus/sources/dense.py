@@ -52,10 +52,7 @@ def _described(model: PreTrainedModel, folder: Path) -> Path:
 
 def _key(source: Source, task: Task, seed: int) -> str:
     """What tells dense models apart; of sources that 0.1 knew it is what 0.1 wrote, so that its caches are found."""
-    settings = source.model_dump(mode="json", exclude={"train": {"__all__": {"workers"}}})
-    for training in settings["train"]:
-        if training["optimizer"] == "adamw":  # as before there was a choice
-            del training["optimizer"]
+    settings = {**source.model_dump(mode="json"), "train": [training.identity() for training in source.train]}
     if source.source in SETTINGS_OF_0_1:
         settings = {**dict.fromkeys(SETTINGS_OF_0_1), **settings}
         del settings["source"]

@@ -45,9 +45,7 @@ class Caption(SpeakingTask):
             check_caption_metrics(self.scores, self.words)
 
     def still_data(self) -> Dataset[Any]:
-        table = self.rows("train")
-        counts = [len(captions) for captions in table["captions"]]
-        return Rows(table, [(row, part) for row, count in enumerate(counts) for part in range(count)])
+        return Rows.of_parts(self.rows("train"), "captions")
 
     def collate(self, items: Sequence[Row]) -> Batch:
         rows, _ = self.versions(items)

@@ -38,6 +38,12 @@ class Rows(Dataset[Any]):
         """
         self.table, self.places = table, places
 
+    @classmethod
+    def of_parts(cls, table: Any, column: str) -> Self:
+        """An item for each part of each row, such as a picture with one of its captions."""
+        counts = [len(parts) for parts in table[column]]
+        return cls(table, [(row, part) for row, count in enumerate(counts) for part in range(count)])
+
     def __len__(self) -> int:
         return len(self.table if self.places is None else self.places)
 

@@ -46,9 +46,7 @@ class Retrieval(DataTask):
             raise PrunusError("task.rerank", self.rerank, "the model cannot look at pairs again; leave it out")
 
     def still_data(self) -> Dataset[Any]:
-        table = self.rows("train")
-        counts = [len(captions) for captions in table["captions"]]
-        return Rows(table, [(row, part) for row, count in enumerate(counts) for part in range(count)])
+        return Rows.of_parts(self.rows("train"), "captions")
 
     def said(self, caption: str) -> str:
         """A caption as the model is given it."""

@@ -56,6 +56,11 @@ class Training(Typed):
     workers: int = Field(default=0, ge=0, le=256)
     """Processes that make batches while the model trains; 0 makes them in between. What is learned is the same."""
 
+    def identity(self) -> dict[str, Any]:
+        """The settings that the result depends on, in JSON; as earlier versions wrote them, where nothing new is asked for."""
+        passed_over = {"workers"} | ({"optimizer"} if self.optimizer == "adamw" else set())
+        return self.model_dump(mode="json", exclude=passed_over)
+
     @model_validator(mode="after")
     def _decay_shrinks(self) -> Training:
         rate = max(self.learning_rate, *self.tower_learning_rates.values(), 0.0)
@@ -183,9 +188,7 @@ def refuse_foreign(folder: Path) -> None:
 def _claim(folder: Path, model: nn.Module, training: Training, seed: int, identity: Mapping[str, Any]) -> None:
     """Takes a folder for this training: what other settings have left there is not gone on with."""
     shapes = [[name, list(p.shape)] for name, p in model.named_parameters() if p.requires_grad]
-    unsaid = {"optimizer"} if training.optimizer == "adamw" else set()  # as before there was a choice
-    settings = training.model_dump(mode="json", exclude={"workers", *unsaid})  # of which the number changes nothing
-    parts = {"training": settings, "seed": seed, "trains": shapes, **identity}
+    parts = {"training": training.identity(), "seed": seed, "trains": shapes, **identity}
     ours = {
         name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16] for name, part in parts.items()
     }

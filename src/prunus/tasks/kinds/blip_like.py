@@ -63,6 +63,30 @@ class BlipLike(Speaker):
             rows = [row for row, each in enumerate(ids) if len(each) == length]
             yield rows, torch.tensor([ids[row] for row in rows])
 
+    def _new(self, written: Tensor, asked: Tensor) -> Tensor:
+        """Of what the decoder has written, (rows, T), the tokens behind those that it was given."""
+        return written
+
+    @torch.no_grad()
+    def generate(
+        self,
+        model: Any,
+        images: Sequence[Sequence[Image]],
+        prompts: Sequence[str],
+        new_tokens: int,
+        beams: int = 1,
+        **how: Any,
+    ) -> list[str]:
+        said = [""] * len(prompts)
+        for rows, ids in self._alike(prompts):
+            given = {"input_ids": ids, "pixel_values": self._pixels([images[row] for row in rows])}
+            written = model.generate(
+                **for_model(given, model), max_new_tokens=new_tokens, num_beams=beams, do_sample=False, **how
+            )
+            for row, text in zip(rows, self._texts(self._new(written, ids)), strict=True):
+                said[row] = text
+        return said
+
     def _texts(self, ids: Tensor) -> list[str]:
         return [text.strip() for text in self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
@@ -107,26 +131,6 @@ class BlipAnswers(BlipLike):
             given["labels"],
         )
         return next_tokens(answered.loss, answered.logits, given["labels"])
-
-    @torch.no_grad()
-    def generate(
-        self,
-        model: Any,
-        images: Sequence[Sequence[Image]],
-        prompts: Sequence[str],
-        new_tokens: int,
-        beams: int = 1,
-        **how: Any,
-    ) -> list[str]:
-        said = [""] * len(prompts)
-        for rows, ids in self._alike(prompts):
-            given = {"input_ids": ids, "pixel_values": self._pixels([images[row] for row in rows])}
-            written = model.generate(
-                **for_model(given, model), max_new_tokens=new_tokens, num_beams=beams, do_sample=False, **how
-            )
-            for row, text in zip(rows, self._texts(written), strict=True):
-                said[row] = text
-        return said
 
     @torch.no_grad()
     def score(
@@ -188,6 +192,9 @@ class BlipCaptions(BlipLike):
     def fits(cls, config: Any) -> bool:
         return architecture(config) == "BlipForConditionalGeneration"
 
+    def _new(self, written: Tensor, asked: Tensor) -> Tensor:
+        return written[:, asked.shape[1] - 1 :]  # the prompt is given without its last token, [SEP]
+
     def batch(
         self, images: Sequence[Sequence[Image]], prompts: Sequence[str], targets: Sequence[Sequence[str]] | None = None
     ) -> Batch:
@@ -204,26 +211,6 @@ class BlipCaptions(BlipLike):
         told = torch.tensor([len(each) - 1 for each in self._read(prompts)["input_ids"]])
         labels = labels.masked_fill(torch.arange(ids.shape[1]) < told[:, None], IGNORED)
         return {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask, "labels": labels}
-
-    @torch.no_grad()
-    def generate(
-        self,
-        model: Any,
-        images: Sequence[Sequence[Image]],
-        prompts: Sequence[str],
-        new_tokens: int,
-        beams: int = 1,
-        **how: Any,
-    ) -> list[str]:
-        said = [""] * len(prompts)
-        for rows, ids in self._alike(prompts):
-            given = {"input_ids": ids, "pixel_values": self._pixels([images[row] for row in rows])}
-            written = model.generate(
-                **for_model(given, model), max_new_tokens=new_tokens, num_beams=beams, do_sample=False, **how
-            )
-            for row, text in zip(rows, self._texts(written[:, ids.shape[1] - 1 :]), strict=True):
-                said[row] = text
-        return said
 
     @torch.no_grad()
     def score(
