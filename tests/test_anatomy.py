@@ -609,3 +609,19 @@ def test_parameters_that_others_put_into_layers_do_no_harm(name: str) -> None:
         if isinstance(module, torch.nn.Linear):
             module.extra = torch.nn.Parameter(torch.zeros(2, module.in_features))
     anatomy(model)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_verdicts_do_not_depend_on_the_type_in_which_models_are_built(name: str) -> None:
+    """Loading in bf16 builds a model under that default, and narrows it where trials are run again."""
+    case = build(name, 2)
+    expected = [(unit.name, unit.channels) for unit in anatomy(case.model).units]
+    config = case.model.config
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = [(unit.name, unit.channels) for unit in anatomy(type(case.model)(config)).units]
+        assert torch.get_default_dtype() == torch.bfloat16
+    finally:
+        torch.set_default_dtype(before)
+    assert found == expected

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.anatomy.layouts import Layout, Mlp, Proposal, Sites
-from prunus.anatomy.trial import NEURONS, MisfitError, without_hooks
+from prunus.anatomy.trial import NEURONS, MisfitError, trial_numbers, without_hooks
 
 SILENT = 2
 """Of the hidden neurons of a trial."""
@@ -90,7 +90,7 @@ class MlpByShape(Proposal):
 def _objection(layout: Mlp, module: nn.Module) -> str:
     """What a trial says against a layout."""
     why = ""
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with trial_numbers():
         for form, fill in product(range(len(FORMS)), (None, 0.5)):
             try:
                 whole, masked, narrow = (

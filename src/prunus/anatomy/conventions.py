@@ -19,7 +19,7 @@ from prunus.anatomy.forwards import keep_rotation
 from prunus.anatomy.layers import Site
 from prunus.anatomy.layouts import Attention, Layout, Proposal, Sites
 from prunus.anatomy.rotation import ROTATIONS, tables_of, turned_features, turned_sizes
-from prunus.anatomy.trial import MisfitError, linear_at, without_hooks
+from prunus.anatomy.trial import MisfitError, linear_at, trial_numbers, without_hooks
 
 ROLE = re.compile(r"(?:to_|w|lin_|linear_)?(q|k|v)(?:uer(?:y|ies)|eys?|alues?)?(?:_?(?:proj|lin|linear|layer|states))?")
 """How the layers that make queries, keys and values are called."""
@@ -243,11 +243,10 @@ def _norms(module: nn.Module, guess: TriedAttention, width: int) -> tuple[Norm, 
 def _offset(norm: nn.Module, width: int) -> float:
     """What a norm adds to its weight: 1, if it still speaks where all its weights are zero."""
     copy: Any = without_hooks(norm)
-    vars(copy)["_parameters"] = {
-        name: None if p is None else torch.zeros(p.shape) for name, p in norm._parameters.items()
-    }
     try:
-        with torch.no_grad():
+        with trial_numbers():
+            own = {name: None if p is None else torch.zeros(p.shape) for name, p in norm._parameters.items()}
+            vars(copy)["_parameters"] = own
             return float(copy(torch.ones(1, 1, width)).abs().max() > 0)
     except Exception:  # a stranger's forward may raise anything; the trial says whether it matters
         return 0.0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunus.anatomy.forwards import experts_of_any_width, take_own_forward
 from prunus.anatomy.layers import Site
 from prunus.anatomy.layouts import Layout, Sites
-from prunus.anatomy.trial import NEURONS, MisfitError, without_hooks
+from prunus.anatomy.trial import NEURONS, MisfitError, trial_numbers, without_hooks
 
 EXPERTS_OF_TRIAL, TOKENS_OF_TRIAL = 3, 4
 
@@ -85,7 +85,7 @@ def _prove(layout: Experts, module: nn.Module) -> None:
         MisfitError: they may not, or it cannot be tried.
     """
     try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with trial_numbers():
             whole, small = (_tried(layout, module, width) for width in (NEURONS, NEURONS - 2))
             proved = torch.allclose(whole, small, atol=1e-5)
     except Exception as error:  # a stranger's forward may raise anything

@@ -18,7 +18,7 @@ from prunus.anatomy.arguments import SHARED, arguments_of
 from prunus.anatomy.cutting import cut
 from prunus.anatomy.layouts import Layout, Sites
 from prunus.anatomy.rotation import turned_features
-from prunus.anatomy.trial import MisfitError, without_hooks
+from prunus.anatomy.trial import MisfitError, trial_numbers, without_hooks
 
 LARGEST = 1 << 24
 """Weights of a copy; a larger one is not tried."""
@@ -39,7 +39,7 @@ def settle(layout: Layout, module: nn.Module) -> tuple[Layout, Sites]:
     key = layout, _shape_of(module)
     found = _KNOWN.get(key)
     if found is None:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with trial_numbers():
             found = _first_that_holds(layout, module)
         if "forward" not in vars(module):
             _KNOWN[key] = found

@@ -8,7 +8,8 @@ which is what narrowing relies on.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -27,6 +28,19 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 class MisfitError(Exception):
     """A layout does not describe a module; the message says why."""
+
+
+@contextmanager
+def trial_numbers() -> Iterator[None]:
+    """While the context is open, numbers are made on the CPU and in fp32, wherever and in which type a model is just being built, and
+    computed as they are: a verdict does not depend on who asks."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def linear_at(module: nn.Module, path: str) -> Linear:
@@ -68,7 +82,7 @@ def keeps_zero(module: nn.Module, path: str) -> bool:
     activation: Callable[[Tensor], Tensor] | None = getattr(without_hooks(module.get_submodule(head)), name, None)
     if activation is None:
         raise MisfitError(f"it has no {path}")
-    with torch.no_grad():
+    with trial_numbers():
         return bool(activation(torch.zeros(1)).abs().max() == 0)
 
 
@@ -100,7 +114,7 @@ def prove_mlp(module: nn.Module, up: str, down: str, gate: str | None, activatio
         return F.linear(value, weights["weight"], weights["bias"])  # type: ignore[arg-type]
 
     try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with trial_numbers():
             made = apply(up, x)
             gated, raised = made.chunk(2, -1) if gate == up else (apply(gate, x) if gate else made, made)
             hidden = act(gated) * raised if gate else act(made)
