@@ -77,7 +77,8 @@ def knobs_for(model: nn.Module, parts: Iterable[Unit], wanted: Sequence[Unit], n
 def same_count(
     kept: Mapping[str, Tensor], worth: Mapping[str, Tensor], knobs: Iterable[Knob], align: int, least: int, at_most: bool
 ) -> dict[str, Tensor]:  # fmt: skip
-    """The decision with as many channels in every unit of a knob, the best of each: the mean number, to a multiple of `align`.
+    """The decision with as many channels in every unit of a knob, the best of each: the mean number, to a multiple of `align`. Units that
+    all stay whole are left so.
 
     Args:
         least: channels that every unit keeps.
@@ -85,6 +86,9 @@ def same_count(
     """
     even: dict[str, Tensor] = {}
     for knob in knobs:
+        if all(bool(kept[unit.name].all()) for unit in knob.units):
+            even |= {unit.name: kept[unit.name] for unit in knob.units}
+            continue
         mean = sum(int(kept[unit.name].sum()) for unit in knob.units) / len(knob.units) / align
         floor = -(-least // align)
         count = max(floor, int(mean) if at_most else round(mean)) * align
