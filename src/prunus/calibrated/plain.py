@@ -14,9 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prunus.anatomy import Unit
+from prunus.anatomy import Unit, linears
+from prunus.calibrated.method import Calibrated
 from prunus.errors import PrunusError
 from prunus.plan import configs_of, forget, plan_of
+
+EXPERTS_ALIGN = 8
+"""Widths of experts that a stock class can run are multiples of it."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,13 @@ def knobs_for(model: nn.Module, parts: Iterable[Unit], wanted: Sequence[Unit], n
                     "plain", unit.name, f"{knob} sets its width, too, as that of {knob.units[0].name}; select both"
                 )
     return knobs
+
+
+def loadable(model: nn.Module, method: Calibrated, knobs: Iterable[Knob] | None) -> Calibrated:
+    """The method with the alignment that stock kernels need: those that multiply all experts at once want rows of whole 16 bytes, which eight
+    numbers of two bytes are."""
+    fused = any(linears(model, unit)[-1][1].is_fused for knob in knobs or () for unit in knob.units)
+    return method.model_copy(update={"align": max(method.align, EXPERTS_ALIGN)}) if fused else method
 
 
 def same_count(
