@@ -33,7 +33,7 @@ class NarrowStep(Step):
             )  # fmt: skip
 
     def check(self, before: Sketch) -> Sketch:
-        units, knobs = units_of(before.model, before.anatomy, self.method)
+        _, units, knobs = units_of(before.model, before.anatomy, self.method)
         refuse_compensation(before.model, self.method, consumers_of(before.model, units, before.survey))
         if self.method.max_macs is None:  # which are counted once there are weights
             loadable(before.model, self.method, knobs).fit(Whole(before.anatomy), units).check(units)
