@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.anatomy.arguments import SHARED, arguments_of
-from prunus.anatomy.cutting import cut
+from prunus.anatomy.cutting import cut, silence
 from prunus.anatomy.layouts import Layout, Sites
 from prunus.anatomy.rotation import turned_features
 from prunus.anatomy.trial import MisfitError, trial_numbers, without_hooks
@@ -93,15 +93,8 @@ def _objection(layout: Layout, sites: Sites, sample: nn.Module, arguments: dict[
     """What a trial says against a layout."""
     generator = torch.Generator().manual_seed(1)
     kept = torch.randperm(sites.channels, generator=generator)[: max(1, sites.channels // 2)].sort().values
-    mask = sites.spread(torch.zeros(sites.channels).index_fill_(0, kept, 1.0), 1)
     masked, narrow = without_hooks(sample), without_hooks(sample)
-    for site in sites.producers:
-        linear = masked.get_submodule(site.linear)
-        of_rows = mask.repeat(site.repeats)
-        linear.__dict__["_parameters"] = {
-            name: p if p is None or name not in ("weight", "bias") else p * of_rows.view(-1, *[1] * (p.ndim - 1))
-            for name, p in linear._parameters.items()
-        }
+    silence(masked, sites, kept)
     try:
         if len(kept) < sites.channels:
             cut(narrow, layout, sites, kept, {})

@@ -32,7 +32,7 @@ def compensate(
     shut = {unit.name: kept.float()}
     columns = [one.columns[kept].flatten().sort().values.to(one.layer.weight.device) for one in consumers]
     found: list[Moments | None]
-    if unit.is_attention or unit.norms:
+    if unit.is_attention or unit.norms or unit.centred:
         found = [
             seen_twice(model, unit, consumer, stays, gates, shut, stop)
             for consumer, stays in zip(consumers, columns, strict=True)
