@@ -11,12 +11,14 @@ import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from prunus.anatomy.alike import Verdicts
 from prunus.anatomy.arguments import PLANE, TOKENS
 from prunus.anatomy.cutting import cut, silence
 from prunus.anatomy.layouts import Layout, Mlp, Proposal, Sites
@@ -27,8 +29,8 @@ SILENT = 2
 """Of the hidden neurons of a trial."""
 PLANE_OF_TRIAL = (2, 2)
 """Height and width of the image that the tokens of a trial are, where that is asked."""
-_KNOWN: dict[Any, str] = {}
-"""Layout, type and shape of a block → why the layout does not describe it; empty where it does."""
+_FOUND = Verdicts[str]()
+"""Why a layout does not describe a block; empty where it does."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,9 @@ class CutMlp(Mlp):
 
     def sites(self, module: nn.Module) -> Sites:
         found = self.untried(module)
-        key = self, tuple(
-            (path, type(part), tuple((n, None if p is None else (p.shape, p.dtype)) for n, p in part._parameters.items()))
-            for path, part in module.named_modules()
-        )  # fmt: skip
-        if key not in _KNOWN or "forward" in vars(module):
-            _KNOWN[key] = _objection(self, module)
-        if _KNOWN[key]:
-            raise MisfitError(_KNOWN[key])
+        why = _FOUND.of(self, module, partial(_objection, self, module))
+        if why:
+            raise MisfitError(why)
         return found
 
     def untried(self, module: nn.Module) -> Sites:
@@ -99,6 +96,8 @@ class MlpByShape(Proposal):
         if hasattr(module, "base_layer"):  # the two layers of an adapter are none
             return
         if len(layers) not in (2, 3) or sum(p.ndim > 1 for p in module.parameters()) != len(layers):
+            return
+        if any(layer._parameters.keys() - {"weight", "bias"} for layer in layers.values()):
             return
         first = {path.partition(".")[0] for path in layers}
         if len(first) == 1 and not type(module.get_submodule(first.pop())).__module__.startswith("torch."):

@@ -46,14 +46,18 @@ def cut(module: nn.Module, layout: Layout, sites: Sites, kept: Tensor, done: Cut
     layout.shrink(module, kept, sites)
 
 
-@torch.no_grad()
 def silence(module: nn.Module, sites: Sites, kept: Tensor) -> None:
-    """Puts zeros where gates of all channels but `kept` would: a copy of a module, which shares its tensors with others."""
-    mask = torch.zeros(sites.channels).index_fill_(0, kept, 1.0)
+    """Puts zeros where gates would: features of all channels but `kept`. For copies, which share their tensors with others."""
+    gate = torch.zeros(sites.channels).index_fill_(0, kept, 1.0)
     for site in (*sites.producers, *sites.centred):
-        layer, of_features = layer_at(module, site), sites.spread(mask, site.repeats, site.order)
-        for name, parameter in layer.parameters.items():
-            vars(layer.owner)["_parameters"][name] = parameter * layer.spread(of_features, name)
+        mask(module, site, sites.spread(gate, site.repeats, site.order))
+
+
+def mask(module: nn.Module, site: Site, values: Tensor) -> None:
+    """Multiplies the features of a layer of a copy, (features,), weights and biases."""
+    layer = layer_at(module, site)
+    masked = {name: p * layer.spread(values, name) for name, p in layer.parameters.items()}
+    vars(layer.owner)["_parameters"] = {**layer.owner._parameters, **masked}
 
 
 def _scales(layout: Layout, site: Site, sites: Sites, share: float, features: int) -> Tensor | None:
