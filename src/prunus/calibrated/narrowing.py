@@ -25,7 +25,7 @@ from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
 from prunus.plan import Entry, Plan
 from prunus.refusals import expect, refuse_unusable
-from prunus.structured import Gates, Whole, counted_macs, pruned_share, searchable
+from prunus.structured import Gates, Whole, pruned_share, searchable
 from prunus.undo import Undo
 from prunus.unstructured import Call, Spill, Statistics, Stop, Walk, WalkOptions, gather, sparsity_of, walk_options
 
@@ -75,7 +75,7 @@ def narrow(
         batches: calibration data, whatever `call` accepts; all of it is on its way at once, and is gone through twice.
         call: runs a batch; by default `model(**batch)`.
         options: how to walk. Not `sequential`: all units see what the dense model computes, in fewer passes.
-        example: one call of the model, for a budget in multiply-accumulates; by default, that with the first batch.
+        example: one call of the model, for a budget that is counted on one; by default, that with the first batch.
         inplace: narrow `model` itself. Otherwise it is as it was before.
 
     Returns:
@@ -127,7 +127,7 @@ def settle(
     if not given:
         raise PrunusError("batches", "none", "at least one calibration batch is needed")
     run = example or partial(call or call_with_batch, inner, given[0])
-    fitted = method.fit(Whole(parts, partial(counted_macs, inner, units, run)), units)
+    fitted = method.fit(Whole(parts, inner, run), units)
     fitted.check(units)
     return Request(inner, fitted, parts, units, knobs, consumers, given, call, options)
 
@@ -262,8 +262,7 @@ def decided(request: Request, worth: dict[str, Tensor]) -> dict[str, Tensor]:
     kept = {name: mask.cpu() for name, mask in method.choose(worth, request.units).items()}
     if request.knobs is None:
         return kept
-    is_limit = method.max_parameters is not None or method.max_macs is not None
-    return same_count(kept, worth, request.knobs, method.align, method.min_channels, is_limit)
+    return same_count(kept, worth, request.knobs, method.align, method.min_channels, method.is_limit)
 
 
 def plan_for(request: Request, method: Calibrated, kept: dict[str, Tensor], data: Fingerprint) -> Plan:

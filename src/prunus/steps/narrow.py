@@ -35,8 +35,8 @@ class NarrowStep(Step):
     def check(self, before: Sketch) -> Sketch:
         units, _ = units_of(before.model, before.anatomy, self.method)
         refuse_compensation(before.model, self.method, consumers_of(before.model, units, before.survey))
-        if self.method.max_macs is None:  # which are counted once there are weights
-            self.method.fit(Whole(before.anatomy), units).check(units)
+        if not self.method.counts_an_example:  # which is run once there are weights
+            self.method.fit(Whole(before.anatomy, before.model), units).check(units)
         return before
 
     def carry_out(self, bench: Bench) -> History:

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prunus.structured.budget import Budget, Whole, counted_macs
+from prunus.structured.budget import Budget
 from prunus.structured.closing import AtEnd, Closing, Progressive, RateGate, Rounds, StraightThrough
 from prunus.structured.composed import Composed, Parts, Structured
 from prunus.structured.gate_training import GateTraining
@@ -18,6 +18,7 @@ from prunus.structured.search import Search
 from prunus.structured.selection import pruned_share, select
 from prunus.structured.state import State
 from prunus.structured.surgery import narrow
+from prunus.structured.whole import Storage, Whole
 
 if TYPE_CHECKING:
     from prunus.structured.callback import SearchCallback
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AnyScope", "AnySearch", "AtEnd", "Budget", "Chance", "Closing", "ComponentRatios", "Composed", "Decision", "Everyone", "GateGradient",
     "GateTraining", "Gates", "Importance", "IterativeMagnitude", "IterativeSTE", "MaskBased", "Needs", "Parts", "Progressive", "RateGate",
-    "Rounds", "Scope", "Search", "SearchCallback", "SearchMethod", "State", "StraightThrough", "Structured", "Taylor", "TrainedGate", "UPop",
-    "Unified", "WeightMagnitude", "Whole", "WithinComponent", "WithinUnit", "counted_macs", "fold_gates", "narrow", "pruned_share",
+    "Rounds", "Scope", "Search", "SearchCallback", "SearchMethod", "State", "Storage", "StraightThrough", "Structured", "Taylor", "TrainedGate", "UPop",
+    "Unified", "WeightMagnitude", "Whole", "WithinComponent", "WithinUnit", "fold_gates", "narrow", "pruned_share",
     "remove_gates", "retire", "searchable", "select", "warn_of_gates",
 ]  # fmt: skip
 
