@@ -10,19 +10,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from prunus.anatomy.alike import Verdicts
 from prunus.anatomy.layouts import Layout, Mlp, Proposal, Sites
 from prunus.anatomy.trial import NEURONS, MisfitError, trial_numbers, without_hooks
 
 SILENT = 2
 """Of the hidden neurons of a trial."""
-_KNOWN: dict[Any, str] = {}
-"""Layout, type and shape of a block → why the layout does not describe it; empty where it does."""
+_FOUND = Verdicts[str]()
+"""Why a layout does not describe a block; empty where it does."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,9 @@ class CutMlp(Mlp):
 
     def sites(self, module: nn.Module) -> Sites:
         found = super().sites(module)
-        key = self, tuple(
-            (path, type(part), tuple((n, None if p is None else (p.shape, p.dtype)) for n, p in part._parameters.items()))
-            for path, part in module.named_modules()
-        )  # fmt: skip
-        if key not in _KNOWN or "forward" in vars(module):
-            _KNOWN[key] = _objection(self, module)
-        if _KNOWN[key]:
-            raise MisfitError(_KNOWN[key])
+        why = _FOUND.of(self, module, partial(_objection, self, module))
+        if why:
+            raise MisfitError(why)
         return found
 
 

@@ -99,7 +99,8 @@ class TriedAttention(Attention):
     def refit(self, norm: str, weight: Tensor, share: float) -> Tensor:
         """The mean of squares is over fewer channels, so it is larger by the share that left: weights make up for it."""
         offset = next(known.offset for known in self.norms if known.path == norm)
-        return weight.add(offset).mul(share**-0.5).sub(offset)
+        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        return wide.add(offset).mul(share**-0.5).sub(offset).to(weight.dtype)
 
     def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
         core, width = module.get_submodule(self.core), len(kept) * before.span

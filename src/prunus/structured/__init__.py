@@ -12,7 +12,7 @@ from prunus.structured.importance import Chance, GateGradient, Importance, Taylo
 from prunus.structured.method import AnySearch, Decision, Needs, SearchMethod
 from prunus.structured.preflight import searchable
 from prunus.structured.presets import ComponentRatios, IterativeMagnitude, IterativeSTE, MaskBased, Unified, UPop
-from prunus.structured.retired import retire
+from prunus.structured.retired import reinstate, retire
 from prunus.structured.scope import AnyScope, Everyone, Scope, WithinComponent, WithinUnit
 from prunus.structured.search import Search
 from prunus.structured.selection import pruned_share, select
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 __all__ = [
     "AnyScope", "AnySearch", "AtEnd", "Budget", "Chance", "Closing", "ComponentRatios", "Composed", "Decision", "Everyone", "GateGradient",
     "GateTraining", "Gates", "Importance", "IterativeMagnitude", "IterativeSTE", "MaskBased", "Needs", "Parts", "Progressive", "RateGate",
-    "Rounds", "Scope", "Search", "SearchCallback", "SearchMethod", "State", "Storage", "StraightThrough", "Structured", "Taylor", "TrainedGate", "UPop",
-    "Unified", "WeightMagnitude", "Whole", "WithinComponent", "WithinUnit", "fold_gates", "narrow", "pruned_share",
-    "remove_gates", "retire", "searchable", "select", "warn_of_gates",
+    "Rounds", "Scope", "Search", "SearchCallback", "SearchMethod", "State", "Storage", "StraightThrough", "Structured", "Taylor",
+    "TrainedGate", "UPop", "Unified", "WeightMagnitude", "Whole", "WithinComponent", "WithinUnit", "fold_gates", "narrow", "pruned_share",
+    "reinstate", "remove_gates", "retire", "searchable", "select", "warn_of_gates",
 ]  # fmt: skip
 
 
