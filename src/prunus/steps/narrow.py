@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from prunus.calibrated import Calibrated, consumers_of, loadable, narrow, refuse_compensation, units_of
+from prunus.calibrated import Calibrated, consumers_of, loadable, narrow, refuse_compensation, score_channels, units_of
 from prunus.errors import PrunusError
 from prunus.steps.bench import Bench
 from prunus.steps.prune import Calibration
@@ -44,7 +44,11 @@ class NarrowStep(Step):
         if not bench.output.exists():
             model = bench.load().to(bench.device)
             batches = bench.task.calibration(self.calibration.samples, self.calibration.batch_size)
-            model, plan = narrow(model, self.method, batches, options=self.walk, inplace=True)
+            scores = score_channels(
+                model, self.method, batches, options=self.walk, latency=self.method.max_milliseconds is not None
+            )
+            scores.save(bench.folder / "scores.safetensors")
+            model, plan = narrow(model, self.method, batches, options=self.walk, scores=scores, inplace=True)
             plan.save(bench.folder / "plan.json")
             bench.save(model)
         return {"log": []}

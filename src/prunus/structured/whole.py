@@ -125,16 +125,16 @@ class Whole:
         channel = {unit.name: _bytes_of_channel(model, unit, storage) * (1 + len(unit.mirrors)) for unit in units}
         return Price(total + _header(stored), channel)
 
-    def cached(self, units: Sequence[Unit]) -> tuple[Cached, ...]:
+    def cached(self, units: Sequence[Unit], needed: bool = True) -> tuple[Cached, ...]:
         """What the attentions keep of every token.
 
         Raises:
-            PrunusError: there is no example, or it fills no cache.
+            PrunusError: there is no example, or it fills no cache, where one is needed.
         """
         model, example = self._called("storage.cache_tokens")
         with evaluating(model), torch.random.fork_rng(), torch.no_grad(), _watched(model, units) as found:
             example()
-        if not found:
+        if needed and not found:
             raise PrunusError(
                 "storage.cache_tokens", None, "the example fills no key-value cache: the model is no decoder, or use_cache is off; leave it out"
             )  # fmt: skip
