@@ -148,7 +148,7 @@ CONVENTIONS: tuple[TriedMlp | BlockMlp | AttentionByConvention | Experts, ...] =
 """Layouts tried on types that the catalog does not name. A match counts only if a trial run equals the formula."""
 
 BY_SHAPE: tuple[MlpByShape, ...] = (MlpByShape(),)
-"""Layouts tried in blocks on what is left."""
+"""Layouts tried in blocks where nothing else fits."""
 
 OPAQUE: dict[str, str] = {
     "torch.nn.modules.activation:MultiheadAttention": (
@@ -239,6 +239,5 @@ def layouts_of(module: nn.Module) -> tuple[Layout, ...]:
     if known is not None:
         return known
     if type(module).__module__.startswith("torch."):
-        return ()
-    by_name = tuple(layout for layout in CONVENTIONS if layout.resembles(module))
-    return by_name or tuple(layout for layout in BY_SHAPE if layout.resembles(module))
+        return tuple(layout for layout in BY_SHAPE if type(module) is nn.Sequential and layout.resembles(module))
+    return tuple(layout for layout in (*CONVENTIONS, *BY_SHAPE) if layout.resembles(module))
