@@ -37,6 +37,8 @@ class Sites:
     """Feature of one repeat → its channel. Empty: feature f belongs to channel f mod channels."""
     norms: tuple[Site, ...] = ()
     """Norms over the features, which lose as many weights."""
+    centred: tuple[Site, ...] = ()
+    """Those that take off their mean, and so give something where a channel is silent: gates act behind them, too."""
     turned: int = 0
     """Features of each repeat that rotary positions turn, where the layout has to know."""
 

@@ -41,7 +41,7 @@ class Leaving:
     @property
     def stands_alone(self) -> bool:
         """Whether what stays of its hidden channels is what it was."""
-        return not self.unit.layout.mixes and not self.unit.norms
+        return not (self.unit.layout.mixes or self.unit.norms or self.unit.centred)
 
     @property
     def written(self) -> Iterator[nn.Parameter]:

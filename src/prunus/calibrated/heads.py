@@ -43,7 +43,7 @@ def of_heads(unit: Unit) -> Unit | None:
         return None
     queries, keys, values = (site.repeats for site in unit.producers)
     is_grouped = keys == values and queries % keys == 0 and unit.consumer.repeats == queries
-    if not is_grouped or any(norm.repeats != 1 for norm in unit.norms):
+    if not is_grouped or any(norm.repeats != 1 for norm in (*unit.norms, *unit.centred)):
         return None
     width = unit.features_per_channel(unit.consumer) // queries * unit.channels
 
@@ -52,6 +52,7 @@ def of_heads(unit: Unit) -> Unit | None:
         return replace(site, repeats=1, order=tuple(feature // of_group for feature in range(site.repeats * width)))
 
     return replace(
-        unit, producers=tuple(map(whole, unit.producers)), consumer=whole(unit.consumer), channels=keys, span=1, order=(), norms=(), turned=0,
+        unit, producers=tuple(map(whole, unit.producers)), consumer=whole(unit.consumer), channels=keys, span=1, order=(), norms=(), centred=(),
+        turned=0,
         layout=Heads(name=unit.layout.name, kind=unit.layout.kind),
     )  # fmt: skip

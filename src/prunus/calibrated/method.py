@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -45,6 +45,11 @@ class Calibrated(Budget):
         if self.attention == "heads" and not self.plain:
             raise PrunusError("attention", "heads", "how many there are is said by an ordinary config; set plain: true")
         return self
+
+    @property
+    def meant(self) -> dict[str, Any]:
+        """The settings that say which channels are scored, and how."""
+        return self.model_dump(mode="json", include={"score", "plain", "attention", "include", "exclude"})
 
     def states_ratio(self) -> bool:
         return bool(self.scope.states_ratio())

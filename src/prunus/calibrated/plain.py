@@ -19,6 +19,7 @@ from prunus.anatomy import Unit, linears
 from prunus.calibrated.method import Calibrated
 from prunus.errors import PrunusError
 from prunus.plan import configs_of, forget, plan_of
+from prunus.structured import Cost, cost_of
 
 EXPERTS_ALIGN = 8
 """Widths of experts that a stock class can run are multiples of it."""
@@ -103,7 +104,7 @@ def loadable(model: nn.Module, method: Calibrated, knobs: Iterable[Knob] | None)
 
 
 def same_count(
-    kept: Mapping[str, Tensor], worth: Mapping[str, Tensor], knobs: Iterable[Knob], costs: Mapping[str, float], align: int, least: int,
+    kept: Mapping[str, Tensor], worth: Mapping[str, Tensor], knobs: Iterable[Knob], costs: Mapping[str, Cost], align: int, least: int,
     at_most: bool,
 ) -> dict[str, Tensor]:  # fmt: skip
     """The decision with as many channels in every unit of a knob, the best of each: the mean number, as near as the knob can be set.
@@ -118,15 +119,20 @@ def same_count(
     """
     even: dict[str, Tensor] = {}
     left = 0.0
-    priced = [(sum(costs[unit.name] for unit in knob.units), knob) for knob in knobs]
-    for price, knob in sorted(priced, key=lambda pair: -pair[0]):
-        wanted = sum(costs[unit.name] * int(kept[unit.name].sum()) for unit in knob.units) / price - left / price
-        count = knob.nearest(wanted, align, least, at_most)
-        left = (count - wanted) * price
+    for knob in sorted(knobs, key=lambda knob: -sum(cost_of(costs[unit.name], 1) for unit in knob.units)):
+        stays, channels = sum(int(kept[unit.name].sum()) for unit in knob.units), knob.units[0].channels
+
+        def gone(count: int, knob: Knob = knob, channels: int = channels) -> float:
+            return sum(cost_of(costs[unit.name], channels - count) for unit in knob.units)
+
+        price = gone(channels - 1)
+        due = sum(cost_of(costs[unit.name], channels - int(kept[unit.name].sum())) for unit in knob.units) + left
+        count = knob.nearest(stays / len(knob.units) - left / price, align, least, at_most)
+        left = due - gone(count)
         for unit in knob.units:
             order = worth[unit.name].cpu().argsort(descending=True, stable=True)
-            stays = torch.zeros(unit.channels, dtype=torch.bool, device="cpu")
-            even[unit.name] = stays.index_fill_(0, order[:count], True)
+            mask = torch.zeros(unit.channels, dtype=torch.bool, device="cpu")
+            even[unit.name] = mask.index_fill_(0, order[:count], True)
     return even
 
 
@@ -232,7 +238,9 @@ def _of_widths(model: PreTrainedModel, units: Sequence[Unit]) -> Iterator[Knob]:
         for entry, value in list(config.to_dict().items()):
             alike: dict[int, list[Unit]] = {}
             for unit in units:
-                is_width = unit.layout.mixes or not unit.is_attention
+                is_width = (unit.layout.mixes or not unit.is_attention) and not (
+                    unit.norms or unit.centred
+                )  # their ε follows
                 if is_width and type(value) is int and unit.channels > 1 and unit.channels * unit.span == value:
                     alike.setdefault(unit.span, []).append(unit)
             for span, wide in alike.items():
@@ -283,7 +291,7 @@ def _turned(units: Sequence[Unit], before: Built, after: Built, gone: int) -> tu
 def _shapes_without(unit: Unit, shapes: Mapping[str, torch.Size], gone: int) -> Iterator[tuple[str, torch.Size]]:
     """The parameters of a unit, and their shapes when so many channels have gone."""
     for path in (unit.path, *unit.twins, *unit.mirrors):
-        for site in (*unit.producers, *unit.norms, unit.consumer):
+        for site in (*unit.producers, *unit.norms, *unit.centred, unit.consumer):
             where = f"{path}.{site.linear}".removeprefix(".")
             fewer = unit.features_per_channel(site) * gone
             for name in (where, f"{where}_bias", f"{where}.weight", f"{where}.bias"):
