@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TypeVar
 
 from torch import nn
@@ -241,8 +242,13 @@ def qualified(kind: type) -> str:
 
 def entry(table: Mapping[str, ValueT], module: nn.Module) -> ValueT | None:
     """What a table says of a module's type, or else of the nearest that it inherits from."""
-    names = map(qualified, type(module).__mro__)
-    return next((table[name] for name in names if name in table), None)
+    return next((table[name] for name in _names(type(module)) if name in table), None)
+
+
+@lru_cache(maxsize=4096)
+def _names(kind: type) -> tuple[str, ...]:
+    """Of a type and of all that it inherits from, the nearest first."""
+    return tuple(map(qualified, kind.__mro__))
 
 
 def layouts_of(module: nn.Module) -> tuple[Layout, ...]:
