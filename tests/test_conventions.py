@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.llama4.modeling_llama4 import Llama4TextL2Norm
 
 from prunus import Plan, PrunusError, anatomy, extract
-from prunus.anatomy import Attention, Sites, describe
+from prunus.anatomy import Attention, Sites, describe, survey
 from prunus.anatomy.catalog import CATALOG, qualified
 from prunus.anatomy.conventions import TriedAttention
 from prunus.anatomy.rotation import Rotation
@@ -210,6 +210,34 @@ def test_an_mlp_may_have_more_than_its_convention_says() -> None:
             return self.down_proj(up * self.act_fn(gate))
 
     assert [unit.channels for unit in anatomy(model_of(WithNorm))] == [16]
+
+
+class Merging(nn.Module):
+    """One layer between two widths, and a scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduction = nn.Linear(4 * MODEL, MODEL)
+        self.scale = nn.Parameter(torch.ones(1, MODEL, 1))
+
+
+class Recurrent(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.A_log = nn.Parameter(torch.zeros(HEADS))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.o_proj(hidden_states.cumsum(-2) @ self.q_proj.weight.T)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [(Merging, "one layer leads from one width"), (Recurrent, "state of their width")]
+)
+def test_what_has_no_channels_says_so(kind: type[nn.Module], why: str) -> None:
+    model = model_of(kind)
+    (part,) = anatomy(model).unmapped
+    assert why in part.reason
+    assert not survey(model).left_dense, "a parameter with one long side is no matrix"
 
 
 @pytest.mark.parametrize(
