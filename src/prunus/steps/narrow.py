@@ -44,6 +44,6 @@ class NarrowStep(Step):
             model = bench.load().to(bench.device)
             batches = bench.task.calibration(self.calibration.samples, self.calibration.batch_size)
             model, plan = narrow(model, self.method, batches, options=self.walk, inplace=True)
-            plan.save(bench.folder / "plan.json")
+            bench.save_plan(plan)
             bench.save(model)
         return {"log": []}

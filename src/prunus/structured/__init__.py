@@ -7,7 +7,7 @@ from prunus.structured.budget import Budget, Whole, counted_macs
 from prunus.structured.closing import AtEnd, Closing, Progressive, RateGate, Rounds, StraightThrough
 from prunus.structured.composed import Composed, Parts, Structured
 from prunus.structured.gate_training import GateTraining
-from prunus.structured.gates import Gates, fold_gates, remove_gates, warn_of_gates
+from prunus.structured.gates import Gates, fold_gates, gate_factors, remove_gates, warn_of_gates
 from prunus.structured.importance import Chance, GateGradient, Importance, Taylor, TrainedGate, WeightMagnitude
 from prunus.structured.method import AnySearch, Decision, Needs, SearchMethod
 from prunus.structured.preflight import searchable
@@ -26,8 +26,8 @@ __all__ = [
     "AnyScope", "AnySearch", "AtEnd", "Budget", "Chance", "Closing", "ComponentRatios", "Composed", "Decision", "Everyone", "GateGradient",
     "GateTraining", "Gates", "Importance", "IterativeMagnitude", "IterativeSTE", "MaskBased", "Needs", "Parts", "Progressive", "RateGate",
     "Rounds", "Scope", "Search", "SearchCallback", "SearchMethod", "State", "StraightThrough", "Structured", "Taylor", "TrainedGate", "UPop",
-    "Unified", "WeightMagnitude", "Whole", "WithinComponent", "WithinUnit", "counted_macs", "fold_gates", "narrow", "pruned_share",
-    "remove_gates", "retire", "searchable", "select", "warn_of_gates",
+    "Unified", "WeightMagnitude", "Whole", "WithinComponent", "WithinUnit", "counted_macs", "fold_gates", "gate_factors", "narrow",
+    "pruned_share", "remove_gates", "retire", "searchable", "select", "warn_of_gates",
 ]  # fmt: skip
 
 

@@ -3,14 +3,13 @@
 from typing import TYPE_CHECKING
 
 from prunus.typed import named
+from prunus.unstructured.block import Request, WalkOptions
 from prunus.unstructured.dsnot import DSnoT
 from prunus.unstructured.gradients import Take, give_gradients
 from prunus.unstructured.magnitude import Magnitude
 from prunus.unstructured.patterns import UNSTRUCTURED, Quota, parse_pattern
 from prunus.unstructured.pruner import Pruner, Scored
 from prunus.unstructured.pruning import (
-    Request,
-    WalkOptions,
     carry_out,
     prune,
     prune_matrix,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask
 from prunus.anatomy import LANGUAGE, Matrix
 from prunus.errors import PrunusError
 from prunus.modules import replaced
+from prunus.parallel import agreeing, everyones
 from prunus.unstructured.products import Products
 from prunus.unstructured.statistics import NAMES, Needs, Source, Statistics
 from prunus.unstructured.walk import Stop, Visit
@@ -64,13 +65,31 @@ class Recorder:
             if not self._needs or self._own[leader].tokens
         }
 
-    @property
-    def parted(self) -> set[str]:
-        """Matrices that were given what another was, but not in every call of either: the statistics are not theirs."""
+    def add_up(self) -> None:
+        """Counts what the recorders of all processes have heard, once no matrix is `parted` in any of them."""
+        for leaders in everyones(self._leader):
+            self._leader |= leaders
+        for matrix in self._targets:
+            if matrix.name in self._leader.values() and matrix.name not in self._own:
+                device = matrix.view(self._model).device
+                self._own[matrix.name] = Statistics(self._needs, matrix.rows, matrix.columns, device)
+        Statistics.add_up([self._own[matrix.name] for matrix in self._targets if matrix.name in self._own])
+
+    def parted(self, anywhere: bool = False) -> set[str]:
+        """Matrices that were given what another was, but not in every call of either: the statistics are not theirs.
+
+        Args:
+            anywhere: count the calls of all processes.
+        """
+        mine = self._leader, self._calls, self._shared
+        heard = everyones(mine) if anywhere else [mine]
+        calls, shared = (sum((one[place] for one in heard), Counter[str]()) for place in (1, 2))
         return {
             name
-            for name, leader in self._leader.items()
-            if name != leader and not self._shared[name] == self._calls[name] == self._calls[leader]
+            for leaders, _, _ in heard
+            for name, leader in leaders.items()
+            if any(other.get(name, leader) != leader for other, _, _ in heard)
+            or (name != leader and not shared[name] == calls[name] == calls[leader])
         }
 
     @contextmanager
@@ -185,17 +204,19 @@ def _one_at_a_time(experts: nn.Module) -> Iterator[None]:
 
 
 def gather(model: nn.Module, targets: Sequence[Matrix], needs: Needs, stop: Stop) -> dict[str, Statistics]:
-    """Runs a block for all batches that have stopped at it, and returns what its matrices were given; experts that no token was
-    routed to are left out.
+    """Runs a block for all batches that have stopped at it, in all processes over which they are spread, and returns what its
+    matrices were given; experts that no token was routed to are left out.
 
     Raises:
         PrunusError: no batch used a matrix that is no expert.
     """
     apart: set[str] = set()
     recorder = _heard(model, targets, needs, stop, apart)
-    while recorder.parted:
-        apart |= recorder.parted
+    while parted := recorder.parted(stop.is_spread):
+        apart |= parted
         recorder = _heard(model, targets, needs, stop, apart)
+    if stop.is_spread:
+        recorder.add_up()
     for matrix in targets:
         if needs and not matrix.is_expert and matrix.name not in recorder.statistics:
             raise PrunusError(
@@ -206,10 +227,11 @@ def gather(model: nn.Module, targets: Sequence[Matrix], needs: Needs, stop: Stop
 
 def _heard(model: nn.Module, targets: Sequence[Matrix], needs: Needs, stop: Stop, apart: Collection[str]) -> Recorder:
     recorder = Recorder(model, targets, needs, apart)
-    for visit in stop.visits:
-        with recorder.listening(visit):
-            stop.run(visit)
-        stop.rest(visit)
+    with agreeing() if stop.is_spread else nullcontext():
+        for visit in stop.visits:
+            with recorder.listening(visit):
+                stop.run(visit)
+            stop.rest(visit)
     return recorder
 
 
