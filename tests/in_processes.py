@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
+from benchmarks.rank_memory import Sizes
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -37,6 +38,7 @@ from prunus import (
     Everyone,
     IterativeGlobal,
     IterativeMagnitude,
+    Lesson,
     MaskedFinetune,
     MaskedLoRA,
     Plan,
@@ -54,11 +56,13 @@ from prunus import (
     allocate,
     extract,
     extract_to,
+    hold_zeros,
     prune,
     prune_folder,
     repair,
 )
-from prunus.parallel import barrier, is_first, of_first, processes
+from prunus.losses import own_prediction
+from prunus.parallel import barrier, is_first, local, of_first, processes, whole
 from prunus.recipe import parse_recipe
 from prunus.repair import Repair
 from prunus.run import run
@@ -237,6 +241,44 @@ def extracts_as_one(many: nn.Module, one: nn.Module, plan: Plan) -> None:
         assert loaded.config.to_dict().keys() == small.config.to_dict().keys()
 
 
+class Sent:
+    """Counts the bytes that processes add up and hand round."""
+
+    def __init__(self, patched: pytest.MonkeyPatch) -> None:
+        self.summed = self.handed = 0
+        add, hand = dist.all_reduce, dist.broadcast
+
+        def counted_add(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.summed += tensor.nbytes
+            return add(tensor, *args, **kwargs)
+
+        def counted_hand(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.handed += tensor.nbytes
+            return hand(tensor, *args, **kwargs)
+
+        patched.setattr(dist, "all_reduce", counted_add)
+        patched.setattr(dist, "broadcast", counted_hand)
+
+
+@check
+def sends_what_is_calculated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the formulas of `benchmarks.rank_memory`; each of the four statistics of a block also has two counts."""
+    sizes = Sizes.of(build("llama", 3).model)
+    for method, numbers in ((Wanda(), sizes.columns), (SparseGPT(), sizes.gram)):
+        with monkeypatch.context() as patched:
+            sent = Sent(patched)
+            prune(build("llama", 3).model, method, words(2), options=QUIET)
+        assert sent.summed == sizes.count * (4 * numbers + 4 * 16)
+        assert sent.handed == sizes.count * 4 * sizes.matrices
+    model = sharded(build("llama", 3).model)
+    search = Search(model, UPop(ratio=0.4), 4)
+    model(input_ids=words(1)[0]["input_ids"], labels=words(1)[0]["labels"]).loss.backward()
+    with monkeypatch.context() as patched:
+        sent = Sent(patched)
+        search.step()
+    assert sent.summed == 4 * sizes.channels
+
+
 @check
 def refuses_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one process cannot do all refuse, and none waits; weights are as they were."""
@@ -288,7 +330,7 @@ def carried_out(folder: Path, batch_size: int) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("prunus.run.compare", lambda *_: None)
         patched.setattr("prunus.run.write_report", lambda *_: None)
-        run(parse_recipe(yaml.safe_dump({**RECIPE, "steps": steps, "output": str(folder)})))
+        run(parse_recipe(yaml.safe_dump({**RECIPE, "steps": steps, "output": str(folder)}), "recipe"))
     return folder
 
 
@@ -313,6 +355,32 @@ def repairs_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
         model = repaired(method, 2)
         close(model.state_dict(), load_file(FOLDERS[0] / f"{number}.safetensors"))
         same_on_all(model)
+
+
+def trained_by_hand(model: nn.Module, teacher: nn.Module, rows: slice) -> nn.Module:
+    """Three steps of AdamW on some of the items of each, from a teacher, every zero held."""
+    lesson = Lesson(
+        Distillation(weight=0.5, features=0.1), own_prediction, teacher, ["model.layers.0", "model.layers.1"]
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    with hold_zeros(model):
+        for ids in torch.randint(10, VOCABULARY, (3, 4, 7), generator=torch.Generator().manual_seed(0)):
+            lesson(model, {"input_ids": ids[rows], "labels": ids[rows]}).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return model
+
+
+@check
+def holds_zeros_of_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masked fine-tuning and distillation by hand, under FSDP2; each process holds half of what training needs."""
+    dense, one, _ = pruned("llama", seed=4)
+    many, whole_bytes = copy.deepcopy(one), sum(p.nbytes for p in one.parameters())
+    expected = alone(partial(trained_by_hand, one, dense, slice(None)), monkeypatch)
+    rank = dist.get_rank()
+    found = trained_by_hand(sharded(many), dense, slice(2 * rank, 2 * rank + 2))
+    close({name: whole(p.detach()) for name, p in found.named_parameters()}, dict(expected.named_parameters()))
+    assert sum(local(p).nbytes for p in found.parameters()) < 0.55 * whole_bytes
 
 
 @check
