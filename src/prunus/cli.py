@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ from prunus.recipe import Recipe, demo_recipe, load_recipe
 from prunus.report import Report, terminal_table, write_report
 from prunus.run import run
 from prunus.storage import write_text
+from prunus.studies import carry_out, folder_of, load_study, results_of, study_file, weighed, write_page
 from prunus.unstructured import recorded_sparsity
 
 app = typer.Typer(
@@ -215,6 +217,43 @@ def convert(
     """Makes OUT, a folder that transformers loads, of a published checkpoint FILE. No code in the file is run."""
     model = convert_file(file, out, family, image_size=image_size, head_width=head_width)
     typer.echo(f"{type(model).__name__}, {model.num_parameters():,} parameters: {out}")
+
+
+@app.command()
+def bench(
+    study: Annotated[str, typer.Argument(help="A YAML file, or the name of a study of prunus, such as structured.")],
+    data: Annotated[Path | None, typer.Option(help="The folder of the data that the study reads.")] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="The small version, which says nothing but that it runs.")
+    ] = False,
+    only: Annotated[str, typer.Option(help="Cells to carry out, a glob over their names, such as vqa/upop/*.")] = "*",
+    devices: Annotated[
+        str, typer.Option(help="One cell at a time on each: numbers of GPUs, or cpu, such as 0,1,2.")
+    ] = "",
+    output: Annotated[Path | None, typer.Option(help="Folder of the study, instead of its own.")] = None,
+    drawn: Annotated[
+        bool, typer.Option("--draw", help="Draw the page of what is there, and carry nothing out.")
+    ] = False,
+    extensions: ImportOption = None,
+) -> None:
+    """Carries out a STUDY: recipes repeated with other methods, budgets and seeds. What is done is not done again."""
+    chosen = load_study(study_file(study), None if data is None else str(data), None if output is None else str(output))
+    command = f"prunus bench {study}" + (" --data DATA" if data else "") + (" --smoke" if smoke else "")
+    results = (
+        results_of(chosen, smoke, command)
+        if drawn
+        else carry_out(chosen, smoke, lambda name: fnmatchcase(name, only), devices.split(","), command)
+    )
+    page = write_page(results, chosen.findings, folder_of(chosen, smoke))
+    for finding, evidence in weighed(results, chosen.findings):
+        typer.echo(f"{evidence.verdict:<15}{finding.claim}: {evidence.said}")
+    typer.echo(f"{len(results.outcomes)} of {results.planned} cells: {page}")
+    if results.failed:
+        raise PrunusError(
+            "study",
+            f"{len(results.failed)} cells",
+            f"they failed, such as {next(iter(results.failed))}; see above, and start it again",
+        )
 
 
 @app.command()

@@ -3,9 +3,10 @@
 from prunus.calibrated.consumers import consumers_of
 from prunus.calibrated.method import Calibrated, Compensation
 from prunus.calibrated.narrowing import narrow, refuse_compensation, units_of
+from prunus.calibrated.plain import loadable
 from prunus.calibrated.scores import AnyScore, ChannelMagnitude, Fluctuation, Score, Seen, SurgeonCost, WeightedNorm
 
 __all__ = [
     "AnyScore", "Calibrated", "ChannelMagnitude", "Compensation", "Fluctuation", "Score", "Seen", "SurgeonCost", "WeightedNorm", "consumers_of",
-    "narrow", "refuse_compensation", "units_of",
+    "loadable", "narrow", "refuse_compensation", "units_of",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from prunus.calibrated import Calibrated, consumers_of, narrow, refuse_compensation, units_of
+from prunus.calibrated import Calibrated, consumers_of, loadable, narrow, refuse_compensation, units_of
 from prunus.errors import PrunusError
 from prunus.steps.bench import Bench
 from prunus.steps.prune import Calibration
@@ -33,10 +33,10 @@ class NarrowStep(Step):
             )  # fmt: skip
 
     def check(self, before: Sketch) -> Sketch:
-        units, _ = units_of(before.model, before.anatomy, self.method)
+        units, knobs = units_of(before.model, before.anatomy, self.method)
         refuse_compensation(before.model, self.method, consumers_of(before.model, units, before.survey))
         if self.method.max_macs is None:  # which are counted once there are weights
-            self.method.fit(Whole(before.anatomy), units).check(units)
+            loadable(before.model, self.method, knobs).fit(Whole(before.anatomy), units).check(units)
         return before
 
     def carry_out(self, bench: Bench) -> History:

@@ -12,7 +12,7 @@ from prunus.structured.importance import Chance, GateGradient, Importance, Taylo
 from prunus.structured.method import AnySearch, Decision, Needs, SearchMethod
 from prunus.structured.preflight import searchable
 from prunus.structured.presets import ComponentRatios, IterativeMagnitude, IterativeSTE, MaskBased, Unified, UPop
-from prunus.structured.retired import retire
+from prunus.structured.retired import reinstate, retire
 from prunus.structured.scope import AnyScope, Everyone, Scope, WithinComponent, WithinUnit
 from prunus.structured.search import Search
 from prunus.structured.selection import pruned_share, select
@@ -27,7 +27,7 @@ __all__ = [
     "GateTraining", "Gates", "Importance", "IterativeMagnitude", "IterativeSTE", "MaskBased", "Needs", "Parts", "Progressive", "RateGate",
     "Rounds", "Scope", "Search", "SearchCallback", "SearchMethod", "State", "StraightThrough", "Structured", "Taylor", "TrainedGate", "UPop",
     "Unified", "WeightMagnitude", "Whole", "WithinComponent", "WithinUnit", "counted_macs", "fold_gates", "gate_factors", "narrow",
-    "pruned_share", "remove_gates", "retire", "searchable", "select", "warn_of_gates",
+    "pruned_share", "reinstate", "remove_gates", "retire", "searchable", "select", "warn_of_gates",
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from prunus.anatomy import Layer, Unit, linears
+from prunus.anatomy import Layer, Unit, gated
 from prunus.parallel import add_up, from_rows_here, group_of, local
 
 
@@ -28,15 +28,16 @@ def gate_gradient(model: nn.Module, unit: Unit, gate: Tensor) -> Tensor | None:
     if gate.requires_grad:
         return gate.grad
     total, came = torch.zeros_like(gate), False
-    for site, layer in linears(model, unit)[:-1]:
+    for site, layer in gated(model, unit):
         weight, bias = layer.weight, layer.bias
         if weight.grad is None:
             continue
         came = True
         rows = of_features(layer, _row_products(layer.features(local(weight)), layer.features(local(weight.grad))))
         if bias is not None and bias.grad is not None:
-            slopes = (local(bias).float() * local(bias.grad).float()).flatten()
-            rows = rows + from_rows_here(slopes, bias, bias.numel())
+            slopes = local(bias).float() * local(bias.grad).float()
+            of_bias = layer.features(slopes).sum(1) if bias.ndim == weight.ndim else slopes.flatten()
+            rows = rows + from_rows_here(of_bias, bias, bias.numel())
         total += unit.gather(rows, site.order).to(total.device)
     if not came:
         return None
