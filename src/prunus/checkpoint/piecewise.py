@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -48,8 +49,9 @@ def extract_to(model: nn.Module, plan: Plan, folder: str | Path) -> None:
         raise PrunusError(
             "model", type_of(inner).__name__, "it has zeros, which would have to be counted again; use extract"
         )
+    source: Any = inner
     with torch.device("meta"):
-        small = type_of(inner)(copy.deepcopy(inner.config))
+        small: Any = type_of(inner)(copy.deepcopy(source.config))
     parts, before = anatomy(small, plan.mirrors or None), plan_of(small)
     plan.check(parts)
     pieces = _pieces(inner, small, parts, plan)
@@ -63,8 +65,8 @@ def extract_to(model: nn.Module, plan: Plan, folder: str | Path) -> None:
         small.config.architectures = [type(small).__name__]
         write_record(small, plan if before is None else plan.after(before))
         small.config.save_pretrained(partial)
-        if small.can_generate() and inner.generation_config is not None:
-            inner.generation_config.save_pretrained(partial)
+        if small.can_generate() and source.generation_config is not None:
+            source.generation_config.save_pretrained(partial)
         describe(partial, small)
         write_checksums(partial)
 
@@ -117,7 +119,7 @@ def _put(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 if id(old) not in made:
                     is_parameter = isinstance(old, nn.Parameter)
                     made[id(old)] = nn.Parameter(tensors[name], old.requires_grad) if is_parameter else tensors[name]
-                held[local] = made[id(old)]  # type: ignore[assignment]
+                held[local] = made[id(old)]
 
 
 def _write(folder: Path, pieces: Iterator[Mapping[str, Tensor]]) -> None:

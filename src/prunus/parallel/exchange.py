@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -37,7 +37,7 @@ def add_up(tensors: Sequence[Tensor], group: dist.ProcessGroup | None = None) ->
     for together in small.values():
         packed = torch.cat([tensor.reshape(-1) for tensor in together])
         _sum(packed, group)
-        for tensor, part in zip(together, packed.split([tensor.numel() for tensor in together]), strict=True):
+        for tensor, part in zip(together, torch.split(packed, [tensor.numel() for tensor in together]), strict=True):
             tensor.copy_(part.view(tensor.shape))
 
 
@@ -135,4 +135,4 @@ def _meeting_place(device: torch.device) -> torch.device:
     """Where the group can take a tensor from: nccl knows none of main memory."""
     if device.type == "cpu" and dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
-    return cast(torch.device, device)
+    return device

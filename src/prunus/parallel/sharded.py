@@ -26,13 +26,13 @@ def _dimension(tensor: Any) -> int | None:
 def local(tensor: Tensor) -> Tensor:
     """What this process has of a tensor: itself, where it is whole."""
     part: Any = tensor
-    return part.to_local() if is_sharded(tensor) else tensor  # type: ignore[no-any-return]
+    return part.to_local() if is_sharded(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, in every process; of a sharded one all have to ask."""
     part: Any = tensor
-    return part.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[no-any-return]
+    return part.full_tensor() if is_sharded(tensor) else tensor
 
 
 def rows_here(tensor: Any) -> slice:

@@ -79,7 +79,10 @@ class Recorder:
         """
         mine = self._leader, self._calls, self._shared
         heard = everyones(mine) if anywhere else [mine]
-        calls, shared = (sum((one[place] for one in heard), Counter[str]()) for place in (1, 2))
+        calls, shared = Counter[str](), Counter[str]()
+        for _, its_calls, its_shared in heard:
+            calls.update(its_calls)
+            shared.update(its_shared)
         return {
             name
             for leaders, _, _ in heard
