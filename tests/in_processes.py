@@ -359,9 +359,7 @@ def repairs_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def trained_by_hand(model: nn.Module, teacher: nn.Module, rows: slice) -> nn.Module:
     """Three steps of AdamW on some of the items of each, from a teacher, every zero held."""
-    lesson = Lesson(
-        Distillation(weight=0.5, features=0.1), own_prediction, teacher, ["model.layers.0", "model.layers.1"]
-    )
+    lesson = Lesson(Distillation(weight=0.5), own_prediction, teacher)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     with hold_zeros(model):
         for ids in torch.randint(10, VOCABULARY, (3, 4, 7), generator=torch.Generator().manual_seed(0)):
