@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from prunus.anatomy.catalog import BY_SHAPE, CROSS_ATTENTION, OPAQUE, entry, layouts_of
+from prunus.anatomy.layers import layer_at
 from prunus.anatomy.mirrors import copies_of, is_inside, mirrors_of
 from prunus.anatomy.proof import settle
 from prunus.anatomy.routers import ROUTER, is_router
@@ -111,7 +112,7 @@ def _account(
     for unit in units:
         claimed.add(id(linears(model, unit)[-1][1].weight))
         claimed |= {id(parameter) for _, layer in gated(model, unit) for parameter in layer.parameters.values()}
-        claimed |= {id(model.get_submodule(f"{unit.path}.{norm.linear}").weight) for norm in unit.norms}
+        claimed |= {id(layer_at(model.get_submodule(unit.path), site).weight) for site in unit.norms}
     modules: dict[str, nn.Module] = {}
     opaque: dict[str, str | None] = {}
     unmapped: dict[str, Unmapped] = {}
