@@ -98,6 +98,11 @@ class Layout(ABC):
     kind: str = field(default="", kw_only=True)
     """Second half of the unit's component, such as `cross0`. Empty: said by the module's place in the model."""
 
+    @property
+    def mixes(self) -> bool:
+        """Whether what is made of one channel depends on the others: in an attention, through queries and keys."""
+        return self.is_attention
+
     @abstractmethod
     def sites(self, module: nn.Module) -> Sites:
         """The layers of a module, and its channels.
