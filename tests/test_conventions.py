@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm
+from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
+from transformers.models.florence2.modeling_florence2 import Florence2VisionWindowAttention
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.llama4.modeling_llama4 import Llama4TextL2Norm
@@ -135,6 +137,58 @@ def test_norms_over_the_channels_are_cut_exactly_with_a_large_epsilon_twice(kind
         assert epsilons == {0.3 * 8 / 3}, "two cuts are one, to the bit"
     of_norms = {Normed: 1, NormedFromOne: 1, Centred: 2, CentredByHead: 2 * HEADS}
     assert unit.channel_cost == 2 * (3 * (MODEL + 1) + MODEL) + of_norms.get(kind, 0), "weights of the norm leave, too"
+
+
+class OnPlanes(nn.Module):
+    """Tokens are places of an image, and queries are multiplied by tables of relative rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.scale = HEADS, WIDTH**-0.5
+        self.qkv, self.proj = nn.Linear(MODEL, 3 * HEADS * WIDTH), nn.Linear(HEADS * WIDTH, MODEL)
+        self.rel_pos = nn.Parameter(torch.randn(7, WIDTH))
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return q @ k.transpose(-1, -2) * self.scale
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        _, height, width, _ = hidden_states.shape
+        qkv = self.qkv(hidden_states.flatten(1, 2)).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        row = torch.arange(height * width) // width
+        bias = torch.einsum("bhqw,qkw->bhqk", q, self.rel_pos[row[:, None] - row + 3])
+        context = (self.scores(q, k) + bias).softmax(-1) @ v
+        return self.proj(context.transpose(1, 2).flatten(2)).unflatten(1, (height, width))
+
+
+class OnPlanesByWidth(OnPlanes):
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+
+
+@pytest.mark.parametrize("kind", [OnPlanes, OnPlanesByWidth])
+def test_tables_that_multiply_queries_lose_columns(kind: type[nn.Module]) -> None:
+    model = model_of(kind)
+    (unit,) = anatomy(model)
+    mask, x, masked = torch.rand(WIDTH) > 0.4, torch.randn(2, 3, 4, MODEL), copy.deepcopy(model)
+    Gates(masked, [unit]).set({unit.name: mask.float()})
+    small = extract(model, Plan.from_masks(anatomy(model), {unit.name: mask}))
+    with torch.no_grad():
+        assert deviation([masked.layers[0](x)], [small.layers[0](x)]) < 1e-6
+    assert small.layers[0].rel_pos.shape == (7, int(mask.sum()))
+    assert unit.channel_cost == HEADS * (3 * (MODEL + 1) + MODEL) + 7
+
+
+def test_attention_in_windows_is_the_stock_one_at_any_width() -> None:
+    config = Florence2VisionConfig(embed_dim=(32,), num_heads=(4,), window_size=3)
+    model = nn.Module()
+    model.layers = nn.ModuleList([Florence2VisionWindowAttention(config, 0)])
+    (unit,) = anatomy(model)
+    mask, x, masked = torch.arange(8) % 3 > 0, torch.randn(2, 4, 5, 32), copy.deepcopy(model)
+    Gates(masked, [unit]).set({unit.name: mask.float()})
+    small = extract(model, Plan.from_masks(anatomy(model), {unit.name: mask}))
+    with torch.no_grad():
+        assert deviation([masked.layers[0](x)], [small.layers[0](x)]) < 1e-6
 
 
 @pytest.mark.parametrize("kind", [Centred, CentredByHead])

@@ -15,9 +15,9 @@ from typing import TypeVar
 from torch import nn
 
 from prunus.anatomy.blocks import BlockMlp, MlpByShape
-from prunus.anatomy.conventions import AttentionByConvention
+from prunus.anatomy.conventions import AttentionByConvention, TriedAttention
 from prunus.anatomy.experts import Experts
-from prunus.anatomy.forwards import fused_attention
+from prunus.anatomy.forwards import fused_attention, windowed_attention
 from prunus.anatomy.layouts import Attention, Layout, Mlp, StaysDense, TriedMlp
 from prunus.errors import PrunusError
 
@@ -103,7 +103,12 @@ _TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
     "bigbird_pegasus.modeling_bigbird_pegasus": {
         "BigBirdPegasusEncoderAttention": (_REPLACED,), "BigBirdPegasusSelfAttention": (_REPLACED,),
     },
-    "florence2.modeling_florence2": {"Florence2VisionChannelAttention": (_OVER_CHANNELS,)},
+    "florence2.modeling_florence2": {
+        "Florence2VisionChannelAttention": (_OVER_CHANNELS,),
+        "Florence2VisionWindowAttention": (
+            TriedAttention("qkv", "qkv", "qkv", "proj", width="", heads="num_heads", own_forward=windowed_attention),
+        ),
+    },
     "llama4.modeling_llama4": {"Llama4TextExperts": (Experts(transposed=True, batched=True),)},
     "qwen2_vl.modeling_qwen2_vl": {"VisionAttention": (_QWEN_VISION,)},
     "qwen2_5_vl.modeling_qwen2_5_vl": {"Qwen2_5_VLVisionAttention": (_QWEN_VISION,)},

@@ -10,12 +10,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from prunus.anatomy.catalog import BY_SHAPE, CROSS_ATTENTION, OPAQUE, entry, layouts_of
+from prunus.anatomy.layers import layer_at
 from prunus.anatomy.mirrors import copies_of, is_inside, mirrors_of
 from prunus.anatomy.proof import settle
 from prunus.anatomy.routers import ROUTER, is_router
 from prunus.anatomy.towers import Location, locate
 from prunus.anatomy.trial import MisfitError
 from prunus.anatomy.units import Anatomy, Unit, Unmapped, gated, linears
+from prunus.parallel import type_of
 
 
 def anatomy(model: nn.Module, mirrors: Mapping[str, str] | None = None) -> Anatomy:
@@ -66,7 +68,7 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
     units = [replace(unit, mirrors=copies_of(unit.path, mirrors)) for unit in units]
     unmapped, dense, tower_parameters = _account(model, places, units, refused, mirrors)
     return Anatomy(
-        model=type(model).__name__,
+        model=type_of(model).__name__,
         model_type=getattr(getattr(model, "config", None), "model_type", "unknown"),
         units=tuple(units),
         unmapped=tuple(unmapped),
@@ -111,7 +113,7 @@ def _account(
     for unit in units:
         claimed.add(id(linears(model, unit)[-1][1].weight))
         claimed |= {id(parameter) for _, layer in gated(model, unit) for parameter in layer.parameters.values()}
-        claimed |= {id(model.get_submodule(f"{unit.path}.{norm.linear}").weight) for norm in unit.norms}
+        claimed |= {id(layer_at(model.get_submodule(unit.path), site).weight) for site in unit.norms}
     modules: dict[str, nn.Module] = {}
     opaque: dict[str, str | None] = {}
     unmapped: dict[str, Unmapped] = {}

@@ -36,7 +36,7 @@ class Sites:
     order: tuple[int, ...] = ()
     """Feature of one repeat → its channel. Empty: feature f belongs to channel f mod channels."""
     norms: tuple[Site, ...] = ()
-    """Norms over the features, which lose as many weights."""
+    """Norms over the features, and tables that multiply them, which lose as many weights."""
     centred: tuple[Site, ...] = ()
     """Those that take off their mean, and so give something where a channel is silent: gates act behind them, too."""
     turned: int = 0
