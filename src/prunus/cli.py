@@ -18,6 +18,7 @@ from prunus.anatomy import LeftDense, anatomy, survey
 from prunus.checkpoint import bare_model, local_folder, plan_of, sparsity_in, verify
 from prunus.errors import PrunusError, shown
 from prunus.evaluation import evaluate_here, harness_scores, read_task
+from prunus.export import Graphs, export_folder
 from prunus.extensions import load_extension
 from prunus.metric import written
 from prunus.models import as_published
@@ -212,6 +213,34 @@ def convert(
     """Makes OUT, a folder that transformers loads, of a published checkpoint FILE. No code in the file is run."""
     model = convert_file(file, out, family, image_size=image_size, head_width=head_width)
     typer.echo(f"{type(model).__name__}, {model.num_parameters():,} parameters: {out}")
+
+
+@app.command()
+def export(
+    model: str,
+    to: Annotated[str, typer.Option(help="onnx, openvino or torch.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to make; by default MODEL-onnx, and so on.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="A task whose items are traced, by name or settings; else drawn pictures and questions."),
+    ] = None,
+    graphs: Annotated[
+        Graphs,
+        typer.Option(help="One forward pass, or the stages of generation; auto takes these where they can be had."),
+    ] = "auto",
+    extensions: ImportOption = None,
+) -> None:
+    """Writes MODEL (folder or hub id) as graphs of another runtime, which is run and compared with the model before it counts."""
+    chosen = None if task is None else read_task(task, "--task")
+    done = export_folder(model, out or Path(f"{Path(model).name}-{to}"), to, task=chosen, graphs=graphs)
+    for graph in done.graphs:
+        typer.echo(
+            f"{graph.name:<24}{graph.difference:.1e} from the model on {graph.batches} batches, takes "
+            + ("any batch and length" if graph.sizes == "any" else "only the sizes that it was traced with")
+        )
+    if done.lacking is not None:
+        typer.echo(f"no graphs of generation: {done.lacking}")
+    typer.echo(f"{done.format}: {done.folder}")
 
 
 @app.command()
