@@ -24,10 +24,11 @@ from prunus.metric import written
 from prunus.models import as_published
 from prunus.models import convert as convert_file
 from prunus.plan import SparsityPlan
-from prunus.recipe import Recipe, demo_recipe, load_recipe
-from prunus.report import Report, terminal_table, write_report
+from prunus.quantise import Quantisation, quantise_folder
+from prunus.recipe import Measure, Recipe, demo_recipe, load_recipe
+from prunus.report import Report, side_by_side, terminal_table, write_report
 from prunus.run import run
-from prunus.storage import write_text
+from prunus.storage import writable_path, write_text
 from prunus.unstructured import recorded_sparsity
 
 app = typer.Typer(
@@ -118,7 +119,8 @@ def inspect(
             f"{count.flops / 1e9:.4f} G multiply-accumulates ({count.macs / 1e9:.4f} G without norms and resizing)"
         )
     if sparsity is not None:
-        counted = sparsity_in(Path(model)) if Path(model).is_dir() else None
+        is_packed = getattr(built.config, "quantization_config", None) is not None
+        counted = sparsity_in(Path(model)) if Path(model).is_dir() and not is_packed else None
         told = "as recorded" if counted is None else "in place"
         typer.echo(f"\npruned by prunus ({sparsity.method.get('method')}), zeros {told}:\n{counted or sparsity}")
         if counted is not None:
@@ -241,6 +243,47 @@ def export(
     if done.lacking is not None:
         typer.echo(f"no graphs of generation: {done.lacking}")
     typer.echo(f"{done.format}: {done.folder}")
+
+
+@app.command()
+def quantise(
+    model: str,
+    to: Annotated[str, typer.Option(help="int8 or int4.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to make; by default MODEL-int8, and so on.")] = None,
+    group: Annotated[int, typer.Option(min=1, help="Of int4: weights of a row that share a scale.")] = 32,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Glob over module paths and towers. May be repeated.")
+    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Glob that takes away again. May be repeated.")] = None,
+    extensions: ImportOption = None,
+) -> None:
+    """Keeps the weights of MODEL's linear layers (folder or hub id) in 8 or 4 bits, by torchao, and counts zeros before and after."""
+    settings: dict[str, Any] = {"to": to, "group": group, "include": include or (), "exclude": exclude or ()}
+    folder = out or Path(f"{Path(model).name}-{to}")
+    found = quantise_folder(model, folder, Quantisation(**settings))
+    typer.echo(str(found))
+    for reason, (count, weights) in found.left.items():
+        typer.echo(f"left as they were: {count} matrices of {weights:,} weights: {reason}")
+    typer.echo(str(folder))
+
+
+@app.command()
+def compare(
+    models: list[str],
+    task: Annotated[str, typer.Option(help="A task's name, or its settings as JSON.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate this many items only.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Items of the batch that is timed and weighed.")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls, all models in turn.")] = 5,
+    out: Annotated[Path, typer.Option(help="Folder for comparison.json and comparison.png.")] = Path("comparison"),
+    extensions: ImportOption = None,
+) -> None:
+    """Puts MODELS (folders or hub ids, dense or not) side by side: quality on a task, parameters, multiply-accumulates, bytes, latency,
+    memory, with a picture."""
+    measure = Measure(batch_size=batch_size, repeats=repeats)
+    found = side_by_side(models, read_task(task, "--task"), measure, limit)
+    found.save(writable_path(out, "--out"))
+    Console().print(found.table())
+    typer.echo(f"{out / 'comparison.json'}   {out / 'comparison.png'}")
 
 
 @app.command()

@@ -53,7 +53,7 @@ def _made(model: Any, folder: str, order: tuple[int, ...]) -> Batch:
     sees, reads = "pixel_values" in takes, "input_ids" in takes
     if sees and reads:
         try:
-            kind = kind_of(Speaker, folder)
+            kind = kind_of(Speaker, folder)  # type: ignore[type-abstract]
         except PrunusError:
             pass
         else:
