@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TypeVar
 
 from torch import nn
 
 from prunus.anatomy.blocks import BlockMlp, MlpByShape
-from prunus.anatomy.conventions import AttentionByConvention
+from prunus.anatomy.conventions import AttentionByConvention, TriedAttention
 from prunus.anatomy.experts import Experts
-from prunus.anatomy.forwards import fused_attention
-from prunus.anatomy.layouts import Attention, Layout, Mlp, TriedMlp
+from prunus.anatomy.forwards import fused_attention, windowed_attention
+from prunus.anatomy.layouts import Attention, Layout, Mlp, StaysDense, TriedMlp
 from prunus.errors import PrunusError
 
 ValueT = TypeVar("ValueT")
@@ -32,11 +33,9 @@ _QWEN_VISION = Attention("qkv", "qkv", "qkv", "proj", rotary=True)
 _NEOX = Attention(
     "query_key_value", "query_key_value", "query_key_value", "dense", width="head_size", grouped=True, rotary=True
 )
-_GPT2, _IMAGE_GPT = (
-    tuple(
-        Attention(query, "c_attn", "c_attn", "c_proj", totals=("split_size",), scale_follows_width=follows)
-        for query in ("q_attn", "c_attn")
-    )
+_GPT2 = tuple(
+    Attention(query, "c_attn", "c_attn", "c_proj", totals=("split_size",), scale_follows_width=follows)
+    for query in ("q_attn", "c_attn")
     for follows in (False, True)
 )
 _GPT2_MLP = Mlp("c_fc", "c_proj", activation="act")
@@ -45,6 +44,12 @@ _QUERY_MLP = Mlp(
     "intermediate_query.dense", "output_query.dense", activation="intermediate_query.intermediate_act_fn",
     name="mlp_query",
 )  # fmt: skip
+_REPLACED = StaysDense(
+    "its forward puts an attention of another type in its place, so that what is narrowed is not what is built"
+)
+_OVER_CHANNELS = StaysDense(
+    "its softmax is over channels, and gives a silent one its part of the attention: it cannot be cut out"
+)
 
 _TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
     "blip.modeling_blip": {"BlipAttention": (_BLIP_VISION,)},
@@ -62,7 +67,7 @@ _TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
         "Phi4MultimodalAttention": (Attention("qkv_proj", "qkv_proj", "qkv_proj", "o_proj", rotary=True),),
     },
     "gpt2.modeling_gpt2": {"GPT2Attention": _GPT2, "GPT2MLP": (_GPT2_MLP,)},
-    "imagegpt.modeling_imagegpt": {"ImageGPTAttention": _IMAGE_GPT, "ImageGPTMLP": (_GPT2_MLP,)},
+    "imagegpt.modeling_imagegpt": {"ImageGPTAttention": _GPT2, "ImageGPTMLP": (_GPT2_MLP,)},
     "decision_transformer.modeling_decision_transformer": {
         "DecisionTransformerGPT2Attention": _GPT2, "DecisionTransformerGPT2MLP": (_GPT2_MLP,),
     },
@@ -94,9 +99,16 @@ _TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
             Attention("Wqkv", "Wqkv", "Wqkv", "Wo", rotary=True, scale_follows_width=True),
         ),
     },
-    # their forwards put an attention of another type in place of these, so that what is narrowed is not what is built
-    "big_bird.modeling_big_bird": {"BigBirdAttention": ()},
-    "bigbird_pegasus.modeling_bigbird_pegasus": {"BigBirdPegasusEncoderAttention": (), "BigBirdPegasusSelfAttention": ()},
+    "big_bird.modeling_big_bird": {"BigBirdAttention": (_REPLACED,)},
+    "bigbird_pegasus.modeling_bigbird_pegasus": {
+        "BigBirdPegasusEncoderAttention": (_REPLACED,), "BigBirdPegasusSelfAttention": (_REPLACED,),
+    },
+    "florence2.modeling_florence2": {
+        "Florence2VisionChannelAttention": (_OVER_CHANNELS,),
+        "Florence2VisionWindowAttention": (
+            TriedAttention("qkv", "qkv", "qkv", "proj", width="", heads="num_heads", own_forward=windowed_attention),
+        ),
+    },
     "llama4.modeling_llama4": {"Llama4TextExperts": (Experts(transposed=True, batched=True),)},
     "qwen2_vl.modeling_qwen2_vl": {"VisionAttention": (_QWEN_VISION,)},
     "qwen2_5_vl.modeling_qwen2_5_vl": {"Qwen2_5_VLVisionAttention": (_QWEN_VISION,)},
@@ -123,7 +135,7 @@ CATALOG: dict[str, tuple[Layout, ...]] = {
 }
 """Qualified name of a module type, `package.module:Class` → its layouts."""
 
-CONVENTIONS: tuple[TriedMlp | BlockMlp | AttentionByConvention | Experts, ...] = (
+CONVENTIONS: tuple[TriedMlp | BlockMlp | AttentionByConvention | Experts | StaysDense, ...] = (
     Experts(),
     Experts("up_proj", gated=False),
     TriedMlp("up_proj", "down_proj", gate="gate_proj"),
@@ -146,11 +158,15 @@ CONVENTIONS: tuple[TriedMlp | BlockMlp | AttentionByConvention | Experts, ...] =
     BlockMlp("linear1", "linear2"),
     BlockMlp("ffn", "ffn_output"),
     AttentionByConvention(),
+    StaysDense(
+        "linear attention, or a state space: its heads keep a state of their width, and pass a convolution and a norm over it",
+        holding=("A_log",),
+    ),
 )
 """Layouts tried on types that the catalog does not name. A match counts only if a trial run equals the formula."""
 
 BY_SHAPE: tuple[MlpByShape, ...] = (MlpByShape(),)
-"""Layouts tried in blocks on what is left."""
+"""Layouts tried in blocks where nothing else fits."""
 
 OPAQUE: dict[str, str] = {
     "torch.nn.modules.activation:MultiheadAttention": (
@@ -231,8 +247,13 @@ def qualified(kind: type) -> str:
 
 def entry(table: Mapping[str, ValueT], module: nn.Module) -> ValueT | None:
     """What a table says of a module's type, or else of the nearest that it inherits from."""
-    names = map(qualified, type(module).__mro__)
-    return next((table[name] for name in names if name in table), None)
+    return next((table[name] for name in _names(type(module)) if name in table), None)
+
+
+@lru_cache(maxsize=4096)
+def _names(kind: type) -> tuple[str, ...]:
+    """Of a type and of all that it inherits from, the nearest first."""
+    return tuple(map(qualified, kind.__mro__))
 
 
 def layouts_of(module: nn.Module) -> tuple[Layout, ...]:
@@ -241,6 +262,5 @@ def layouts_of(module: nn.Module) -> tuple[Layout, ...]:
     if known is not None:
         return known
     if type(module).__module__.startswith("torch."):
-        return ()
-    by_name = tuple(layout for layout in CONVENTIONS if layout.resembles(module))
-    return by_name or tuple(layout for layout in BY_SHAPE if layout.resembles(module))
+        return tuple(layout for layout in BY_SHAPE if type(module) is nn.Sequential and layout.resembles(module))
+    return tuple(layout for layout in (*CONVENTIONS, *BY_SHAPE) if layout.resembles(module))

@@ -10,16 +10,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any, ClassVar, TypeGuard
+from typing import ClassVar, TypeGuard
 
-import torch
 from torch import Tensor, nn
 
-from prunus.anatomy.forwards import keep_rotation
+from prunus.anatomy.forwards import keep_rotation, take_own_forward
 from prunus.anatomy.layers import Site
 from prunus.anatomy.layouts import Attention, Layout, Proposal, Sites
+from prunus.anatomy.norms import Norm, NormSites, norms_in, sites_of, weighted
 from prunus.anatomy.rotation import ROTATIONS, tables_of, turned_features, turned_sizes
-from prunus.anatomy.trial import MisfitError, linear_at, trial_numbers, without_hooks
+from prunus.anatomy.trial import MisfitError, linear_at
 
 ROLE = re.compile(r"(?:to_|w|lin_|linear_)?(q|k|v)(?:uer(?:y|ies)|eys?|alues?)?(?:_?(?:proj|lin|linear|layer|states))?")
 """How the layers that make queries, keys and values are called."""
@@ -33,18 +33,6 @@ WIDTHS = re.compile(
 """Attributes that hold the head width."""
 HEADS = re.compile(r"num_(?:attention_)?heads|(?:n|num)_?heads?")
 """Attributes that hold the number of heads of the queries."""
-EPSILONS = ("eps", "variance_epsilon", "epsilon")
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A norm over the channels of one head, or of all."""
-
-    path: str
-    weightless: bool = False
-    """It has no weight, so that what it loses goes to the output layer."""
-    offset: float = 0.0
-    """It multiplies by weight + offset."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +45,9 @@ class TriedAttention(Attention):
     gates: tuple[str, ...] = field(default=(), kw_only=True)
     """Layers whose outputs multiply what the heads give."""
     norms: tuple[Norm, ...] = field(default=(), kw_only=True)
-    """Over the channels; where they are root-mean-square norms, cutting them is exact."""
+    """Over the channels."""
+    tables: tuple[str, ...] = field(default=(), kw_only=True)
+    """Parameters, (positions, head width), that multiply queries or keys."""
 
     def sites(self, module: nn.Module) -> Sites:
         columns = linear_at(module, self.out).in_features
@@ -75,11 +65,6 @@ class TriedAttention(Attention):
         if self.rotation is not None:
             turned = turned_features(module, width)
             order = self.rotation.order(width, turned)
-        norms = [
-            Site(norm.path, module.get_submodule(norm.path).weight.numel() // width, 1)  # type: ignore[operator]
-            for norm in self.norms
-            if not norm.weightless
-        ]
         span = 1 if self.rotation is None else self.rotation.span
         plain = tuple(f % (width // span) for f in range(width))
         return Sites(
@@ -88,18 +73,20 @@ class TriedAttention(Attention):
                 for name, layer in layers.items()
             ),
             consumer=Site(self.out, columns // width, linear_at(module, self.out).out_features, 1),
-            channels=width // span, span=span, order=() if order == plain else order, norms=tuple(norms), turned=turned,
+            channels=width // span, span=span, order=() if order == plain else order, turned=turned, **self._others(module, width),
         )  # fmt: skip
 
     def factor(self, linear: str, share: float) -> float:
-        if linear == self.out and any(norm.weightless for norm in self.norms):
+        if linear == self.out and any(norm.is_weightless for norm in self.norms):
             return float(share**-0.5)
         return super().factor(linear, share)
 
     def refit(self, norm: str, weight: Tensor, share: float) -> Tensor:
-        """The mean of squares is over fewer channels, so it is larger by the share that left: weights make up for it."""
-        offset = next(known.offset for known in self.norms if known.path == norm)
-        return weight.add(offset).mul(share**-0.5).sub(offset)
+        known = {one.path: one for one in self.norms}
+        if norm in known:
+            return known[norm].refit(weight, share)
+        factor = self.factor(self.query, share)  # of the queries that a table multiplies
+        return weight / factor
 
     def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
         core, width = module.get_submodule(self.core), len(kept) * before.span
@@ -107,14 +94,21 @@ class TriedAttention(Attention):
             setattr(core, name, size)
         if self.width:
             setattr(core, self.width, width)
+        if self.own_forward is not None:
+            take_own_forward(module, self.own_forward)
         for norm in self.norms:
-            _shrink_norm(module.get_submodule(norm.path), before.channels, len(kept))
+            norm.shrink(module, before.channels, len(kept), before.channels * before.span)
         if self.rotation is not None:
             index, columns = self.rotation.columns(kept, before.turned)
             turned = int((kept < before.turned // before.span).sum()) * before.span
             for name, _ in turned_sizes(module):
                 setattr(module, name, turned)
             keep_rotation(module, index, columns, turned, tables_of(module) or "")
+
+    def _others(self, module: nn.Module, width: int) -> NormSites:
+        found = sites_of(self.norms, module, width)
+        tables = tuple(Site(name, 1, len(module.get_parameter(name)), 1) for name in self.tables)
+        return {**found, "norms": (*found["norms"], *tables)}
 
     def _width(self, module: nn.Module) -> int:
         if self.width:
@@ -156,12 +150,18 @@ class AttentionByConvention(Proposal):
                 yield guess
                 continue
             norms = _norms(module, guess, width)
+            tables = tuple(
+                n for n, p in module._parameters.items() if p is not None and p.ndim == 2 and p.shape[1] == width
+            )
             totals = tuple(n for n, size in _sizes(inside).items() if size == columns and n not in (*widths, *counts))
             choices = product(
-                rotations, [norms, ()] if norms else [()], [(), totals] if totals else [()], (False, True)
-            )
-            for rotation, over, sizes, scale in choices:
-                found = replace(guess, rotation=rotation, norms=over, totals=sizes, scale_follows_width=scale)
+                rotations, [norms, ()] if norms else [()], [tables, ()] if tables else [()],
+                [(), totals] if totals else [()], (False, True),
+            )  # fmt: skip
+            for rotation, over, known, sizes, scale in choices:
+                found = replace(
+                    guess, rotation=rotation, norms=over, tables=known, totals=sizes, scale_follows_width=scale
+                )
                 yield found
                 if scale and query == key:
                     yield replace(found, grouped=True)
@@ -228,39 +228,9 @@ def _norms(module: nn.Module, guess: TriedAttention, width: int) -> tuple[Norm, 
     """Norms in a module over as many channels as one head has, or all heads of a layer."""
     totals = {width, *(linear_at(module, name).out_features for name in (guess.query, guess.key, guess.value) if name)}
     found = []
-    for name, child in module._modules.items():
-        if child is None or "Norm" not in type(child).__name__ or not _epsilon(child):
-            continue
-        weight = child._parameters.get("weight")
-        if weight is None and not child._parameters:
-            if ROLE.match(name) and name.startswith("v"):
-                found.append(Norm(name, weightless=True))
-        elif weight is not None and weight.numel() in totals:
-            found.append(Norm(name, offset=_offset(child, weight.numel())))
+    for name, norm, weight in norms_in(module._modules.items()):
+        if weight is not None:
+            found += [weighted(name, norm, weight)] if weight.numel() in totals and not weight.shape[-1] % width else []
+        elif ROLE.match(name):
+            found.append(Norm(name, is_weightless=name.startswith("v"), is_wide=not name.startswith("v")))
     return tuple(found)
-
-
-def _offset(norm: nn.Module, width: int) -> float:
-    """What a norm adds to its weight: 1, if it still speaks where all its weights are zero."""
-    copy: Any = without_hooks(norm)
-    try:
-        with trial_numbers():
-            own = {name: None if p is None else torch.zeros(p.shape) for name, p in norm._parameters.items()}
-            vars(copy)["_parameters"] = own
-            return float(copy(torch.ones(1, 1, width)).abs().max() > 0)
-    except Exception:  # a stranger's forward may raise anything; the trial says whether it matters
-        return 0.0
-
-
-def _epsilon(norm: nn.Module) -> str | None:
-    return next((name for name in EPSILONS if isinstance(getattr(norm, name, None), float)), None)
-
-
-def _shrink_norm(norm: nn.Module, before: int, after: int) -> None:
-    """ε is added to a mean over fewer channels, so it grows with it; reckoned from what it was at first, so that two cuts are one."""
-    name = _epsilon(norm)
-    first, width = vars(norm).setdefault("_dense_epsilon", (getattr(norm, name or ""), before))
-    setattr(norm, name or "", first * width / after)
-    shape = getattr(norm, "normalized_shape", None)
-    if isinstance(shape, tuple):
-        norm.normalized_shape = (shape[0] * after // before,)  # type: ignore[assignment]

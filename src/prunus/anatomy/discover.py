@@ -7,14 +7,16 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from prunus.anatomy.catalog import BY_SHAPE, CROSS_ATTENTION, OPAQUE, entry, layouts_of
+from prunus.anatomy.layers import layer_at
 from prunus.anatomy.mirrors import copies_of, is_inside, mirrors_of
 from prunus.anatomy.proof import settle
 from prunus.anatomy.routers import ROUTER, is_router
 from prunus.anatomy.towers import Location, locate
 from prunus.anatomy.trial import MisfitError
-from prunus.anatomy.units import Anatomy, Unit, Unmapped, linears
+from prunus.anatomy.units import Anatomy, Unit, Unmapped, gated, linears
 
 
 def anatomy(model: nn.Module, mirrors: Mapping[str, str] | None = None) -> Anatomy:
@@ -39,16 +41,18 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
     for path, module in model.named_modules():
         if is_inside(path, mirrors):
             continue
-        is_described = False
+        is_described = is_found = False
         in_list = bool(path) and isinstance(model.get_submodule(path.rpartition(".")[0]), nn.ModuleList)
         in_block = in_list or places[path].block != path
         for layout in layouts_of(module):
-            if (is_described and not layout.name) or (layout in BY_SHAPE and not in_block):
+            by_shape = layout in BY_SHAPE
+            if (is_described and not layout.name) or (by_shape and (is_found or not in_block)):
                 continue
             try:
                 found_layout, sites = settle(layout, module)
             except MisfitError as misfit:
-                refused[path] = str(misfit)
+                if not (by_shape and any(above in refused for above in _upwards(path))):
+                    refused[path] = str(misfit)
                 continue
             name = f"{path}.{layout.name}" if layout.name else path
             kind = found_layout.kind or _kind_by_place(path)
@@ -58,7 +62,7 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
                 Unit(**vars(sites), name=name, path=path, kind=kind, tower=tower, block=block, layout=found_layout),
             )
             refused.pop(path, None)
-            is_described = is_described or not layout.name
+            is_found, is_described = True, is_described or not layout.name
     units = _merge_twins(model, list(found.values()))
     units = [replace(unit, mirrors=copies_of(unit.path, mirrors)) for unit in units]
     unmapped, dense, tower_parameters = _account(model, places, units, refused, mirrors)
@@ -85,8 +89,10 @@ def _merge_twins(model: nn.Module, units: list[Unit]) -> list[Unit]:
     merged: list[Unit] = []
     for unit in units:
         key = tuple(id(layer.weight) for _, layer in linears(model, unit))
-        if key in first:
-            original = merged[first[key]]
+        original = merged[first[key]] if key in first else None
+        if original is not None and is_inside(unit.path, [original.path]):  # the layers of one MLP, found twice
+            continue
+        if original is not None:
             merged[first[key]] = replace(original, twins=(*original.twins, unit.path))
         else:
             first[key] = len(merged)
@@ -104,11 +110,9 @@ def _account(
     """Where every parameter that no unit can remove lives, and why it stays."""
     claimed: set[int] = set()
     for unit in units:
-        for site, layer in linears(model, unit):
-            claimed.add(id(layer.weight))
-            if site is not unit.consumer and layer.bias is not None:
-                claimed.add(id(layer.bias))
-        claimed |= {id(model.get_submodule(f"{unit.path}.{norm.linear}").weight) for norm in unit.norms}
+        claimed.add(id(linears(model, unit)[-1][1].weight))
+        claimed |= {id(parameter) for _, layer in gated(model, unit) for parameter in layer.parameters.values()}
+        claimed |= {id(layer_at(model.get_submodule(unit.path), site).weight) for site in unit.norms}
     modules: dict[str, nn.Module] = {}
     opaque: dict[str, str | None] = {}
     unmapped: dict[str, Unmapped] = {}
@@ -131,15 +135,15 @@ def _account(
                 owner = path.rpartition(".")[0] if isinstance(module, nn.Linear) and "." in path else path
             in_block = block != path
             is_bias = name.endswith("bias") and not isinstance(module, nn.Linear)
-            is_matrix = (
-                parameter.ndim >= 2 and not isinstance(module, nn.Embedding | nn.modules.conv._ConvNd) and not is_bias
-            )
+            is_layer = isinstance(module, nn.Linear)
+            is_matrix = parameter.ndim >= 2 and (is_layer or sum(size > 1 for size in parameter.shape) >= 2)
+            is_matrix &= not (is_bias or isinstance(module, nn.Embedding | nn.modules.conv._ConvNd))
             if is_inside(path, mirrors):
                 reason = "momentum copies: they follow their originals"
             elif is_matrix and in_block and is_router(module, _around(modules, path)):
                 reason = ROUTER
             elif opaque[path] or (is_matrix and in_block):
-                why = opaque[path] or refused.get(owner) or "no layout in the catalog names this type"
+                why = opaque[path] or refused.get(owner) or _why_unknown(modules[owner])
                 reason, before = "left dense: no layout fits", unmapped.get(owner)
                 count = parameter.numel() + (before.parameters if before else 0)
                 unmapped[owner] = Unmapped(owner, type(modules[owner]).__name__, count, why)
@@ -165,6 +169,13 @@ def _upwards(path: str) -> Iterator[str]:
         path = path.rpartition(".")[0]
 
 
+def _why_unknown(module: nn.Module) -> str:
+    layers = sum(isinstance(part, nn.Linear | Conv1D) for part in module.modules())
+    if layers == 1:
+        return "its one layer leads from one width of the model to another, with no channels between"
+    return "no layout in the catalog names this type" if layers else "a parameter that no layer holds"
+
+
 def _why_dense(module: nn.Module, parameter: nn.Parameter, in_block: bool) -> str:
     if isinstance(module, nn.Embedding):
         return "embeddings: their width is the model's width"
@@ -174,6 +185,6 @@ def _why_dense(module: nn.Module, parameter: nn.Parameter, in_block: bool) -> st
         return "convolutions: they are no linear map"
     if isinstance(module, nn.Linear):
         return BIASES if in_block else "heads and projections between towers"
-    if parameter.ndim == 1 or "Norm" in type(module).__name__:
+    if sum(size > 1 for size in parameter.shape) < 2 or "Norm" in type(module).__name__:
         return "norms and scales: they act on the model's width"
     return "position tables, class tokens and other free parameters"
