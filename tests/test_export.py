@@ -93,6 +93,7 @@ def narrow_vit() -> tuple[Any, dict[str, Any]]:
     return extract(case.model, random_plan(case.model, 0)), case.inputs
 
 
+@pytest.mark.long
 def test_a_narrowed_model_becomes_a_program_of_torch(narrow_vit: Any, tmp_path: Path) -> None:
     small, inputs = narrow_vit
     before = {name: value.clone() for name, value in small.state_dict().items()}

@@ -65,5 +65,5 @@ def format_of(name: str) -> Format:
         PrunusError: there is none.
     """
     if name not in FORMATS:
-        raise PrunusError("--to", name, f"take one of {', '.join(FORMATS)}")
+        raise PrunusError("--to", name, f"take one of {', '.join(FORMATS)}, gguf")
     return FORMATS[name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
@@ -13,24 +12,22 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from prunus.anatomy import LeftDense, anatomy, survey
 from prunus.calibrated import ChannelScores, plan_channels
 from prunus.checkpoint import bare_model, local_folder, plan_of, sparsity_in, verify
-from prunus.errors import PrunusError, shown
+from prunus.cli.options import ImportOption
+from prunus.cli.outward import compare, export, quantise
+from prunus.errors import PrunusError
 from prunus.evaluation import evaluate_here, harness_scores, read_task
-from prunus.export import Graphs, export_folder
-from prunus.extensions import load_extension
 from prunus.metric import written
 from prunus.models import as_published
 from prunus.models import convert as convert_file
 from prunus.plan import SparsityPlan
-from prunus.quantise import Quantisation, quantise_folder
-from prunus.recipe import Measure, Recipe, demo_recipe, load_recipe
-from prunus.report import Report, side_by_side, terminal_table, write_report
+from prunus.recipe import Recipe, demo_recipe, load_recipe
+from prunus.report import Report, terminal_table, write_report
 from prunus.run import run
-from prunus.storage import writable_path, write_text
+from prunus.storage import write_text
 from prunus.studies import carry_out, folder_of, load_study, results_of, study_file, weighed, write_page
 from prunus.unstructured import recorded_sparsity
 
@@ -41,21 +38,6 @@ app = typer.Typer(
 
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field: steps.0.method.ratio=0.7. May be repeated.")
-]
-
-
-def _import(names: list[str] | None) -> None:
-    for name in names or ():
-        load_extension(name)
-
-
-ImportOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--import",
-        callback=_import,
-        help="A module, or a .py file, with methods, tasks, sources or steps. May be repeated.",
-    ),
 ]
 
 
@@ -220,73 +202,9 @@ def convert(
     typer.echo(f"{type(model).__name__}, {model.num_parameters():,} parameters: {out}")
 
 
-@app.command()
-def export(
-    model: str,
-    to: Annotated[str, typer.Option(help="onnx, openvino or torch.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to make; by default MODEL-onnx, and so on.")] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="A task whose items are traced, by name or settings; else drawn pictures and questions."),
-    ] = None,
-    graphs: Annotated[
-        Graphs,
-        typer.Option(help="One forward pass, or the stages of generation; auto takes these where they can be had."),
-    ] = "auto",
-    extensions: ImportOption = None,
-) -> None:
-    """Writes MODEL (folder or hub id) as graphs of another runtime, which is run and compared with the model before it counts."""
-    chosen = None if task is None else read_task(task, "--task")
-    done = export_folder(model, out or Path(f"{Path(model).name}-{to}"), to, task=chosen, graphs=graphs)
-    for graph in done.graphs:
-        typer.echo(
-            f"{graph.name:<24}{graph.difference:.1e} from the model on {graph.batches} batches, takes "
-            + ("any batch and length" if graph.sizes == "any" else "only the sizes that it was traced with")
-        )
-    if done.lacking is not None:
-        typer.echo(f"no graphs of generation: {done.lacking}")
-    typer.echo(f"{done.format}: {done.folder}")
-
-
-@app.command()
-def quantise(
-    model: str,
-    to: Annotated[str, typer.Option(help="int8 or int4.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to make; by default MODEL-int8, and so on.")] = None,
-    group: Annotated[int, typer.Option(min=1, help="Of int4: weights of a row that share a scale.")] = 32,
-    include: Annotated[
-        list[str] | None, typer.Option(help="Glob over module paths and towers. May be repeated.")
-    ] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="Glob that takes away again. May be repeated.")] = None,
-    extensions: ImportOption = None,
-) -> None:
-    """Keeps the weights of MODEL's linear layers (folder or hub id) in 8 or 4 bits, by torchao, and counts zeros before and after."""
-    settings: dict[str, Any] = {"to": to, "group": group, "include": include or (), "exclude": exclude or ()}
-    folder = out or Path(f"{Path(model).name}-{to}")
-    found = quantise_folder(model, folder, Quantisation(**settings))
-    typer.echo(str(found))
-    for reason, (count, weights) in found.left.items():
-        typer.echo(f"left as they were: {count} matrices of {weights:,} weights: {reason}")
-    typer.echo(str(folder))
-
-
-@app.command()
-def compare(
-    models: list[str],
-    task: Annotated[str, typer.Option(help="A task's name, or its settings as JSON.")],
-    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate this many items only.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Items of the batch that is timed and weighed.")] = 16,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed calls, all models in turn.")] = 5,
-    out: Annotated[Path, typer.Option(help="Folder for comparison.json and comparison.png.")] = Path("comparison"),
-    extensions: ImportOption = None,
-) -> None:
-    """Puts MODELS (folders or hub ids, dense or not) side by side: quality on a task, parameters, multiply-accumulates, bytes, latency,
-    memory, with a picture."""
-    measure = Measure(batch_size=batch_size, repeats=repeats)
-    found = side_by_side(models, read_task(task, "--task"), measure, limit)
-    found.save(writable_path(out, "--out"))
-    Console().print(found.table())
-    typer.echo(f"{out / 'comparison.json'}   {out / 'comparison.png'}")
+app.command()(export)
+app.command()(quantise)
+app.command()(compare)
 
 
 @app.command()
@@ -372,20 +290,3 @@ def report(runs: list[Path]) -> None:
         finished = Report.load(folder)
         write_report(finished, folder)
         console.print(_table(finished))
-
-
-def main() -> None:
-    """Entry point: a refused request is one line on standard error and status 2."""
-    try:
-        app()
-    except PrunusError as error:
-        refusal = error
-    except OSError as error:
-        refusal = PrunusError(str(error.filename or "system"), error.strerror, "look at the disk and at its rights")
-    else:
-        return
-    said = f"[bold red]error[/] {escape(refusal.field)} = {escape(shown(refusal.value))}: {escape(refusal.remedy)}"
-    Console(stderr=True).print(
-        said.encode(errors="backslashreplace").decode().replace("\n", " "), highlight=False, soft_wrap=True
-    )
-    sys.exit(2)
