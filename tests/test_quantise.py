@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers as tf
+from rich.console import Console
 from typer.testing import CliRunner
 
 from prunus import Magnitude, PrunusError, anatomy, extract, load_model, plan_of, prune, sparsity_of
 from prunus.cli import app
 from prunus.cost import size, stored_bytes
-from prunus.quantise import Quantisation, quantise_folder
-from prunus.recipe import parse_recipe
+from prunus.evaluation import evaluate_here
+from prunus.quantise import Quantisation, Quantised, quantise_folder
+from prunus.recipe import Recipe, parse_recipe
+from prunus.run import run
 from tests.families import build
 from tests.test_equivalence import random_plan
 
@@ -50,6 +54,7 @@ def test_a_narrowed_model_is_saved_and_loaded_with_the_same_bits(settings: Any, 
     assert size(packed).parameters == size(small).parameters
     assert found.matrices + sum(count for count, _ in found.left.values()) == 7 * small.config.num_hidden_layers
     assert 0 < found.error < 0.2
+    assert str(Quantised.of(tmp_path / "packed")) == str(found)
 
 
 def test_int4_leaves_rows_that_no_group_divides(narrow: Any, tmp_path: Path) -> None:
@@ -126,3 +131,20 @@ output: runs/quantised
 def test_bytes_of_plain_weights_are_those_of_their_numbers() -> None:
     model = build("vit", 0).model
     assert stored_bytes(model) == 4 * anatomy(model).parameters
+
+
+def test_a_run_quantises_last_and_its_report_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("prunus.report.measured"), "evaluate_elsewhere", evaluate_here)
+    build("llama", 0).model.save_pretrained(tmp_path / "dense")
+    recipe = Recipe.model_validate({
+        "model": {"path": str(tmp_path / "dense")}, "task": {"name": "noise", "items": 4, "length": 8},
+        "steps": [{"step": "prune", "method": {"method": "magnitude", "sparsity": 0.5}, "calibration": {"samples": 2, "batch_size": 2}},
+                  {"step": "quantise", "method": {"to": "int8"}}],
+        "measure": {"batch_size": 1, "repeats": 1}, "output": str(tmp_path / "run"),
+    })  # fmt: skip
+    report = run(recipe, Console(quiet=True))
+    assert report is not None
+    assert "matrices in int8" in report.outcome
+    assert "zeros kept" in report.outcome
+    assert report.models["compressed"]["bytes"] < report.models["dense"]["bytes"]
+    assert report.models["compressed"]["parameters"] == report.models["dense"]["parameters"]

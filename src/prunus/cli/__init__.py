@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from prunus.cli.commands import app
 from prunus.errors import PrunusError, shown
+from prunus.parallel import leave
 
 __all__ = ["app", "main"]
 
@@ -17,6 +18,9 @@ def main() -> None:
     """Entry point: a refused request is one line on standard error and status 2."""
     try:
         app()
+    except SystemExit as ended:
+        leave(ended.code if isinstance(ended.code, int) else 0)
+        raise
     except PrunusError as error:
         refusal = error
     except OSError as error:
@@ -27,4 +31,5 @@ def main() -> None:
     Console(stderr=True).print(
         said.encode(errors="backslashreplace").decode().replace("\n", " "), highlight=False, soft_wrap=True
     )
+    leave(2)
     sys.exit(2)

@@ -63,6 +63,8 @@ def compress(
 def _compress(recipe: Recipe) -> None:
     console = Console()
     report = run(recipe, console)
+    if report is None:
+        return
     console.print(_table(report))
     console.print(f"report: {recipe.output / 'report.html'}   model: {report.folders['compressed']}")
 

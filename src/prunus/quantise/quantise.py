@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from prunus.cost import human, parts_of, stored_bytes
 from prunus.errors import PrunusError, refusing
 from prunus.quantise.method import Quantisation
 from prunus.refusals import refuse_weights
-from prunus.storage import new_folder, writable_path
+from prunus.storage import new_folder, writable_path, write_text
 from prunus.tasks import PROCESSOR_FILES
 from prunus.unstructured import RECORD, parse_pattern, recorded_sparsity
+
+FOUND = "quantised.json"
+"""What became of the model, beside its weights."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ class Quantised:
     """Of all quantised weights: ‖W − Ŵ‖ / ‖W‖."""
     left: dict[str, tuple[int, int]]
     """Why matrices of the blocks were left as they were → how many, and of how many weights."""
+
+    @classmethod
+    def of(cls, folder: Path) -> Quantised:
+        """What stands in a folder that `quantise_folder` has made."""
+        return cls(**json.loads((folder / FOUND).read_bytes()))
 
     def __str__(self) -> str:
         before, after = self.bytes
@@ -90,6 +99,7 @@ def quantise_folder(path: str | Path, folder: str | Path, settings: Quantisation
                 shutil.copytree(file, partial / file.name)
             else:
                 shutil.copyfile(file, partial / file.name)
+        write_text(partial / FOUND, json.dumps(asdict(found), indent=1) + "\n")
         write_checksums(partial)
         _refuse_other(packed, load_model(partial))
     return found

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from prunus.quantise import Quantisation, quantise_folder
+from prunus.parallel import agreeing, is_first
+from prunus.quantise import Quantisation, Quantised, quantise_folder
 from prunus.steps.bench import Bench
 from prunus.steps.step import History, Sketch, Step
-from prunus.storage import write_text
 
 
 class QuantiseStep(Step):
@@ -23,8 +23,7 @@ class QuantiseStep(Step):
         return before
 
     def carry_out(self, bench: Bench) -> History:
-        told = bench.folder / "quantised.txt"
-        if not bench.output.exists() or not told.exists():
-            found = quantise_folder(bench.current, bench.output, self.method)
-            write_text(told, str(found))
-        return {"log": [], "said": told.read_text()}
+        with agreeing():
+            if is_first() and not bench.output.exists():
+                quantise_folder(bench.current, bench.output, self.method)
+        return {"log": [], "said": str(Quantised.of(bench.output))}
