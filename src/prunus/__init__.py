@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from prunus.allocation import OWL, ECoFLaP, IterativeGlobal, Manual, Uniform, allocate
 from prunus.anatomy import Anatomy, Matrix, anatomy, matrices, mirrored
-from prunus.calibrated import Calibrated, ChannelMagnitude, Fluctuation, Score, SurgeonCost, WeightedNorm, narrow
+from prunus.calibrated import (
+    Calibrated,
+    ChannelMagnitude,
+    Fluctuation,
+    RouterWeighted,
+    Score,
+    SurgeonCost,
+    WeightedNorm,
+    narrow,
+)
 from prunus.calibration import image_batches, pair_batches, text_batches
 from prunus.checkpoint import extract, load_model, plan_of, prune_folder
 from prunus.errors import PrunusError
@@ -72,7 +81,7 @@ __all__ = [
     "OWL", "RESSA", "Anatomy", "AtEnd", "Budget", "Calibrated", "Chance", "ChannelMagnitude", "Closing", "ComponentRatios", "Composed",
     "DSnoT", "Decision", "Distillation", "ECoFLaP", "Everyone", "Fluctuation", "GateGradient", "Importance", "IterativeGlobal",
     "IterativeMagnitude", "IterativeSTE", "Lesson", "LoRA", "Magnitude", "Manual", "MaskBased", "MaskedFinetune", "MaskedLoRA", "Matrix",
-    "Parts", "Plan", "Progressive", "PrunusError", "RateGate", "Rounds", "Scope", "Score", "Search", "SearchCallback", "SearchMethod",
+    "Parts", "Plan", "Progressive", "PrunusError", "RateGate", "Rounds", "RouterWeighted", "Scope", "Score", "Search", "SearchCallback", "SearchMethod",
     "SparseGPT", "SparsityPlan", "StraightThrough", "Structured", "SurgeonCost", "Taylor", "TrainedGate", "Training", "UPop", "Unified",
     "Uniform", "WalkOptions", "Wanda", "WeightMagnitude", "WeightedNorm", "WithinComponent", "WithinUnit", "accelerate_2to4", "allocate",
     "anatomy", "convert", "draw_plans", "extract", "finetune", "hold_zeros", "image_batches", "load_model", "matrices", "mirrored", "narrow",

@@ -18,6 +18,7 @@ from prunus.anatomy.conventions import AttentionByConvention
 from prunus.anatomy.experts import Experts
 from prunus.anatomy.forwards import fused_attention
 from prunus.anatomy.layouts import Attention, Layout, Mlp, TriedMlp
+from prunus.anatomy.whole_experts import INSIDE, WholeExperts
 from prunus.errors import PrunusError
 
 ValueT = TypeVar("ValueT")
@@ -242,3 +243,10 @@ def layouts_of(module: nn.Module) -> tuple[Layout, ...]:
         return ()
     by_name = tuple(layout for layout in CONVENTIONS if layout.resembles(module))
     return by_name or tuple(layout for layout in BY_SHAPE if layout.resembles(module))
+
+
+def sets_of(module: nn.Module) -> tuple[WholeExperts, ...]:
+    """The layouts to try on a block whose experts may leave as a whole."""
+    inside = module._modules.get(INSIDE)
+    known = () if inside is None else layouts_of(inside)
+    return tuple(WholeExperts(layout) for layout in known if isinstance(layout, Experts))

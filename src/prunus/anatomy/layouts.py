@@ -37,6 +37,10 @@ class Sites:
     """Feature of one repeat → its channel. Empty: feature f belongs to channel f mod channels."""
     norms: tuple[Site, ...] = ()
     """Norms over the features, which lose as many weights."""
+    sliced: bool = False
+    """A channel is one slice, along `side`, of every parameter or buffer that a site names: an expert as a whole."""
+    least: int = 1
+    """Channels without which its module cannot run."""
     turned: int = 0
     """Features of each repeat that rotary positions turn, where the layout has to know."""
 

@@ -20,6 +20,7 @@ from prunus.calibrated.consumers import Consumer, consumers_of, look_at_each_oth
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.plain import Knob, knobs_for, loadable, make_plain, same_count
 from prunus.calibrated.scores import Seen
+from prunus.calibrated.whole_experts import worth_of_experts
 from prunus.checkpoint import extract
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
@@ -87,7 +88,7 @@ def narrow(
             fill their zeros, batches that the model cannot take, a layer that no batch reached, or an input that is not finite.
     """
     request = settle(model, method, batches, call, walk_options(options, None), example)
-    gates = Gates(request.model, request.units)
+    gates = Gates(request.model, [unit for unit in request.units if not unit.sliced])
     data = Fingerprint(request.batches)
     with Undo() as undo:
         try:
@@ -146,10 +147,11 @@ def units_of(model: nn.Module, parts: Anatomy, method: Calibrated) -> tuple[tupl
     Raises:
         PrunusError: a selector matches nothing, or a plain config cannot say it.
     """
-    units = parts.select(method.include, method.exclude)
+    is_whole = method.score.whole_experts
+    units = (parts.select_sets if is_whole else parts.select)(method.include, method.exclude)
     if not method.plain:
         return units, None
-    knobs = knobs_for(model, parts, units, named="*" not in method.include)
+    knobs = knobs_for(model, parts.sets if is_whole else parts, units, named="*" not in method.include)
     turned = {unit.name for knob in knobs for unit in knob.units}
     return tuple(unit for unit in units if unit.name in turned), knobs
 
@@ -161,6 +163,8 @@ def refuse_compensation(model: nn.Module, method: Calibrated, consumers: Mapping
         PrunusError: a consumer has no bias to put it into, or zeros that would be filled.
     """
     record = sparsity_of(model)
+    if method.score.whole_experts:
+        refuse_for_whole_experts(method, record is not None)
     for unit, matrices in consumers.items():
         for one in matrices:
             name = one.matrix.name
@@ -173,6 +177,26 @@ def refuse_compensation(model: nn.Module, method: Calibrated, consumers: Mapping
                     "compensation", "refit", f"it would fill the zeros of {name}, which was pruned; take bias or none, or narrow first and "
                     "prune afterwards",
                 )  # fmt: skip
+
+
+def refuse_for_whole_experts(method: Calibrated, is_pruned: bool) -> None:
+    """Refuses what cannot be where experts leave as a whole.
+
+    Raises:
+        PrunusError: a compensation, a limit of multiply-accumulates, or a model that was pruned.
+    """
+    if method.compensation != "none":
+        raise PrunusError("compensation", method.compensation, "nothing makes up for whole experts; take none")
+    if method.max_macs is not None:
+        raise PrunusError(
+            "max_macs", method.max_macs, "every token goes to as many experts as before; take ratio or max_parameters"
+        )
+    if is_pruned:
+        raise PrunusError(
+            "model",
+            "pruned",
+            "its record of zeros names experts by number; drop whole experts first, and prune afterwards",
+        )
 
 
 @contextmanager
@@ -203,6 +227,8 @@ def walking(request: Request, data: Fingerprint, title: str, sequential: bool) -
 def scored(request: Request, gates: Gates, data: Fingerprint) -> dict[str, Tensor]:
     """Unit → what its channels are worth in the model as it is, (channels,)."""
     score = request.method.score
+    if score.whole_experts:
+        return weighed(request, data)
     if not score.needs:
         return {unit.name: score_of(request, unit, {}) for unit in request.units}
     worth: dict[str, Tensor] = {}
@@ -217,6 +243,16 @@ def scored(request: Request, gates: Gates, data: Fingerprint) -> dict[str, Tenso
                 for unit in units:
                     if look_at_each_other(unit):
                         worth[unit.name] = ablated(request.model, unit, request.consumers[unit.name], gates, stop)
+    return worth
+
+
+def weighed(request: Request, data: Fingerprint) -> dict[str, Tensor]:
+    """Set of experts → what each of them is worth, (experts,)."""
+    worth: dict[str, Tensor] = {}
+    with walking(request, data, f"{request.method.score.score} · blocks", sequential=False) as stops:
+        for stop in stops:
+            for unit in request.blocks[stop.block]:
+                worth[unit.name] = worth_of_experts(request.model, unit, stop)
     return worth
 
 
@@ -283,7 +319,7 @@ def decided(request: Request, worth: dict[str, Tensor]) -> dict[str, Tensor]:
     if request.knobs is None:
         return kept
     is_limit = method.max_parameters is not None or method.max_macs is not None
-    return same_count(kept, worth, request.knobs, method.align, method.min_channels, is_limit)
+    return same_count(kept, worth, request.knobs, method.align, method.for_units(request.units).min_channels, is_limit)
 
 
 def plan_for(request: Request, method: Calibrated, kept: dict[str, Tensor], data: Fingerprint) -> Plan:

@@ -42,7 +42,7 @@ def knobs_for(model: nn.Module, parts: Iterable[Unit], wanted: Sequence[Unit], n
     """The knobs that set the widths of the units that are to be narrowed; others stay whole.
 
     Args:
-        parts: all units of the model.
+        parts: all units of the model, or all its sets of experts.
         wanted: units that were selected.
         named: whether they were named, so that each must have a knob.
 
@@ -81,7 +81,7 @@ def knobs_for(model: nn.Module, parts: Iterable[Unit], wanted: Sequence[Unit], n
 def loadable(model: nn.Module, method: Calibrated, knobs: Iterable[Knob] | None) -> Calibrated:
     """The method with the alignment that stock kernels need: those that multiply all experts at once want rows of whole 16 bytes, which eight
     numbers of two bytes are."""
-    fused = any(linears(model, unit)[-1][1].is_fused for knob in knobs or () for unit in knob.units)
+    fused = any(not unit.sliced and linears(model, unit)[-1][1].is_fused for knob in knobs or () for unit in knob.units)
     return method.model_copy(update={"align": max(method.align, EXPERTS_ALIGN)}) if fused else method
 
 
@@ -124,6 +124,18 @@ def make_plain(model: PreTrainedModel, knobs: Iterable[Knob], kept: Mapping[str,
             is_copy = type(other) is type(config) and id(other) not in ours
             if is_copy and getattr(other, knob.entry, None) == width:
                 setattr(other, knob.entry, count)
+    _take_sizes(model)
+
+
+def _take_sizes(model: PreTrainedModel) -> None:
+    """Gives the modules the numbers that they would have if they were built from the config, such as those by which a router's loss counts."""
+    with torch.device("meta"):
+        built = dict(type(model)(copy.deepcopy(model.config)).named_modules())
+    for path, module in model.named_modules():
+        told = vars(built[path]).items() if path in built else ()
+        for name, size in told:
+            if type(size) is int and type(vars(module).get(name)) is int:
+                setattr(module, name, size)
 
 
 def _is_meant(knob: Knob, names: set[str]) -> bool:
