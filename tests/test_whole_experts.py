@@ -174,6 +174,7 @@ def test_a_search_knows_nothing_of_whole_experts() -> None:
     [
         ({"compensation": "refit"}, "compensation", "nothing makes up"),
         ({"ratio": None, "max_macs": 1000}, "max_macs", "as many experts as before"),
+        ({"ratio": None, "max_bytes": 1000}, "max_bytes", "as many experts as before"),
         ({"ratio": 0.9}, "ratio", "min_channels=2"),
         ({"include": ("vision",)}, "include", "set of experts"),
     ],

@@ -27,6 +27,8 @@ BIASES = ("rel_pos", "rel_2d_pos")
 """Arguments that are added to the scores of all heads alike."""
 SIDES = ("height", "width")
 """Arguments that say what image the tokens are."""
+PLANE = "input_dimensions"
+"""Argument that says both at once."""
 SHARED = "shared_kv_states"
 """Argument through which keys and values are handed to other layers."""
 

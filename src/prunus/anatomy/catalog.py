@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TypeVar
 
 from torch import nn
@@ -149,7 +150,7 @@ CONVENTIONS: tuple[TriedMlp | BlockMlp | AttentionByConvention | Experts, ...] =
 """Layouts tried on types that the catalog does not name. A match counts only if a trial run equals the formula."""
 
 BY_SHAPE: tuple[MlpByShape, ...] = (MlpByShape(),)
-"""Layouts tried in blocks on what is left."""
+"""Layouts tried in blocks where nothing else fits."""
 
 OPAQUE: dict[str, str] = {
     "torch.nn.modules.activation:MultiheadAttention": (
@@ -230,8 +231,13 @@ def qualified(kind: type) -> str:
 
 def entry(table: Mapping[str, ValueT], module: nn.Module) -> ValueT | None:
     """What a table says of a module's type, or else of the nearest that it inherits from."""
-    names = map(qualified, type(module).__mro__)
-    return next((table[name] for name in names if name in table), None)
+    return next((table[name] for name in _names(type(module)) if name in table), None)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=4096)
+def _names(kind: type) -> tuple[str, ...]:
+    """Of a type and of all that it inherits from, the nearest first."""
+    return tuple(map(qualified, kind.__mro__))
 
 
 def layouts_of(module: nn.Module) -> tuple[Layout, ...]:
@@ -240,9 +246,8 @@ def layouts_of(module: nn.Module) -> tuple[Layout, ...]:
     if known is not None:
         return known
     if type(module).__module__.startswith("torch."):
-        return ()
-    by_name = tuple(layout for layout in CONVENTIONS if layout.resembles(module))
-    return by_name or tuple(layout for layout in BY_SHAPE if layout.resembles(module))
+        return tuple(layout for layout in BY_SHAPE if type(module) is nn.Sequential and layout.resembles(module))
+    return tuple(layout for layout in (*CONVENTIONS, *BY_SHAPE) if layout.resembles(module))
 
 
 def sets_of(module: nn.Module) -> tuple[WholeExperts, ...]:

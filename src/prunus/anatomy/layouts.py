@@ -37,6 +37,8 @@ class Sites:
     """Feature of one repeat → its channel. Empty: feature f belongs to channel f mod channels."""
     norms: tuple[Site, ...] = ()
     """Norms over the features, which lose as many weights."""
+    centred: tuple[Site, ...] = ()
+    """Those that take off their mean, and so give something where a channel is silent: gates act behind them, too."""
     sliced: bool = False
     """A channel is one slice, along `side`, of every parameter or buffer that a site names: an expert as a whole."""
     least: int = 1

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prunus.anatomy.alike import OF_TORCH, Verdicts
 from prunus.anatomy.arguments import SHARED, arguments_of
-from prunus.anatomy.cutting import cut
+from prunus.anatomy.cutting import cut, mask, silence
 from prunus.anatomy.layers import Site, layer_at, resize
 from prunus.anatomy.layouts import Layout, Sites
 from prunus.anatomy.rotation import turned_features
@@ -116,10 +116,8 @@ def _objection(layout: Layout, sites: Sites, run: _Run) -> str:
     """What a trial says against a layout."""
     generator = torch.Generator().manual_seed(1)
     kept = torch.randperm(sites.channels, generator=generator)[: max(1, sites.channels // 2)].sort().values
-    open_ = sites.spread(torch.zeros(sites.channels).index_fill_(0, kept, 1.0), 1)
     masked, narrow = without_hooks(run.sample), without_hooks(run.sample)
-    for site in sites.producers:
-        _mask(masked, site, open_.repeat(site.repeats))
+    silence(masked, sites, kept)
     try:
         if len(kept) < sites.channels:
             cut(narrow, layout, sites, kept, {})
@@ -131,13 +129,6 @@ def _objection(layout: Layout, sites: Sites, run: _Run) -> str:
     return "" if _agree(expected, found) else "a trial run of it, narrowed, does not give what the masked one gives"
 
 
-def _mask(module: nn.Module, site: Site, mask: Tensor) -> None:
-    """Multiplies the features of a layer of a trial, (features,), weights and biases."""
-    layer = layer_at(module, site)
-    masked = {name: p * layer.spread(mask, name) for name, p in layer.parameters.items()}
-    vars(layer.owner)["_parameters"] = {**layer.owner._parameters, **masked}
-
-
 def _silent(sample: nn.Module, sites: Sites, arguments: dict[str, Any]) -> str:
     """A layer on which what a run gives does not depend, or on one of the heads of a layer that makes queries, keys and values together; a
     trial proves nothing of it. Empty where all matter."""
@@ -147,7 +138,7 @@ def _silent(sample: nn.Module, sites: Sites, arguments: dict[str, Any]) -> str:
         features = torch.arange(site.repeats).repeat_interleave(sites.features_per_repeat(site))
         for repeat in range(site.repeats) if is_fused else (None,):
             without = without_hooks(sample)
-            _mask(without, site, torch.zeros(len(features)) if repeat is None else (features != repeat).float())
+            mask(without, site, torch.zeros(len(features)) if repeat is None else (features != repeat).float())
             if whole.is_same(_outputs(without, arguments)):
                 return site.linear
     return ""

@@ -41,7 +41,7 @@ class Leaving:
     @property
     def stands_alone(self) -> bool:
         """Whether what stays of its hidden channels is what it was."""
-        return not look_at_each_other(self.unit) and not self.unit.norms
+        return not (look_at_each_other(self.unit) or self.unit.norms or self.unit.centred)
 
     @property
     def written(self) -> Iterator[nn.Parameter]:

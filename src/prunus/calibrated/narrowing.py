@@ -15,18 +15,20 @@ from torch import Tensor, nn
 from prunus.anatomy import Anatomy, Unit, anatomy, survey
 from prunus.batches import call_with_batch, calls_the_model, checked, input_device
 from prunus.calibrated.ablation import ablated
+from prunus.calibrated.channel_scores import ChannelScores
 from prunus.calibrated.compensating import Leaving, compensate
 from prunus.calibrated.consumers import Consumer, consumers_of, look_at_each_other
+from prunus.calibrated.given import masks_of
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.plain import Knob, knobs_for, loadable, make_plain, same_count
 from prunus.calibrated.scores import Seen
-from prunus.calibrated.whole_experts import worth_of_experts
+from prunus.calibrated.whole_experts import refuse_for_whole_experts, worth_of_experts
 from prunus.checkpoint import extract
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
 from prunus.plan import Entry, Plan
 from prunus.refusals import expect, refuse_unusable
-from prunus.structured import Gates, Whole, counted_macs, pruned_share, reinstate, searchable
+from prunus.structured import Example, Gates, Whole, pruned_share, reinstate, searchable
 from prunus.undo import Undo, structure_kept
 from prunus.unstructured import Call, Spill, Statistics, Stop, Walk, WalkOptions, gather, sparsity_of, walk_options
 
@@ -63,7 +65,7 @@ class Request:
 @torch.no_grad()
 def narrow(
     model: Model, method: Calibrated, batches: Iterable[Any], *, call: Call | None = None, options: WalkOptions | None = None,
-    example: Callable[[], object] | None = None, inplace: bool = False,
+    example: Callable[[], object] | None = None, scores: ChannelScores | None = None, plan: Plan | None = None, inplace: bool = False,
 ) -> tuple[Model, Plan]:  # fmt: skip
     """Makes a model physically smaller from calibration data alone.
 
@@ -76,7 +78,9 @@ def narrow(
         batches: calibration data, whatever `call` accepts; all of it is on its way at once, and is gone through twice.
         call: runs a batch; by default `model(**batch)`.
         options: how to walk. Not `sequential`: blocks see what the dense ones before them compute, in a pass less.
-        example: one call of the model, for a budget in multiply-accumulates; by default, that with the first batch.
+        example: one call of the model, for a budget that is counted on one; by default, that with the first batch.
+        scores: what `score_channels` found earlier; the data are gone through once.
+        plan: which channels stay, such as `scores.plan(…)` gave; of the method, only how that is made up for counts.
         inplace: narrow `model` itself. Otherwise it is as it was before.
 
     Returns:
@@ -87,17 +91,26 @@ def narrow(
         PrunusError: nothing to narrow, a budget out of reach, weights that are absent, quantised, or pruned already so that a refit would
             fill their zeros, batches that the model cannot take, a layer that no batch reached, or an input that is not finite.
     """
-    request = settle(model, method, batches, call, walk_options(options, None), example)
+    if plan is not None:
+        expect("plan", plan, Plan, "a Plan, as plan_channels makes it; of a file: Plan.load(path)")
+    expect("scores", scores, ChannelScores | None, "what score_channels gave, or ChannelScores.load(path)")
+    price = None if plan is not None else Whole if scores is None else scores.whole
+    request = settle(model, method, batches, call, walk_options(options, None), example, price)
+    if scores is not None:
+        scores.check(method, request.units, request.model)
+    kept = None if plan is None else masks_of(plan, request.parts, request.units, request.knobs)
     gates = Gates(request.model, [unit for unit in request.units if not unit.sliced])
     data = Fingerprint(request.batches)
     with Undo() as undo:
         try:
-            kept = decided(request, scored(request, gates, data))
+            if kept is None:
+                kept = decided(request, scored(request, gates, data) if scores is None else scores.of(request.units))
             if method.compensation != "none":
                 make_up(request, gates, kept, undo, data)
         finally:
             gates.remove()
-        plan = plan_for(request, method, kept, data)
+        calibration = data.summary(sequential=request.options.sequential, bf16=request.options.bf16)
+        plan = plan_of(request, method, kept, calibration, () if plan is None else plan.history)
         small = finished(model, request, plan, kept, inplace)
         if not inplace:
             undo.restore()
@@ -119,9 +132,13 @@ def finished(model: Model, request: Request, plan: Plan, kept: dict[str, Tensor]
 
 def settle(
     model: nn.Module, method: Calibrated, batches: Iterable[Any], call: Call | None, options: WalkOptions,
-    example: Callable[[], object] | None,
+    example: Callable[[], object] | None, price: Callable[[Anatomy, nn.Module, Example], Whole] | None = Whole,
 ) -> Request:  # fmt: skip
-    """What is narrowed and by how much, checked before anything is touched."""
+    """What is narrowed and by how much, checked before anything is touched.
+
+    Args:
+        price: what the budget is held against; None leaves the budget alone.
+    """
     expect("method", method, Calibrated, "how to narrow, such as prunus.Calibrated(ratio=0.3)")
     if example is not None and not callable(example):
         raise PrunusError("example", type(example).__name__, "give what can be called: example=lambda: model(**batch)")
@@ -136,8 +153,10 @@ def settle(
     if not given:
         raise PrunusError("batches", "none", "at least one calibration batch is needed")
     run = example or partial(call or call_with_batch, inner, given[0])
-    fitted = loadable(inner, method, knobs).fit(Whole(parts, partial(counted_macs, inner, units, run)), units)
-    fitted.check(units)
+    fitted = loadable(inner, method, knobs)
+    if price is not None:
+        fitted = fitted.fit(price(parts, inner, run), units)
+        fitted.check(units)
     return Request(inner, fitted, parts, units, knobs, consumers, given, call, options)
 
 
@@ -177,26 +196,6 @@ def refuse_compensation(model: nn.Module, method: Calibrated, consumers: Mapping
                     "compensation", "refit", f"it would fill the zeros of {name}, which was pruned; take bias or none, or narrow first and "
                     "prune afterwards",
                 )  # fmt: skip
-
-
-def refuse_for_whole_experts(method: Calibrated, is_pruned: bool) -> None:
-    """Refuses what cannot be where experts leave as a whole.
-
-    Raises:
-        PrunusError: a compensation, a limit of multiply-accumulates, or a model that was pruned.
-    """
-    if method.compensation != "none":
-        raise PrunusError("compensation", method.compensation, "nothing makes up for whole experts; take none")
-    if method.max_macs is not None:
-        raise PrunusError(
-            "max_macs", method.max_macs, "every token goes to as many experts as before; take ratio or max_parameters"
-        )
-    if is_pruned:
-        raise PrunusError(
-            "model",
-            "pruned",
-            "its record of zeros names experts by number; drop whole experts first, and prune afterwards",
-        )
 
 
 @contextmanager
@@ -318,13 +317,15 @@ def decided(request: Request, worth: dict[str, Tensor]) -> dict[str, Tensor]:
     kept = {name: mask.cpu() for name, mask in method.choose(worth, request.units).items()}
     if request.knobs is None:
         return kept
-    is_limit = method.max_parameters is not None or method.max_macs is not None
-    return same_count(kept, worth, request.knobs, method.align, method.for_units(request.units).min_channels, is_limit)
+    return same_count(
+        kept, worth, request.knobs, method.align, method.for_units(request.units).min_channels, method.is_limit
+    )
 
 
-def plan_for(request: Request, method: Calibrated, kept: dict[str, Tensor], data: Fingerprint) -> Plan:
+def plan_of(
+    request: Request, method: Calibrated, kept: dict[str, Tensor], calibration: dict[str, Any], earlier: tuple[Entry, ...] = ()
+) -> Plan:  # fmt: skip
     """The plan, with a record of what decided and on which data."""
     ratio = pruned_share(kept, request.method.unit_costs(request.units))
-    summary = data.summary(sequential=request.options.sequential, bf16=request.options.bf16)
-    entry = Entry.of("narrow", method, achieved=ratio, calibration=summary)
-    return Plan.from_masks(request.parts, kept, ratio=ratio).model_copy(update={"history": (entry,)})
+    entry = Entry.of("narrow", method, achieved=ratio, calibration=calibration)
+    return Plan.from_masks(request.parts, kept, ratio=ratio).model_copy(update={"history": (*earlier, entry)})

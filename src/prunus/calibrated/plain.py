@@ -168,7 +168,7 @@ def _turned(
         own = {
             name
             for path in (unit.path, *unit.twins, *unit.mirrors)
-            for site in (*unit.producers, *unit.norms, unit.consumer)
+            for site in (*unit.producers, *unit.norms, *unit.centred, unit.consumer)
             for name in changed
             if name.startswith(f"{path}.{site.linear}".removeprefix("."))
         }

@@ -15,9 +15,33 @@ import torch
 from torch import Tensor, nn
 
 from prunus.anatomy import INSIDE, Unit
+from prunus.calibrated.method import Calibrated
 from prunus.errors import PrunusError
 from prunus.modules import replaced
 from prunus.unstructured import Stop, Visit, counted_positions, mask_of_text
+
+
+def refuse_for_whole_experts(method: Calibrated, is_pruned: bool) -> None:
+    """Refuses what cannot be where experts leave as a whole.
+
+    Raises:
+        PrunusError: a compensation, a limit of what is computed on a call, or a model that was pruned.
+    """
+    if method.compensation != "none":
+        raise PrunusError("compensation", method.compensation, "nothing makes up for whole experts; take none")
+    for name in ("max_macs", "max_milliseconds", "max_bytes"):
+        if getattr(method, name) is not None:
+            raise PrunusError(
+                name,
+                getattr(method, name),
+                "every token goes to as many experts as before; take ratio or max_parameters",
+            )
+    if is_pruned:
+        raise PrunusError(
+            "model",
+            "pruned",
+            "its record of zeros names experts by number; drop whole experts first, and prune afterwards",
+        )
 
 
 @dataclass

@@ -215,7 +215,7 @@ def _put_everywhere(data: Any, places: list[str], value: Any) -> None:
         return
     if isinstance(data, list) and place.isdecimal() and int(place) < len(data):
         key: Any = int(place)
-    elif isinstance(data, dict) and (place in data or not rest):
+    elif isinstance(data, dict) and place in data:
         key = place
     else:
         return
