@@ -50,7 +50,7 @@ def padded() -> dict[str, Tensor]:
 
 
 def whole(**more: Any) -> Calibrated:
-    return Calibrated(**{"ratio": 0.4, "score": RouterWeighted(), "compensation": "none", **more})
+    return Calibrated(**{"ratio": 0.35, "score": RouterWeighted(), "compensation": "none", **more})
 
 
 class Never(TorchFunctionMode):

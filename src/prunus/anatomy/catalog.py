@@ -15,10 +15,10 @@ from typing import TypeVar
 from torch import nn
 
 from prunus.anatomy.blocks import BlockMlp, MlpByShape
-from prunus.anatomy.conventions import AttentionByConvention
+from prunus.anatomy.conventions import AttentionByConvention, TriedAttention
 from prunus.anatomy.experts import Experts
-from prunus.anatomy.forwards import fused_attention
-from prunus.anatomy.layouts import Attention, Layout, Mlp, TriedMlp
+from prunus.anatomy.forwards import fused_attention, windowed_attention
+from prunus.anatomy.layouts import Attention, Layout, Mlp, StaysDense, TriedMlp
 from prunus.anatomy.whole_experts import INSIDE, WholeExperts
 from prunus.errors import PrunusError
 
@@ -45,6 +45,12 @@ _QUERY_MLP = Mlp(
     "intermediate_query.dense", "output_query.dense", activation="intermediate_query.intermediate_act_fn",
     name="mlp_query",
 )  # fmt: skip
+_REPLACED = StaysDense(
+    "its forward puts an attention of another type in its place, so that what is narrowed is not what is built"
+)
+_OVER_CHANNELS = StaysDense(
+    "its softmax is over channels, and gives a silent one its part of the attention: it cannot be cut out"
+)
 
 _TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
     "blip.modeling_blip": {"BlipAttention": (_BLIP_VISION,)},
@@ -94,9 +100,16 @@ _TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
             Attention("Wqkv", "Wqkv", "Wqkv", "Wo", rotary=True, scale_follows_width=True),
         ),
     },
-    # their forwards put an attention of another type in place of these, so that what is narrowed is not what is built
-    "big_bird.modeling_big_bird": {"BigBirdAttention": ()},
-    "bigbird_pegasus.modeling_bigbird_pegasus": {"BigBirdPegasusEncoderAttention": (), "BigBirdPegasusSelfAttention": ()},
+    "big_bird.modeling_big_bird": {"BigBirdAttention": (_REPLACED,)},
+    "bigbird_pegasus.modeling_bigbird_pegasus": {
+        "BigBirdPegasusEncoderAttention": (_REPLACED,), "BigBirdPegasusSelfAttention": (_REPLACED,),
+    },
+    "florence2.modeling_florence2": {
+        "Florence2VisionChannelAttention": (_OVER_CHANNELS,),
+        "Florence2VisionWindowAttention": (
+            TriedAttention("qkv", "qkv", "qkv", "proj", width="", heads="num_heads", own_forward=windowed_attention),
+        ),
+    },
     "llama4.modeling_llama4": {"Llama4TextExperts": (Experts(transposed=True, batched=True),)},
     "qwen2_vl.modeling_qwen2_vl": {"VisionAttention": (_QWEN_VISION,)},
     "qwen2_5_vl.modeling_qwen2_5_vl": {"Qwen2_5_VLVisionAttention": (_QWEN_VISION,)},
@@ -123,7 +136,7 @@ CATALOG: dict[str, tuple[Layout, ...]] = {
 }
 """Qualified name of a module type, `package.module:Class` → its layouts."""
 
-CONVENTIONS: tuple[TriedMlp | BlockMlp | AttentionByConvention | Experts, ...] = (
+CONVENTIONS: tuple[TriedMlp | BlockMlp | AttentionByConvention | Experts | StaysDense, ...] = (
     Experts(),
     Experts("up_proj", gated=False),
     TriedMlp("up_proj", "down_proj", gate="gate_proj"),
@@ -146,6 +159,10 @@ CONVENTIONS: tuple[TriedMlp | BlockMlp | AttentionByConvention | Experts, ...] =
     BlockMlp("linear1", "linear2"),
     BlockMlp("ffn", "ffn_output"),
     AttentionByConvention(),
+    StaysDense(
+        "linear attention, or a state space: its heads keep a state of their width, and pass a convolution and a norm over it",
+        holding=("A_log",),
+    ),
 )
 """Layouts tried on types that the catalog does not name. A match counts only if a trial run equals the formula."""
 
