@@ -248,13 +248,13 @@ def qualified(kind: type) -> str:
 
 def entry(table: Mapping[str, ValueT], module: nn.Module) -> ValueT | None:
     """What a table says of a module's type, or else of the nearest that it inherits from."""
-    return next((table[name] for name in _names(type(module)) if name in table), None)  # type: ignore[arg-type]
+    return next((table[name] for name in _names(type(module).__mro__) if name in table), None)
 
 
 @lru_cache(maxsize=4096)
-def _names(kind: type) -> tuple[str, ...]:
+def _names(kinds: tuple[type, ...]) -> tuple[str, ...]:
     """Of a type and of all that it inherits from, the nearest first."""
-    return tuple(map(qualified, kind.__mro__))
+    return tuple(map(qualified, kinds))
 
 
 def layouts_of(module: nn.Module) -> tuple[Layout, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -15,7 +14,7 @@ from prunus.anatomy.mirrors import copies_of, is_inside, mirrors_of
 from prunus.anatomy.proof import settle
 from prunus.anatomy.routers import ROUTER, is_router
 from prunus.anatomy.towers import Location, locate
-from prunus.anatomy.trial import MisfitError
+from prunus.anatomy.trial import MisfitError, on_the_cpu
 from prunus.anatomy.units import Anatomy, Unit, Unmapped, gated, linears
 from prunus.parallel import type_of
 
@@ -31,7 +30,7 @@ def anatomy(model: nn.Module, mirrors: Mapping[str, str] | None = None) -> Anato
     Raises:
         PrunusError: a mirror path does not exist or has another structure than its original.
     """
-    with torch.device("cpu"):  # trial runs need real numbers, also where the caller builds on meta
+    with on_the_cpu():  # trial runs need real numbers, also where the caller builds on meta
         return _anatomy(model, mirrors_of(model, mirrors))
 
 
