@@ -19,6 +19,7 @@ from prunus.anatomy.conventions import AttentionByConvention, TriedAttention
 from prunus.anatomy.experts import Experts
 from prunus.anatomy.forwards import fused_attention, windowed_attention
 from prunus.anatomy.layouts import Attention, Layout, Mlp, StaysDense, TriedMlp
+from prunus.anatomy.whole_experts import INSIDE, WholeExperts
 from prunus.errors import PrunusError
 
 ValueT = TypeVar("ValueT")
@@ -264,3 +265,10 @@ def layouts_of(module: nn.Module) -> tuple[Layout, ...]:
     if type(module).__module__.startswith("torch."):
         return tuple(layout for layout in BY_SHAPE if type(module) is nn.Sequential and layout.resembles(module))
     return tuple(layout for layout in (*CONVENTIONS, *BY_SHAPE) if layout.resembles(module))
+
+
+def sets_of(module: nn.Module) -> tuple[WholeExperts, ...]:
+    """The layouts to try on a block whose experts may leave as a whole."""
+    inside = module._modules.get(INSIDE)
+    known = () if inside is None else layouts_of(inside)
+    return tuple(WholeExperts(layout) for layout in known if isinstance(layout, Experts))
