@@ -1,16 +1,18 @@
 """Narrowing from calibration alone: scores of channels (one file each), the decision, and what is left making up for what goes."""
 
 from prunus.calibrated.channel_scores import ChannelScores
+from prunus.calibrated.compensating import refuse_compensation
 from prunus.calibrated.consumers import consumers_of
 from prunus.calibrated.depth import Depth, drop_blocks, stacks_of
 from prunus.calibrated.method import Calibrated, Compensation
-from prunus.calibrated.narrowing import narrow, refuse_compensation, units_of
+from prunus.calibrated.narrowing import narrow, units_of
 from prunus.calibrated.plain import loadable
 from prunus.calibrated.planning import plan_channels, score_channels
 from prunus.calibrated.scores import (
     AnyScore,
     ChannelMagnitude,
     Fluctuation,
+    GradientTimesGate,
     RouterWeighted,
     Score,
     Seen,
@@ -19,6 +21,6 @@ from prunus.calibrated.scores import (
 )
 
 __all__ = [
-    "AnyScore", "Calibrated", "ChannelMagnitude", "ChannelScores", "Compensation", "Depth", "Fluctuation", "RouterWeighted", "Score", "Seen", "SurgeonCost",
+    "AnyScore", "Calibrated", "ChannelMagnitude", "ChannelScores", "Compensation", "Depth", "Fluctuation", "GradientTimesGate", "RouterWeighted", "Score", "Seen", "SurgeonCost",
     "WeightedNorm", "consumers_of", "drop_blocks", "loadable", "narrow", "plan_channels", "refuse_compensation", "score_channels", "stacks_of", "units_of",
 ]  # fmt: skip

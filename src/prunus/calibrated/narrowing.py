@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from prunus.anatomy import Anatomy, Unit, anatomy, survey
 from prunus.batches import call_with_batch, calls_the_model, checked, input_device
 from prunus.calibrated.ablation import ablated
+from prunus.calibrated.allotting import allotted
 from prunus.calibrated.channel_scores import ChannelScores
-from prunus.calibrated.compensating import Leaving, compensate
+from prunus.calibrated.compensating import Leaving, compensate, refuse_compensation
 from prunus.calibrated.consumers import Consumer, consumers_of
 from prunus.calibrated.given import masks_of
+from prunus.calibrated.gradients import by_gradient
 from prunus.calibrated.heads import with_heads
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.plain import Knob, knobs_for, loadable, make_plain, same_count
-from prunus.calibrated.scores import Seen
-from prunus.calibrated.whole_experts import refuse_for_whole_experts, worth_of_experts
+from prunus.calibrated.scores import GradientTimesGate, Seen
+from prunus.calibrated.whole_experts import worth_of_experts
 from prunus.checkpoint import extract
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
@@ -31,7 +33,7 @@ from prunus.plan import Entry, Plan
 from prunus.refusals import expect, refuse_unusable
 from prunus.structured import Example, Gates, Whole, pruned_share, reinstate, searchable
 from prunus.undo import Undo, structure_kept
-from prunus.unstructured import Call, Spill, Statistics, Stop, Walk, WalkOptions, gather, sparsity_of, walk_options
+from prunus.unstructured import Call, Spill, Statistics, Stop, Walk, WalkOptions, gather, walk_options
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -105,6 +107,7 @@ def narrow(
     with Undo() as undo:
         try:
             if kept is None:
+                request = with_shares(request)
                 kept = decided(request, scored(request, gates, data) if scores is None else scores.of(request.units))
             if method.compensation != "none":
                 make_up(request, gates, kept, undo, data)
@@ -180,29 +183,6 @@ def units_of(
     return parts, tuple(unit for unit in units if unit.name in turned), knobs
 
 
-def refuse_compensation(model: nn.Module, method: Calibrated, consumers: Mapping[str, Sequence[Consumer]]) -> None:
-    """Refuses a compensation that a model cannot have.
-
-    Raises:
-        PrunusError: a consumer has no bias to put it into, or zeros that would be filled.
-    """
-    record = sparsity_of(model)
-    if method.score.whole_experts:
-        refuse_for_whole_experts(method, record is not None)
-    for unit, matrices in consumers.items():
-        for one in matrices:
-            name = one.matrix.name
-            if method.compensation == "bias" and one.bias is None:
-                raise PrunusError(
-                    "compensation", "bias", f"{name} has no bias that could take it; take refit, or exclude {unit}"
-                )
-            if method.compensation == "refit" and record is not None and name in record.matrices:
-                raise PrunusError(
-                    "compensation", "refit", f"it would fill the zeros of {name}, which was pruned; take bias or none, or narrow first and "
-                    "prune afterwards",
-                )  # fmt: skip
-
-
 @contextmanager
 def walking(request: Request, data: Fingerprint, title: str, sequential: bool) -> Iterator[Iterator[Stop]]:
     """While the context is open, the stops at the blocks of the units, in execution order.
@@ -233,6 +213,10 @@ def scored(request: Request, gates: Gates, data: Fingerprint) -> dict[str, Tenso
     score = request.method.score
     if score.whole_experts:
         return weighed(request, data)
+    if isinstance(score, GradientTimesGate):
+        if request.call is not None:
+            raise PrunusError("score", score.score, "it is of the model's own loss on each batch; leave call out")
+        return by_gradient(request.model, request.units, score, data, request.options.bf16)
     if not score.needs:
         return {unit.name: score_of(request, unit, {}) for unit in request.units}
     worth: dict[str, Tensor] = {}
@@ -309,6 +293,15 @@ def make_up(request: Request, gates: Gates, kept: dict[str, Tensor], undo: Undo,
                 undo.keep(parameter)
             with in_fp32(model):
                 compensate(model, due, gates, stop, method)
+
+
+def with_shares(request: Request) -> Request:
+    """The request with the share of each unit that goes, where an allocation says it."""
+    method, options = request.method, request.options
+    shared = allotted(
+        request.model, request.parts, request.units, method, request.batches, options.bf16, options.progress
+    )
+    return replace(request, method=shared)
 
 
 def in_fp32(model: nn.Module) -> torch.autocast:
