@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def made(name: str, model: str, folder: Path, **more: Any) -> tuple[Any, Any]:
         ("classification", "siglip", {}),
         ("retrieval", "clip", {}),
         ("retrieval", "clip_retrieval", {"augment": {"augmentation": "blip"}, "words": "blip", "length": 8}),
-        ("retrieval", "blip_retrieval", {"rerank": 3}),
+        ("retrieval", "blip_retrieval", {"rerank": 10}),
         ("reasoning", "blip_nlvr", {"augment": {"augmentation": "blip"}}),
         ("segmentation", "segmenter", {"augment": {"augmentation": "segmenter"}, "scales": [0.5, 1], "mirror": True, "ignore": [3]}),
     ],
@@ -181,12 +182,15 @@ def test_a_classifier_learns_colours(tmp_path: Path) -> None:
     assert found.evaluate(model, progress=False)["top1"] == 1
 
 
-@pytest.mark.parametrize("rerank", [None, 2])
+@pytest.mark.parametrize("rerank", [None, 10])
 def test_recall_is_that_of_all_scores(tmp_path: Path, rerank: int | None) -> None:
-    path, file = (
-        saved("blip_retrieval", tmp_path / "model"),
-        captioned(tmp_path / "data", 4),
-    )  # all different, so that none are equal
+    path, file = saved("blip_retrieval", tmp_path / "model"), captioned(tmp_path / "data", 12)
+    rows = []
+    for number, few in zip(range(12), itertools.permutations(["red", "green", "blue", "left"], 3), strict=False):
+        noise = np.random.default_rng(number).integers(0, 255, (20, 20, 3), np.uint8)  # so that none are equal
+        Image.fromarray(noise).save(tmp_path / "data" / f"{number}.png")
+        rows.append({"image": f"{number}.png", "captions": [" ".join(few), f"a photo of {few[0]} {few[2]}"]})
+    file.write_text("\n".join(map(json.dumps, rows)))
     found: Any = Retrieval(train=table(file), evaluation=table(file), rerank=rerank, batch_size=3).for_model(path)
     model = load_model(path).eval()
     rows = found.rows("evaluation")
@@ -221,7 +225,7 @@ def test_a_pair_is_a_picture_and_one_of_its_captions_with_the_picture_s_number(t
     expected = found.kind.tokens(["a photo of blue", "plain blue", "a photo of white"])["input_ids"]
     assert torch.equal(batch["input_ids"], expected)
     with pytest.raises(PrunusError, match="cannot look at pairs again"):
-        made("retrieval", "clip", tmp_path / "other", rerank=3)
+        made("retrieval", "clip", tmp_path / "other", rerank=10)
 
 
 def test_captions_are_cleaned_as_blip_s_authors_do() -> None:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from prunus.errors import PrunusError
 from prunus.recipe import Recipe, dump_recipe, load_recipe
 from prunus.report import Report, compare, write_report
-from prunus.sources import dense_folder
+from prunus.sources import dense_folder, described
 from prunus.steps import Bench, History, Sketch, Step
 from prunus.storage import cache_folder, claim_folder, locked, write_text
+from prunus.tasks import Task
 from prunus.typed import places_in, refuse_nameless
 
 RECORD = "recipe.yaml"
@@ -44,10 +47,12 @@ def run(recipe: Recipe, console: Console | None = None) -> Report:
     recipe.task.check()
     places_in(recipe)  # what a new process cannot import is refused now, not when the result is evaluated
     refuse_nameless(recipe, Recipe.model_validate(recipe.model_dump(mode="json")))
-    check(recipe)
-    given = recipe.model.folder(cache_folder())
+    model, given = check(recipe), recipe.model.folder(cache_folder())
     if given is not None:
-        recipe.task.for_model(given).check_model(given)
+        _suited(recipe, given)
+    elif recipe.model.train:
+        with tempfile.TemporaryDirectory() as place:
+            _suited(recipe, described(model, Path(place)))
     claim_folder(folder, RECORD)
     try:
         with locked(folder):
@@ -59,8 +64,11 @@ def run(recipe: Recipe, console: Console | None = None) -> Report:
         ) from error
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Recipe) -> PreTrainedModel:
     """Whatever the model makes impossible is said before anything is trained.
+
+    Returns:
+        The model on the meta device.
 
     Raises:
         PrunusError: naming the step.
@@ -81,14 +89,26 @@ def check(recipe: Recipe) -> None:
                 raise PrunusError("step", step.step, f"check returned {sketch!r}; it is to return a Sketch")
         except PrunusError as error:
             raise PrunusError(f"steps.{number}: {error.field}", error.value, error.remedy) from None
+    return model
+
+
+def _suited(recipe: Recipe, folder: Path) -> Task:
+    """The task as the model in a folder needs it; what does not fit model, data or steps is said before anything is trained."""
+    task = recipe.task.for_model(folder)
+    task.check_model(folder)
+    for number, step in enumerate(recipe.steps):
+        try:
+            step.suit_data(task)
+        except PrunusError as error:
+            raise PrunusError(f"steps.{number}.{error.field}", error.value, error.remedy) from None
+    return task
 
 
 def _carry_out(recipe: Recipe, console: Console) -> Report:
     _claim(recipe)
     dense = dense_folder(recipe.model, recipe.task, recipe.seed, console)
-    task = recipe.task.for_model(dense)
+    task = _suited(recipe, dense)
     recipe = recipe.model_copy(update={"task": task})
-    task.check_model(dense)
     task.train_data()
     recipe.model.check(task, dense)
     current, unpruned = dense, dense

@@ -11,6 +11,7 @@ from prunus.steps.bench import Bench
 from prunus.steps.prune import Calibration
 from prunus.steps.step import History, Sketch, Step
 from prunus.structured import Whole
+from prunus.tasks import Task
 from prunus.unstructured import WalkOptions
 
 
@@ -38,6 +39,9 @@ class NarrowStep(Step):
         if self.method.max_macs is None:  # which are counted once there are weights
             self.method.fit(Whole(before.anatomy), units).check(units)
         return before
+
+    def suit_data(self, task: Task) -> None:
+        task.check_calibration(self.calibration.samples)
 
     def carry_out(self, bench: Bench) -> History:
         if not bench.output.exists():

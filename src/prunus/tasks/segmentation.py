@@ -48,14 +48,17 @@ class Segmentation(DataTask):
         firsts = {data.first_class for data in (self.train, self.evaluation) if data is not None}
         if len(firsts) > 1:
             raise PrunusError(
-                "task.evaluation: first_class",
-                sorted(firsts),
-                "both splits must number their classes alike; set it for both",
-            )
+                "task.evaluation: first_class", sorted(firsts), "both splits must number their classes alike; set it for both"
+            )  # fmt: skip
 
     def check_model(self, folder: Path) -> None:
         super().check_model(folder)
-        window = self.for_model(folder).kind.size[0]
+        kind = self.for_model(folder).kind
+        for field, data in (("train", self.train), ("evaluation", self.evaluation)):
+            classes = {} if data is None else data.kept.mask_classes
+            for one in sorted(classes.keys() - set(self.ignore)):
+                kind.check_class(f"task.{field}: {classes[one]}: mask", one)
+        window = kind.size[0]
         if self.stride is not None and self.stride > window:
             raise PrunusError(
                 "task.stride", self.stride, f"windows of {window} pixels would leave gaps; take at most that"
@@ -69,6 +72,8 @@ class Segmentation(DataTask):
         mask = open_mask(row["mask"], row[WHERE], first)
         classes = np.array(mask)
         classes[np.isin(classes, self.ignore)] = IGNORED
+        if self.config is not None:
+            self.kind.check_class(f"{row[WHERE]}: mask", int(classes.max()))
         return Image.fromarray(classes)
 
     def opened(self, row: Row) -> Row:

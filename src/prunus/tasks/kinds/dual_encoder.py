@@ -4,6 +4,7 @@ again while it looks at a picture.
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -169,3 +170,13 @@ def _unit(features: Any) -> Tensor:
     """Of length one, fp32, on the CPU."""
     values: Tensor = getattr(features, "pooler_output", features)
     return F.normalize(values.float(), dim=-1).cpu()
+
+
+def blip_words(caption: str, most: int = 30) -> str:
+    """A caption as BLIP's authors clean it.
+
+    >>> blip_words("A dog, (brown) runs -- fast!  ")
+    'a dog, brown runs -- fast'
+    """
+    plain = re.sub(r"[.!\"()*#:;~]", " ", caption.lower())
+    return " ".join(re.sub(r"\s{2,}", " ", plain).rstrip("\n").strip(" ").split(" ")[:most])

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from prunus.batches import for_model
 from prunus.calibration import Batch
 from prunus.data import IGNORED
+from prunus.errors import PrunusError
 from prunus.losses import Prediction
 from prunus.models import in_windows
 from prunus.tasks.kinds.classifier import Looker
@@ -26,6 +27,19 @@ class Segmenting(Looker):
     @classmethod
     def fits(cls, config: Any) -> bool:
         return "ForSemanticSegmentation" in architecture(config)
+
+    def check_class(self, field: str, number: int) -> None:
+        """Refuses a class of a mask that the model does not know.
+
+        Raises:
+            PrunusError: see above.
+        """
+        known = self.config.num_labels
+        if number >= known:
+            raise PrunusError(
+                field, number, f"the model knows {known} classes, from 0; leave such pixels out (ignore: [{number}]), or say what masks give the "
+                "first class (first_class)",
+            )  # fmt: skip
 
     def batch(self, images: Sequence[Image], masks: Sequence[Tensor] | None = None) -> Batch:
         """Inputs of the model of pictures of one size, which stay as large as they are, with labels (B, H, W) if masks are given."""
