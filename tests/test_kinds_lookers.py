@@ -89,7 +89,6 @@ def test_a_classifier_learns_and_says_the_model_s_numbers(tmp_path: Path) -> Non
     kind.smoothing = 0.1
     torch.testing.assert_close(kind.predict(model, batch).loss, smooth)
     kind.config.id2label = {0: "Green", 1: "blue, azure", 2: "red", 3: "white"}
-    del kind.known
     names = list(COLOURS)
     assert kind.labelled(PICTURES, [0, 1, 2, 3], names, ())["labels"].tolist() == [2, 0, 1, 3]
     assert torch.equal(kind.compare(model, logits, names, ()), logits[:, [2, 0, 1, 3]])

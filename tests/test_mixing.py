@@ -45,7 +45,7 @@ def test_a_target_is_what_is_seen(mixup: float, cutmix: float) -> None:
 
 
 def test_a_picture_s_share_is_beta_distributed() -> None:
-    shares = [float(mixed(SHADES, TARGETS, 0.8, 0.0, Random(seed))[1][0, 0]) for seed in range(2000)]
+    shares = [float(mixed(SHADES, TARGETS, 0.8, 0.0, Random(str(seed)))[1][0, 0]) for seed in range(2000)]
     assert np.mean(shares) == pytest.approx(0.5, abs=0.02)
     assert np.var(shares) == pytest.approx(1 / (4 * (2 * 0.8 + 1)), abs=0.01)
 

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from prunus import PrunusError, load_model
 from prunus.cli import app
-from prunus.data import IGNORED
 from prunus.evaluation import evaluate_here, read_task
 from prunus.metrics import overlap_figures, overlap_row, recall_figures, recall_rows
 from prunus.recipe import parse_recipe
@@ -285,7 +284,7 @@ def test_training_masks_are_as_large_as_their_pictures(tmp_path: Path) -> None:
     augmented: Any = other.for_model(tmp_path / "model").train_data()
     labels = other.for_model(tmp_path / "model").collate([augmented[place] for place in range(8)])["labels"]
     assert labels.shape == (8, SIDE, SIDE)
-    assert set(labels.unique().tolist()) <= {0, 1, 2, 3, IGNORED}
+    assert set(labels.unique().tolist()) <= {0, 1, 2, 3, 255}
 
 
 def test_classes_that_differ_are_refused(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,13 +12,14 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
+from prunus.batches import for_model
 from prunus.calibration import Batch
 from prunus.data import IGNORED, WHERE, open_mask
 from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.metrics import overlap_figures, overlap_row, with_interval
 from prunus.tasks.kinds import Segmenting
-from prunus.tasks.on_data import DataTask, Row
+from prunus.tasks.on_data import DataTask, Row, Rows
 from prunus.typed import Count
 
 
@@ -94,26 +95,24 @@ class Segmentation(DataTask):
         found = []
         for row in rows:
             mask = torch.from_numpy(np.array(self.mask(row)).astype(np.int64))
-            found.append(
-                overlap_row(
-                    self.segment(model, self.images(row)[0], tuple(mask.shape)), mask, self.kind.config.num_labels
-                )
-            )
+            said = self.segment(model, self.images(row)[0], tuple(mask.shape))
+            found.append(overlap_row(said, mask, self.kind.config.num_labels))
         return found
 
     def segment(self, model: Any, image: Image.Image, size: tuple[int, ...]) -> Tensor:
         """The likeliest class of every pixel of a mask of this height and width, on the CPU."""
-        window = self.kind.size[0]
-        side = self.side or window
-        fit = min(4 * side / max(image.size), side / min(image.size))
-        total: Any = 0
-        for scale in self.scales:
-            width, height = (max(1, int(length * fit * scale + 0.5)) for length in image.size)
-            resized = image.resize((width, height), Image.Resampling.BILINEAR)
-            for mirrored in (False, True)[: 1 + self.mirror]:
-                total = total + self.kind.likelihoods(model, resized, size, self.stride or window, mirrored)
-        classes: Tensor = total.argmax(0)
-        return classes.cpu()
+        found: Tensor = self.kind.classes(model, image, size, self.side, self.stride, self.scales, self.mirror)
+        return found
+
+    def calibration(self, samples: int, batch_size: int) -> list[Batch]:
+        """Pictures alone: a model's own loss may pass over one of its classes."""
+        return [{"pixel_values": batch["pixel_values"]} for batch in super().calibration(samples, batch_size)]
+
+    def example(self, model: Any, batch_size: int) -> Callable[[], object]:
+        rows = Rows(self.rows("train" if self.train is not None else "evaluation"))
+        batch = self.collate([rows[place % len(rows)] for place in range(batch_size)])
+        pictures = for_model({"pixel_values": batch["pixel_values"]}, model)
+        return lambda: model(**pictures)
 
     def figures(self, found: Sequence[Tensor]) -> dict[str, float]:
         """Over all pixels; the mean of the classes' intersections over unions with an interval."""

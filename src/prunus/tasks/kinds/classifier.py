@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
@@ -24,6 +24,8 @@ from prunus.tasks.kinds.parts import image_processor, pixels
 
 class Labeller(Kind):
     """Base of the kinds that tell which of some classes a picture shows."""
+
+    takes: ClassVar = "classifiers (…ForImageClassification), CLIP, SigLIP and their like"
 
     by_names = True
     """Whether the data's classes are found by their names, where a model has names of its own."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
@@ -29,6 +29,8 @@ PLAIN = "a photo of a {}."
 
 class DualEncoder(Parted, Labeller):
     """Base of the kinds that compare pictures with texts."""
+
+    takes: ClassVar = "CLIP, SigLIP and their like, and BLIP for retrieval"
 
     rereads = False
     """Whether pairs can be looked at again, more closely."""

@@ -6,7 +6,7 @@ import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
@@ -34,6 +34,8 @@ class Generative(Speaker):
 
     What is learnt is appended to the tokens of the prompt, so that training and generation see the same prompt.
     """
+
+    takes: ClassVar = "models that go on with a text in which images stand (image-text-to-text)"
 
     @classmethod
     def fits(cls, config: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
@@ -18,6 +18,8 @@ from prunus.tasks.kinds.parts import Parted, pixels, wide_enough
 
 class PairReader(Parted, Kind):
     """Two pictures and a statement → logits of false and true."""
+
+    takes: ClassVar = "models that judge two pictures: BLIP for NLVR2, ViltForImagesAndTextClassification"
 
     @classmethod
     def fits(cls, config: Any) -> bool:
