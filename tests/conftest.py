@@ -5,11 +5,20 @@ unless `CUDA_VISIBLE_DEVICES` names one; what GPUs compute is compared by `pytho
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What was imported stays for good, so the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama4.modeling_llama4 import Llama4TextL2Norm
 
 from prunus import Plan, PrunusError, anatomy, extract
 from prunus.anatomy import Attention, Sites, describe
 from prunus.anatomy.catalog import CATALOG, qualified
 from prunus.anatomy.conventions import TriedAttention
 from prunus.anatomy.rotation import Rotation
+from prunus.structured.gates import Gates, fold_gates
+from prunus.structured.scores import gate_gradient
 from tests.families import build
 from tests.test_equivalence import deviation
 
@@ -61,6 +66,28 @@ class Centred(Normed):
     norm = nn.LayerNorm
 
 
+class CentredByHead(Plain):
+    """Every head has its own weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k_norm = ChameleonLayerNorm((HEADS, WIDTH))
+        nn.init.normal_(self.k_norm.weight)
+        nn.init.normal_(self.k_norm.bias)
+
+    def turned(self, x: Tensor) -> Tensor:
+        return self.k_norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Weightless(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qk_norm = Llama4TextL2Norm(eps=0.3)
+
+    def turned(self, x: Tensor) -> Tensor:
+        return self.qk_norm(x)
+
+
 class Turning(Plain):
     def forward(self, hidden_states: Tensor, rotation_angles: Tensor | None = None) -> Tensor:
         return super().forward(hidden_states)
@@ -72,14 +99,14 @@ class Sharing(Plain):
         return super().forward(hidden_states)
 
 
-def model_of(kind: type[Plain]) -> nn.Module:
+def model_of(kind: type[nn.Module]) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Module()
     model.layers = nn.ModuleList([kind()])
     return model
 
 
-@pytest.mark.parametrize("kind", [Plain, Normed, NormedFromOne])
+@pytest.mark.parametrize("kind", [Plain, Normed, NormedFromOne, Centred, CentredByHead, Weightless])
 def test_norms_over_the_channels_are_cut_exactly_with_a_large_epsilon_twice(kind: type[Plain]) -> None:
     model = model_of(kind)
     (unit,) = anatomy(model)
@@ -93,27 +120,101 @@ def test_norms_over_the_channels_are_cut_exactly_with_a_large_epsilon_twice(kind
     small = extract(small, Plan.from_masks(anatomy(small), {unit.name: torch.tensor([True, True, False, True])}))
     once = extract(model, Plan.from_masks(anatomy(model), {unit.name: torch.zeros(8).index_fill_(0, kept, 1).bool()}))
     masked = copy.deepcopy(model)
-    gate = torch.zeros(WIDTH).index_fill_(0, kept, 1).repeat(HEADS)
-    for name in ("q_proj", "k_proj", "v_proj"):
-        masked.layers[0].get_submodule(name).register_forward_hook(lambda _, __, out: out * gate)
-    expected = masked.layers[0](x)
-    for narrow in (small, once):
-        assert narrow.layers[0].head_dim == 3
-        assert deviation([expected], [narrow.layers[0](x)]) < 1e-6
-    if kind is not Plain:
+    Gates(masked, [unit]).set({unit.name: torch.zeros(WIDTH).index_fill_(0, kept, 1)})
+    with torch.no_grad():
+        expected = masked.layers[0](x)
+        for narrow in (small, once, pickle.loads(pickle.dumps(once))):
+            assert narrow.layers[0].head_dim == 3
+            assert deviation([expected], [narrow.layers[0](x)]) < 1e-6
+    if kind in (Normed, NormedFromOne):
         assert small.layers[0].q_norm.weight.shape == (3,)
         epsilons = {
             getattr(m.layers[0].q_norm, "variance_epsilon", getattr(m.layers[0].q_norm, "eps", 0))
             for m in (small, once)
         }
         assert epsilons == {0.3 * 8 / 3}, "two cuts are one, to the bit"
-        assert unit.channel_cost == 2 * (3 * (MODEL + 1) + MODEL) + 1, "a weight of the norm leaves, too"
+    of_norms = {Normed: 1, NormedFromOne: 1, Centred: 2, CentredByHead: 2 * HEADS}
+    assert unit.channel_cost == 2 * (3 * (MODEL + 1) + MODEL) + of_norms.get(kind, 0), "weights of the norm leave, too"
+
+
+@pytest.mark.parametrize("kind", [Centred, CentredByHead])
+def test_a_gate_also_multiplies_behind_a_norm_that_takes_off_the_mean(kind: type[Plain]) -> None:
+    model = model_of(kind)
+    (unit,) = anatomy(model)
+    values, x = torch.linspace(0.3, 1.5, WIDTH), torch.randn(2, 5, MODEL)
+    read = []
+    for exact in (True, False):
+        searched = copy.deepcopy(model)
+        gates = Gates(searched, [unit], exact=exact)
+        gates.set({unit.name: values})
+        searched.layers[0](x).square().sum().backward()
+        if exact:
+            gates.take_gradients()
+        read.append(gate_gradient(searched, unit, gates.values[unit.name]))
+    assert deviation([read[0]], [read[1]]) < 1e-5, "by the outputs, and by the weights"
+    with torch.no_grad():
+        before = searched.layers[0](x)
+        fold_gates(searched)
+        gates.remove()
+        assert deviation([before], [searched.layers[0](x)]) < 1e-6
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, LlamaRMSNorm])
+def test_a_norm_over_hidden_neurons_is_cut_with_them(norm: Any) -> None:
+    class SubNormed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.back = nn.Linear(MODEL, 16), nn.Linear(16, MODEL)
+            self.within = norm(16, eps=0.3)
+            nn.init.normal_(self.within.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.back(self.within(self.wide(x).relu()))
+
+    model = model_of(SubNormed)
+    (unit,) = anatomy(model)
+    masked, x, mask = copy.deepcopy(model), torch.randn(2, 5, MODEL), torch.rand(16) > 0.4
+    Gates(masked, [unit]).set({unit.name: mask.float()})
+    small = extract(model, Plan.from_masks(anatomy(model), {unit.name: mask}))
+    with torch.no_grad():
+        assert deviation([masked.layers[0](x)], [small.layers[0](x)]) < 1e-6
+    assert small.layers[0].within.weight.shape == small.layers[0].wide.bias.shape == (int(mask.sum()),)
+
+
+def test_layers_in_a_row_are_an_mlp() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = Plain()
+            self.ffn = nn.Sequential(nn.Linear(MODEL, 16), nn.GELU(), nn.Linear(16, MODEL))
+            self.loud = nn.Sequential(nn.Linear(MODEL, 16), nn.Sigmoid(), nn.Linear(16, MODEL))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.attention(x)
+            return x + self.ffn(x) + self.loud(x)
+
+    parts = anatomy(model_of(Block))
+    assert [unit.name for unit in parts] == ["layers.0.attention", "layers.0.ffn"]
+    assert [(part.path, part.type) for part in parts.unmapped] == [("layers.0.loud", "Sequential")]
+
+
+def test_an_mlp_may_have_more_than_its_convention_says() -> None:
+    class WithNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.act_fn = nn.LayerNorm(MODEL), nn.SiLU()
+            self.gate_up_proj, self.down_proj = nn.Linear(MODEL, 32), nn.Linear(16, MODEL)
+
+        def forward(self, x: Tensor) -> Tensor:
+            up, gate = self.gate_up_proj(self.before(x)).chunk(2, -1)
+            return self.down_proj(up * self.act_fn(gate))
+
+    assert [unit.channels for unit in anatomy(model_of(WithNorm))] == [16]
 
 
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        (Centred, "trial run of it failed once it was narrow"),
         (Turning, "asks for rotation_angles"),
         (Sharing, "other layers use its keys and values"),
     ],

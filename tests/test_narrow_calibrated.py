@@ -73,7 +73,7 @@ def moments(x: Tensor, after: Tensor, kept: Tensor) -> Moments:
 def test_the_fit_is_the_least_of_all_consumers(with_bias: bool, damping: float) -> None:
     W, x, after, kept = layer_and_inputs()
     found = moments(x, after, kept)
-    columns = found.fitted_columns(W.float(), damping, with_bias).double()
+    columns = (W[:, kept] + found.fitted_change(W.float(), damping, with_bias)).double()
     offset = found.fitted_bias(W.float(), columns.float()).double() if with_bias else torch.zeros(5)
     x_kept = after[:, kept]
     centre, target = (x_kept - x_kept.mean(0), x @ W.T) if with_bias else (x_kept, x @ W.T)
@@ -99,9 +99,9 @@ def test_no_damping_makes_the_fit_worse_than_nothing(damping: float) -> None:
 
     none = error(W[:, kept], torch.zeros(5))
     bias = error(W[:, kept], found.fitted_bias(W.float(), W[:, kept].float()).double())
-    fitted = found.fitted_columns(W.float(), damping, True)
+    fitted = (W[:, kept] + found.fitted_change(W.float(), damping, True)).float()
     both = error(fitted.double(), found.fitted_bias(W.float(), fitted).double())
-    alone = error(found.fitted_columns(W.float(), damping, False).double(), torch.zeros(5))
+    alone = error(W[:, kept] + found.fitted_change(W.float(), damping, False).double(), torch.zeros(5))
     assert both <= bias * (1 + 1e-5) <= none * (1 + 1e-4)
     assert alone <= none * (1 + 1e-5)
 
@@ -337,6 +337,141 @@ def test_what_fails_in_the_middle_leaves_the_model_as_it_was(monkeypatch: pytest
     assert calls == 2
     assert all(torch.equal(tensor, before[key]) for key, tensor in case.model.state_dict().items())
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in case.model.modules())
+
+
+def test_what_fails_after_the_surgery_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunus.calibrated import narrowing
+    from prunus.checkpoint import narrowed
+
+    case = build("llama", 2)
+    weights, config = dict(case.model.named_parameters()), copy.deepcopy(case.model.config.to_dict())
+    before = copy.deepcopy(case.model.state_dict())
+    optimizer = torch.optim.SGD(case.model.parameters(), 0.0)
+
+    def failing(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    for module, name in ((narrowing, "make_plain"), (narrowed, "write_record"), (narrowed, "retire")):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, failing)
+            with pytest.raises(KeyboardInterrupt):
+                narrow(case.model, case.inputs, ratio=0.3, inplace=True, plain=name == "make_plain")
+        now = dict(case.model.named_parameters())
+        assert all(now[key] is weight for key, weight in weights.items())
+        assert all(torch.equal(tensor, before[key]) for key, tensor in case.model.state_dict().items())
+        assert case.model.config.to_dict() == config
+        assert anatomy(case.model) == anatomy(build("llama", 2).model)
+        assert prunus.plan_of(case.model) is None
+        assert not any(module._forward_pre_hooks or module._forward_hooks for module in case.model.modules())
+        case.model(**case.inputs).logits.sum().backward()
+        optimizer.step()  # its weights are the model's
+
+
+def test_an_attention_that_no_batch_uses_is_named() -> None:
+    case = build("blip_caption", 2)
+    unused = next(unit for unit in anatomy(case.model) if "cross" in unit.component)
+
+    def of_texts(model: Any, batch: Any) -> Any:
+        return model.text_decoder(input_ids=batch["input_ids"])
+
+    for score in (SurgeonCost(), ChannelMagnitude()):
+        method = Calibrated(ratio=0.3, score=score, include=("text*",))
+        with pytest.raises(PrunusError) as error:
+            prunus.narrow(case.model, method, [case.inputs], call=of_texts, options=QUIET)
+        assert error.value.field == "batches"
+        assert unused.block in str(error.value.value)
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_what_others_hold_too_is_not_fitted(sequential: bool) -> None:
+    case = build("llama", 2)
+    mlps = [unit for unit in anatomy(case.model) if not unit.is_attention]
+    assert len(mlps) > 1
+    first, second = (case.model.get_submodule(f"{unit.path}.down_proj") for unit in mlps[:2])
+    second.weight = first.weight  # what is given to them is another
+    dense = first.weight.detach().clone()
+    small, plan = prunus.narrow(
+        case.model, Calibrated(ratio=0.4), [case.inputs], options=WalkOptions(progress=False, sequential=sequential)
+    )
+    for unit in mlps[:2]:
+        kept = list(plan.units[unit.name].kept)
+        assert torch.equal(small.get_submodule(f"{unit.path}.down_proj").weight, dense[:, kept])
+    assert first.weight is second.weight
+
+
+def test_momentum_copies_are_fitted_as_their_originals() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own, self.copy = build("vit", 2).model, build("vit", 2).model
+
+        def forward(self, **inputs: Tensor) -> Any:
+            return self.own(**inputs)
+
+    pair = prunus.mirrored(Pair().eval(), {"copy": "own"})
+    small, _ = narrow(pair, build("vit", 2).inputs, ratio=0.4)
+    followers = small.copy.state_dict()
+    assert all(torch.equal(tensor, followers[key]) for key, tensor in small.own.state_dict().items())
+    with torch.no_grad():
+        for parameter in pair.copy.parameters():
+            parameter.add_(1)
+    lagging, _ = narrow(pair, build("vit", 2).inputs, ratio=0.4)
+    followers = lagging.copy.state_dict()
+    for key, tensor in lagging.own.state_dict().items():
+        torch.testing.assert_close(tensor + 1, followers[key])
+
+
+def test_moments_are_fp32_while_blocks_run_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunus.calibrated import ablation, compensating
+
+    case, types = build("llama", 2), set()
+
+    def watched(function: Any) -> Any:
+        def run(*given: Any, **named: Any) -> Any:
+            types.add((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+            return function(*given, **named)
+
+        return run
+
+    monkeypatch.setattr(ablation, "rows", watched(ablation.rows))
+    monkeypatch.setattr(compensating, "add_call", watched(compensating.add_call))
+    monkeypatch.setattr(compensating, "fit", watched(compensating.fit))
+    heard = []
+    handle = case.model.model.layers[0].mlp.register_forward_hook(
+        lambda module, args, output: heard.append(output.dtype)
+    )
+    prunus.narrow(case.model, Calibrated(ratio=0.3), [case.inputs], options=WalkOptions(progress=False, bf16=True))
+    handle.remove()
+    assert types == {torch.float32}
+    assert torch.bfloat16 in heard
+    with torch.autocast("cpu", torch.bfloat16):  # the caller's own
+        narrow(case.model, case.inputs, ratio=0.3)
+    assert types == {torch.float32}
+
+
+def test_few_sequences_say_what_channels_of_attentions_are_worth() -> None:
+    case, runs = build("llama", 2), list[int]()
+    unit = next(unit for unit in anatomy(case.model) if unit.is_attention)
+    inputs = {name: x[:1].repeat(64, 1) for name, x in unpadded(case.inputs).items()}
+    handle = case.model.get_submodule(unit.path).register_forward_pre_hook(
+        lambda module, args, kwargs: runs.append(len(kwargs["hidden_states"])), with_kwargs=True
+    )
+    narrow(case.model, inputs, ratio=0.3, include=(unit.name,), compensation="none")
+    handle.remove()
+    assert runs.count(64 // (2 * unit.channels)) == unit.channels + 1  # one run shows that the batch can be taken apart
+    assert runs.count(64) <= 3
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_plain_experts_have_widths_that_stock_kernels_multiply(name: str) -> None:
+    case = build(name, 2)
+    units = [unit for unit in anatomy(case.model) if unit.kind == "experts"]
+    small, plan = narrow(case.model, case.inputs, ratio=0.4, plain=True, include=tuple(u.name for u in units))
+    assert {len(unit.kept) % 8 for unit in plan.units.values()} == {0}
+    stock = type(small)(copy.deepcopy(small.config)).eval()
+    stock.load_state_dict(small.state_dict())
+    with torch.no_grad():
+        assert torch.equal(stock(**case.inputs).logits, small(**case.inputs).logits)
 
 
 @pytest.mark.parametrize(

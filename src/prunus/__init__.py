@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from prunus.allocation import OWL, ECoFLaP, IterativeGlobal, Manual, Uniform, allocate
 from prunus.anatomy import Anatomy, Matrix, anatomy, matrices, mirrored
-from prunus.calibrated import Calibrated, ChannelMagnitude, Fluctuation, Score, SurgeonCost, WeightedNorm, narrow
+from prunus.calibrated import (
+    Calibrated,
+    ChannelMagnitude,
+    ChannelScores,
+    Fluctuation,
+    Score,
+    SurgeonCost,
+    WeightedNorm,
+    narrow,
+    plan_channels,
+    score_channels,
+)
 from prunus.calibration import image_batches, pair_batches, text_batches
 from prunus.checkpoint import extract, load_model, plan_of, prune_folder
 from prunus.errors import PrunusError
@@ -39,6 +50,7 @@ from prunus.structured import (
     Scope,
     Search,
     SearchMethod,
+    Storage,
     StraightThrough,
     Structured,
     Taylor,
@@ -69,14 +81,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "OWL", "RESSA", "Anatomy", "AtEnd", "Budget", "Calibrated", "Chance", "ChannelMagnitude", "Closing", "ComponentRatios", "Composed",
+    "OWL", "RESSA", "Anatomy", "AtEnd", "Budget", "Calibrated", "Chance", "ChannelMagnitude", "ChannelScores", "Closing", "ComponentRatios", "Composed",
     "DSnoT", "Decision", "Distillation", "ECoFLaP", "Everyone", "Fluctuation", "GateGradient", "Importance", "IterativeGlobal",
     "IterativeMagnitude", "IterativeSTE", "Lesson", "LoRA", "Magnitude", "Manual", "MaskBased", "MaskedFinetune", "MaskedLoRA", "Matrix",
     "Parts", "Plan", "Progressive", "PrunusError", "RateGate", "Rounds", "Scope", "Score", "Search", "SearchCallback", "SearchMethod",
-    "SparseGPT", "SparsityPlan", "StraightThrough", "Structured", "SurgeonCost", "Taylor", "TrainedGate", "Training", "UPop", "Unified",
+    "SparseGPT", "SparsityPlan", "Storage", "StraightThrough", "Structured", "SurgeonCost", "Taylor", "TrainedGate", "Training", "UPop", "Unified",
     "Uniform", "WalkOptions", "Wanda", "WeightMagnitude", "WeightedNorm", "WithinComponent", "WithinUnit", "accelerate_2to4", "allocate",
     "anatomy", "convert", "draw_plans", "extract", "finetune", "hold_zeros", "image_batches", "load_model", "matrices", "mirrored", "narrow",
-    "pair_batches", "plan_of", "prune", "prune_folder", "prune_matrix", "repair", "sparsity_of", "text_batches",
+    "pair_batches", "plan_channels", "plan_of", "prune", "prune_folder", "prune_matrix", "repair", "score_channels", "sparsity_of", "text_batches",
 ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prunus.anatomy import LeftDense, anatomy, survey
+from prunus.calibrated import ChannelScores, plan_channels
 from prunus.checkpoint import bare_model, local_folder, plan_of, sparsity_in, verify
 from prunus.errors import PrunusError, shown
 from prunus.evaluation import evaluate_here, harness_scores, read_task
@@ -27,6 +29,7 @@ from prunus.recipe import Recipe, demo_recipe, load_recipe
 from prunus.report import Report, terminal_table, write_report
 from prunus.run import run
 from prunus.storage import write_text
+from prunus.studies import carry_out, folder_of, load_study, results_of, study_file, weighed, write_page
 from prunus.unstructured import recorded_sparsity
 
 app = typer.Typer(
@@ -212,6 +215,81 @@ def convert(
     """Makes OUT, a folder that transformers loads, of a published checkpoint FILE. No code in the file is run."""
     model = convert_file(file, out, family, image_size=image_size, head_width=head_width)
     typer.echo(f"{type(model).__name__}, {model.num_parameters():,} parameters: {out}")
+
+
+@app.command()
+def bench(
+    study: Annotated[str, typer.Argument(help="A YAML file, or the name of a study of prunus, such as structured.")],
+    data: Annotated[Path | None, typer.Option(help="The folder of the data that the study reads.")] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="The small version, which says nothing but that it runs.")
+    ] = False,
+    only: Annotated[str, typer.Option(help="Cells to carry out, a glob over their names, such as vqa/upop/*.")] = "*",
+    devices: Annotated[
+        str, typer.Option(help="One cell at a time on each: numbers of GPUs, or cpu, such as 0,1,2.")
+    ] = "",
+    output: Annotated[Path | None, typer.Option(help="Folder of the study, instead of its own.")] = None,
+    drawn: Annotated[
+        bool, typer.Option("--draw", help="Draw the page of what is there, and carry nothing out.")
+    ] = False,
+    extensions: ImportOption = None,
+) -> None:
+    """Carries out a STUDY: recipes repeated with other methods, budgets and seeds. What is done is not done again."""
+    chosen = load_study(study_file(study), None if data is None else str(data), None if output is None else str(output))
+    command = f"prunus bench {study}" + (" --data DATA" if data else "") + (" --smoke" if smoke else "")
+    results = (
+        results_of(chosen, smoke, command)
+        if drawn
+        else carry_out(chosen, smoke, lambda name: fnmatchcase(name, only), devices.split(","), command)
+    )
+    page = write_page(results, chosen.findings, folder_of(chosen, smoke))
+    for finding, evidence in weighed(results, chosen.findings):
+        typer.echo(f"{evidence.verdict:<15}{finding.claim}: {evidence.said}")
+    typer.echo(f"{len(results.outcomes)} of {results.planned} cells: {page}")
+    if results.failed:
+        raise PrunusError(
+            "study",
+            f"{len(results.failed)} cells",
+            f"they failed, such as {next(iter(results.failed))}; see above, and start it again",
+        )
+
+
+@app.command()
+def plan(
+    scores: Path,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The plan to write, JSON.")] = Path("plan.json"),
+    ratio: Annotated[float | None, typer.Option(help="Share of the searched units' cost that goes.")] = None,
+    max_parameters: Annotated[int | None, typer.Option(help="Parameters that stay at most.")] = None,
+    max_macs: Annotated[int | None, typer.Option(help="Multiply-accumulates of the scored call, at most.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Bytes of the weights on disk, at most.")] = None,
+    max_milliseconds: Annotated[
+        float | None, typer.Option(help="Milliseconds of the scored call, at most, where they were measured.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="With --max-bytes: float32, bfloat16 or float16.")] = None,
+    cache_tokens: Annotated[
+        int, typer.Option(help="With --max-bytes: tokens in the key-value cache, counted beside the weights.")
+    ] = 0,
+    cache_batch: Annotated[int, typer.Option(help="With --cache-tokens: sequences.")] = 1,
+    align: Annotated[int, typer.Option(help="Kept widths are multiples of 1, 8, 16 or 32.")] = 1,
+    scope: Annotated[str, typer.Option(help="Who competes: unit, component or everyone.")] = "unit",
+    extensions: ImportOption = None,
+) -> None:
+    """Which channels stay under a budget, by SCORES (of `prunus.score_channels`, or scores.safetensors of a recipe's step `narrow`).
+    Neither data nor weights are read."""
+    found = ChannelScores.load(scores)
+    amounts = {
+        "ratio": ratio, "max_parameters": max_parameters, "max_macs": max_macs, "max_bytes": max_bytes,
+        "max_milliseconds": max_milliseconds,
+    }  # fmt: skip
+    storage = {"dtype": dtype, "cache_tokens": cache_tokens, "cache_batch": cache_batch}
+    method = found.method(**amounts, storage=storage, align=align, scope={"scope": scope})
+    decided = plan_channels(found, method)
+    decided.save(out)
+    kept = sum(len(unit.kept) for unit in decided.units.values())
+    total = sum(unit.channels for unit in decided.units.values())
+    typer.echo(
+        f"{decided.model}: {decided.ratio:.2%} of the searched cost goes, {kept:,} of {total:,} channels stay: {out}"
+    )
 
 
 @app.command()

@@ -109,6 +109,15 @@ def parse_recipe(text: str, source: str, overrides: tuple[str, ...] = (), varian
     data = of_variant(_data_of(text, source), variant, source)
     for assignment in overrides:
         _override(data, assignment)
+    return recipe_of(data, source)
+
+
+def recipe_of(data: dict[str, Any], source: str) -> Recipe:
+    """As `parse_recipe`, from plain data.
+
+    Raises:
+        PrunusError: a field is unknown, missing or wrong.
+    """
     try:
         return Recipe.model_validate(data)
     except PrunusError as error:

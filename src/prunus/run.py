@@ -64,6 +64,16 @@ def run(recipe: Recipe, console: Console | None = None) -> Report:
         ) from error
 
 
+def finished(recipe: Recipe) -> Report | None:
+    """The report of a run that this recipe has been carried out in; None where it has not, or not to its end."""
+    if _recorded(recipe.output / RECORD) != recipe.model_dump(mode="json"):
+        return None
+    try:
+        return Report.load(recipe.output)
+    except PrunusError:
+        return None
+
+
 def check(recipe: Recipe) -> PreTrainedModel:
     """Whatever the model makes impossible is said before anything is trained.
 

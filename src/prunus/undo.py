@@ -1,15 +1,18 @@
-"""Tensors as they were before something was tried, kept until it has gone well."""
+"""Tensors and modules as they were before something was tried, kept until it has gone well."""
 
 from __future__ import annotations
 
+import copy
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import FileIO
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 
 class Undo:
@@ -80,6 +83,59 @@ class Undo:
         self._file.seek(self._end)
         while left:
             left = left[self._file.write(left) :]
+
+
+@contextmanager
+def structure_kept(model: nn.Module) -> Iterator[None]:
+    """Puts the modules of a model back when an exception leaves the context: their classes, attributes, parameters, hooks and configs.
+
+    What their tensors hold is the business of `Undo`.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> weight = layer.weight
+        >>> with suppress(ValueError), structure_kept(layer):
+        ...     layer.weight, layer.in_features = nn.Parameter(torch.ones(2, 1)), 1
+        ...     raise ValueError
+        >>> layer.weight is weight, layer.in_features
+        (True, 2)
+    """
+    modules = [(module, type(module), _held(vars(module))) for module in model.modules()]
+    configs: dict[int, tuple[PreTrainedConfig, dict[str, Any]]] = {}
+    for module, _, _ in modules:
+        _keep_config(vars(module).get("config"), configs)
+    try:
+        yield
+    except BaseException:
+        for module, kind, held in modules:
+            module.__class__ = kind
+            vars(module).clear()
+            for name, (value, content) in held.items():
+                vars(module)[name] = value
+                if content is not None:
+                    value.clear()
+                    value.update(content)
+        for config, entries in configs.values():
+            vars(config).clear()
+            vars(config).update(entries)
+        raise
+
+
+def _held(attributes: dict[str, Any]) -> dict[str, tuple[Any, dict[Any, Any] | None]]:
+    """Attributes as they are, and what those of them hold that are dictionaries."""
+    return {name: (value, dict(value) if isinstance(value, dict) else None) for name, value in attributes.items()}
+
+
+def _keep_config(config: object, kept: dict[int, tuple[PreTrainedConfig, dict[str, Any]]]) -> None:
+    if not isinstance(config, PreTrainedConfig) or id(config) in kept:
+        return
+    entries = {
+        name: value if isinstance(value, PreTrainedConfig) else copy.deepcopy(value)
+        for name, value in vars(config).items()
+    }
+    kept[id(config)] = config, entries
+    for value in entries.values():
+        _keep_config(value, kept)
 
 
 def _read(file: FileIO, into: memoryview) -> None:

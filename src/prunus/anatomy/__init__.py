@@ -34,12 +34,12 @@ from prunus.anatomy.towers import (
     towers_meant,
 )
 from prunus.anatomy.trial import MisfitError, linear_at
-from prunus.anatomy.units import Anatomy, Unit, Unmapped, has_module, linears, module_of
+from prunus.anatomy.units import Anatomy, Unit, Unmapped, gated, has_module, linears, module_of
 
 __all__ = [
     "ADAPTER", "CATALOG", "CONNECTOR", "CONNECTORS", "LANGUAGE", "MEANT_DENSE", "TOWERS", "Anatomy", "Attention",
     "Cuts", "Labelled", "Layer", "Layout", "LeftDense", "Location", "Matrix", "MisfitError", "Mlp", "Place", "Site", "Sites", "Survey",
-    "Unit", "Unmapped", "anatomy", "by_block", "by_name", "by_parameter", "choose", "cut", "declared_mirrors", "describe", "has_module", "is_inside",
+    "Unit", "Unmapped", "anatomy", "by_block", "by_name", "by_parameter", "choose", "cut", "declared_mirrors", "describe", "gated", "has_module", "is_inside",
     "linear_at", "linears", "locate", "matrices", "mirrored", "module_of", "per_tower", "place_of", "select", "sharing", "survey", "towers_meant",
     "weight_of",
 ]  # fmt: skip

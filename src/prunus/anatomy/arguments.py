@@ -18,6 +18,7 @@ TOKENS = 3
 OTHERS = (
     "key_value_states", "encoder_hidden_states", "cross_attention_states", "context", "memory", "key", "value",
     "key_states", "value_states", "keys", "values", "image_hidden_states", "vision_hidden_states",
+    "entity_hidden_states",
 )  # fmt: skip
 """Arguments that hold other hidden states."""
 ADDED = ("object_queries",)
@@ -26,6 +27,8 @@ BIASES = ("rel_pos", "rel_2d_pos")
 """Arguments that are added to the scores of all heads alike."""
 SIDES = ("height", "width")
 """Arguments that say what image the tokens are."""
+PLANE = "input_dimensions"
+"""Argument that says both at once."""
 SHARED = "shared_kv_states"
 """Argument through which keys and values are handed to other layers."""
 
@@ -107,7 +110,7 @@ def _tables(shapes: _Shapes, batch: tuple[int, ...], random: Callable[..., Tenso
 def _lengths(sample: nn.Module) -> Iterable[int]:
     """Numbers of tokens to try: a few, or as many as a window has."""
     if "height" in inspect.signature(type(sample).forward).parameters:
-        return (64,)
+        return (64, 256)  # some look at one key for 64 tokens
     windows = [getattr(module, "window_size", None) for module in sample.modules()]
     sides = [(size, size) if isinstance(size, int) else size for size in windows if size]
     return dict.fromkeys([TOKENS, *(math.prod(side) for side in sides if len(side) == 2)])

@@ -8,21 +8,29 @@ attentions and the like, gives the same without neurons that are silent.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from prunus.anatomy.alike import Verdicts
+from prunus.anatomy.arguments import PLANE, TOKENS
+from prunus.anatomy.cutting import cut, silence
 from prunus.anatomy.layouts import Layout, Mlp, Proposal, Sites
+from prunus.anatomy.norms import Norm, norms_in, sites_of, weighted
 from prunus.anatomy.trial import NEURONS, MisfitError, trial_numbers, without_hooks
 
 SILENT = 2
 """Of the hidden neurons of a trial."""
-_KNOWN: dict[Any, str] = {}
-"""Layout, type and shape of a block → why the layout does not describe it; empty where it does."""
+PLANE_OF_TRIAL = (2, 2)
+"""Height and width of the image that the tokens of a trial are, where that is asked."""
+_FOUND = Verdicts[str]()
+"""Why a layout does not describe a block; empty where it does."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +38,31 @@ class CutMlp(Mlp):
     """A guess at an MLP, which counts if a trial finds it the same once it is cut."""
 
     is_tried: ClassVar[bool] = True
+    norms: tuple[Norm, ...] = field(default=(), kw_only=True)
+    """Over the hidden neurons."""
 
     def sites(self, module: nn.Module) -> Sites:
-        found = super().sites(module)
-        key = self, tuple(
-            (path, type(part), tuple((n, None if p is None else (p.shape, p.dtype)) for n, p in part._parameters.items()))
-            for path, part in module.named_modules()
-        )  # fmt: skip
-        if key not in _KNOWN or "forward" in vars(module):
-            _KNOWN[key] = _objection(self, module)
-        if _KNOWN[key]:
-            raise MisfitError(_KNOWN[key])
+        found = self.untried(module)
+        why = _FOUND.of(self, module, partial(_objection, self, module))
+        if why:
+            raise MisfitError(why)
         return found
+
+    def untried(self, module: nn.Module) -> Sites:
+        """The sites of a module, if the guess is right.
+
+        Raises:
+            MisfitError: it has no such layers.
+        """
+        found = super().sites(module)
+        return replace(found, **sites_of(self.norms, module, found.channels))
+
+    def refit(self, norm: str, weight: Tensor, share: float) -> Tensor:
+        return next(known for known in self.norms if known.path == norm).refit(weight, share)
+
+    def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
+        for norm in self.norms:
+            norm.shrink(module, before.channels, len(kept), before.channels)
 
 
 @dataclass(frozen=True)
@@ -76,27 +97,36 @@ class MlpByShape(Proposal):
             return
         if len(layers) not in (2, 3) or sum(p.ndim > 1 for p in module.parameters()) != len(layers):
             return
+        if any(layer._parameters.keys() - {"weight", "bias"} for layer in layers.values()):
+            return
         first = {path.partition(".")[0] for path in layers}
         if len(first) == 1 and not type(module.get_submodule(first.pop())).__module__.startswith("torch."):
             return
         for down in list(layers)[:0:-1]:  # not the first
             ups, width = [path for path in layers if path != down], layers[down].in_features
-            if all(layers[path].out_features == width for path in ups):
-                yield CutMlp(ups[-1], down, gate=ups[0] if len(ups) == 2 else None)
-            elif len(ups) == 1 and layers[ups[0]].out_features == 2 * width:
-                yield CutMlp(ups[0], down, gate=ups[0])
+            norms = tuple(
+                weighted(path, norm, weight)
+                for path, norm, weight in norms_in(module.named_modules())
+                if weight is not None and weight.shape == (width,)
+            )
+            for over in (norms, ()) if norms else ((),):
+                if all(layers[path].out_features == width for path in ups):
+                    yield CutMlp(ups[-1], down, gate=ups[0] if len(ups) == 2 else None, norms=over)
+                elif len(ups) == 1 and layers[ups[0]].out_features == 2 * width:
+                    yield CutMlp(ups[0], down, gate=ups[0], norms=over)
 
 
-def _objection(layout: Mlp, module: nn.Module) -> str:
+def _objection(layout: CutMlp, module: nn.Module) -> str:
     """What a trial says against a layout."""
-    why = ""
+    why, kept = "", torch.arange(NEURONS - SILENT, device="cpu")
     with trial_numbers():
         for form, fill in product(range(len(FORMS)), (None, 0.5)):
             try:
-                whole, masked, narrow = (
-                    _output(_sample(layout, module, form, silent, width), layout, fill)
-                    for silent, width in ((0, NEURONS), (SILENT, NEURONS), (SILENT, NEURONS - SILENT))
-                )
+                samples = [_sample(layout, module, form) for _ in range(3)]
+                sites = layout.untried(samples[0])
+                silence(samples[1], sites, kept)
+                cut(samples[2], layout, sites, kept, {})
+                whole, masked, narrow = (_output(sample, layout, fill) for sample in samples)
             except Exception as error:  # a stranger's forward may raise anything
                 why = why or f"a trial run of it failed ({type(error).__name__}: {error})"
                 continue
@@ -124,12 +154,12 @@ class _StandIn(nn.Module):
         return FORMS[self.form](given * 0.5 + 0.1)
 
 
-def _sample(layout: Mlp, module: nn.Module, form: int, silent: int, width: int) -> nn.Module:
-    """A copy with random weights, of whose neurons the last are silent and the first `width` are there."""
+def _sample(layout: CutMlp, module: nn.Module, form: int) -> nn.Module:
+    """A copy with random weights and a handful of hidden neurons."""
     generator = torch.Generator().manual_seed(0)
     copy = without_hooks(module)
     ups = tuple(dict.fromkeys(filter(None, (layout.up, layout.gate))))
-    neuron = torch.arange(2 * NEURONS if layout.gate == layout.up else NEURONS) % NEURONS
+    over = tuple(norm.path for norm in layout.norms)
     _replace(copy, "", (*ups, layout.down), form)
     for path, part in copy.named_modules():
         known: dict[str, Tensor | None] = {}
@@ -138,21 +168,19 @@ def _sample(layout: Mlp, module: nn.Module, form: int, silent: int, width: int) 
                 known[name] = None
                 continue
             shape = list(parameter.shape)
-            if path in ups:
-                shape[0] = len(neuron)
+            if path in ups or path in over:
+                shape[0] = 2 * NEURONS if path == layout.up == layout.gate else NEURONS
             elif path == layout.down and name == "weight":
                 shape[1] = NEURONS
-            value = torch.randn(shape, generator=generator) * (shape[1] ** -0.5 if len(shape) > 1 else 0.5)
-            if path in ups:
-                value[neuron >= NEURONS - silent] = 0
-                value = value[neuron < width]
-            elif path == layout.down and name == "weight":
-                value = value[:, :width]
-            known[name] = value
+            known[name] = torch.randn(shape, generator=generator) * (shape[1] ** -0.5 if len(shape) > 1 else 0.5)
         vars(part)["_parameters"] = known
         vars(part)["_buffers"] = {
             n: None if b is None else torch.zeros(b.shape, dtype=b.dtype) for n, b in part._buffers.items()
         }
+        if isinstance(part, nn.Linear):
+            part.out_features, part.in_features = known["weight"].shape  # type: ignore[union-attr]
+        if path in over and isinstance(part, nn.LayerNorm | nn.RMSNorm):
+            part.normalized_shape = (NEURONS,)
     return copy
 
 
@@ -172,10 +200,11 @@ def _output(block: nn.Module, layout: Mlp, fill: float | None) -> Tensor:
     """The first tensor that a run gives."""
     generator = torch.Generator().manual_seed(1)
     width = block.get_submodule(layout.up)._parameters["weight"].shape[1]  # type: ignore[union-attr]
-    x = torch.randn(1, 3, width, generator=generator)
     asked = list(inspect.signature(type(block).forward).parameters.values())[1:]
     others = [p.name for p in asked[1:] if p.default is inspect.Parameter.empty and p.kind.value in (1, 3)]
-    found = block(x, **dict.fromkeys(others, None if fill is None else x * fill))
+    x = torch.randn(1, math.prod(PLANE_OF_TRIAL) if PLANE in others else TOKENS, width, generator=generator)
+    given: dict[str, Any] = dict.fromkeys(others, None if fill is None else x * fill)
+    found = block(x, **(given | {PLANE: PLANE_OF_TRIAL} if PLANE in others else given))
     return next(_tensors(found))
 
 

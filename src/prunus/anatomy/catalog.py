@@ -32,11 +32,9 @@ _QWEN_VISION = Attention("qkv", "qkv", "qkv", "proj", rotary=True)
 _NEOX = Attention(
     "query_key_value", "query_key_value", "query_key_value", "dense", width="head_size", grouped=True, rotary=True
 )
-_GPT2, _IMAGE_GPT = (
-    tuple(
-        Attention(query, "c_attn", "c_attn", "c_proj", totals=("split_size",), scale_follows_width=follows)
-        for query in ("q_attn", "c_attn")
-    )
+_GPT2 = tuple(
+    Attention(query, "c_attn", "c_attn", "c_proj", totals=("split_size",), scale_follows_width=follows)
+    for query in ("q_attn", "c_attn")
     for follows in (False, True)
 )
 _GPT2_MLP = Mlp("c_fc", "c_proj", activation="act")
@@ -62,7 +60,7 @@ _TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
         "Phi4MultimodalAttention": (Attention("qkv_proj", "qkv_proj", "qkv_proj", "o_proj", rotary=True),),
     },
     "gpt2.modeling_gpt2": {"GPT2Attention": _GPT2, "GPT2MLP": (_GPT2_MLP,)},
-    "imagegpt.modeling_imagegpt": {"ImageGPTAttention": _IMAGE_GPT, "ImageGPTMLP": (_GPT2_MLP,)},
+    "imagegpt.modeling_imagegpt": {"ImageGPTAttention": _GPT2, "ImageGPTMLP": (_GPT2_MLP,)},
     "decision_transformer.modeling_decision_transformer": {
         "DecisionTransformerGPT2Attention": _GPT2, "DecisionTransformerGPT2MLP": (_GPT2_MLP,),
     },
@@ -150,7 +148,7 @@ CONVENTIONS: tuple[TriedMlp | BlockMlp | AttentionByConvention | Experts, ...] =
 """Layouts tried on types that the catalog does not name. A match counts only if a trial run equals the formula."""
 
 BY_SHAPE: tuple[MlpByShape, ...] = (MlpByShape(),)
-"""Layouts tried in blocks on what is left."""
+"""Layouts tried in blocks where nothing else fits."""
 
 OPAQUE: dict[str, str] = {
     "torch.nn.modules.activation:MultiheadAttention": (
@@ -241,6 +239,5 @@ def layouts_of(module: nn.Module) -> tuple[Layout, ...]:
     if known is not None:
         return known
     if type(module).__module__.startswith("torch."):
-        return ()
-    by_name = tuple(layout for layout in CONVENTIONS if layout.resembles(module))
-    return by_name or tuple(layout for layout in BY_SHAPE if layout.resembles(module))
+        return tuple(layout for layout in BY_SHAPE if type(module) is nn.Sequential and layout.resembles(module))
+    return tuple(layout for layout in (*CONVENTIONS, *BY_SHAPE) if layout.resembles(module))

@@ -10,16 +10,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any, ClassVar, TypeGuard
+from typing import ClassVar, TypeGuard
 
-import torch
 from torch import Tensor, nn
 
 from prunus.anatomy.forwards import keep_rotation
 from prunus.anatomy.layers import Site
 from prunus.anatomy.layouts import Attention, Layout, Proposal, Sites
+from prunus.anatomy.norms import Norm, norms_in, sites_of, weighted
 from prunus.anatomy.rotation import ROTATIONS, tables_of, turned_features, turned_sizes
-from prunus.anatomy.trial import MisfitError, linear_at, trial_numbers, without_hooks
+from prunus.anatomy.trial import MisfitError, linear_at
 
 ROLE = re.compile(r"(?:to_|w|lin_|linear_)?(q|k|v)(?:uer(?:y|ies)|eys?|alues?)?(?:_?(?:proj|lin|linear|layer|states))?")
 """How the layers that make queries, keys and values are called."""
@@ -33,18 +33,6 @@ WIDTHS = re.compile(
 """Attributes that hold the head width."""
 HEADS = re.compile(r"num_(?:attention_)?heads|(?:n|num)_?heads?")
 """Attributes that hold the number of heads of the queries."""
-EPSILONS = ("eps", "variance_epsilon", "epsilon")
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A norm over the channels of one head, or of all."""
-
-    path: str
-    weightless: bool = False
-    """It has no weight, so that what it loses goes to the output layer."""
-    offset: float = 0.0
-    """It multiplies by weight + offset."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +45,7 @@ class TriedAttention(Attention):
     gates: tuple[str, ...] = field(default=(), kw_only=True)
     """Layers whose outputs multiply what the heads give."""
     norms: tuple[Norm, ...] = field(default=(), kw_only=True)
-    """Over the channels; where they are root-mean-square norms, cutting them is exact."""
+    """Over the channels."""
 
     def sites(self, module: nn.Module) -> Sites:
         columns = linear_at(module, self.out).in_features
@@ -75,11 +63,6 @@ class TriedAttention(Attention):
         if self.rotation is not None:
             turned = turned_features(module, width)
             order = self.rotation.order(width, turned)
-        norms = [
-            Site(norm.path, module.get_submodule(norm.path).weight.numel() // width, 1)  # type: ignore[operator]
-            for norm in self.norms
-            if not norm.weightless
-        ]
         span = 1 if self.rotation is None else self.rotation.span
         plain = tuple(f % (width // span) for f in range(width))
         return Sites(
@@ -88,18 +71,16 @@ class TriedAttention(Attention):
                 for name, layer in layers.items()
             ),
             consumer=Site(self.out, columns // width, linear_at(module, self.out).out_features, 1),
-            channels=width // span, span=span, order=() if order == plain else order, norms=tuple(norms), turned=turned,
+            channels=width // span, span=span, order=() if order == plain else order, turned=turned, **sites_of(self.norms, module, width),
         )  # fmt: skip
 
     def factor(self, linear: str, share: float) -> float:
-        if linear == self.out and any(norm.weightless for norm in self.norms):
+        if linear == self.out and any(norm.is_weightless for norm in self.norms):
             return float(share**-0.5)
         return super().factor(linear, share)
 
     def refit(self, norm: str, weight: Tensor, share: float) -> Tensor:
-        """The mean of squares is over fewer channels, so it is larger by the share that left: weights make up for it."""
-        offset = next(known.offset for known in self.norms if known.path == norm)
-        return weight.add(offset).mul(share**-0.5).sub(offset)
+        return next(known for known in self.norms if known.path == norm).refit(weight, share)
 
     def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
         core, width = module.get_submodule(self.core), len(kept) * before.span
@@ -108,7 +89,7 @@ class TriedAttention(Attention):
         if self.width:
             setattr(core, self.width, width)
         for norm in self.norms:
-            _shrink_norm(module.get_submodule(norm.path), before.channels, len(kept))
+            norm.shrink(module, before.channels, len(kept), before.channels * before.span)
         if self.rotation is not None:
             index, columns = self.rotation.columns(kept, before.turned)
             turned = int((kept < before.turned // before.span).sum()) * before.span
@@ -228,39 +209,9 @@ def _norms(module: nn.Module, guess: TriedAttention, width: int) -> tuple[Norm, 
     """Norms in a module over as many channels as one head has, or all heads of a layer."""
     totals = {width, *(linear_at(module, name).out_features for name in (guess.query, guess.key, guess.value) if name)}
     found = []
-    for name, child in module._modules.items():
-        if child is None or "Norm" not in type(child).__name__ or not _epsilon(child):
-            continue
-        weight = child._parameters.get("weight")
-        if weight is None and not child._parameters:
-            if ROLE.match(name) and name.startswith("v"):
-                found.append(Norm(name, weightless=True))
-        elif weight is not None and weight.numel() in totals:
-            found.append(Norm(name, offset=_offset(child, weight.numel())))
+    for name, norm, weight in norms_in(module._modules.items()):
+        if weight is not None:
+            found += [weighted(name, norm, weight)] if weight.numel() in totals and not weight.shape[-1] % width else []
+        elif ROLE.match(name):
+            found.append(Norm(name, is_weightless=name.startswith("v"), is_wide=not name.startswith("v")))
     return tuple(found)
-
-
-def _offset(norm: nn.Module, width: int) -> float:
-    """What a norm adds to its weight: 1, if it still speaks where all its weights are zero."""
-    copy: Any = without_hooks(norm)
-    try:
-        with trial_numbers():
-            own = {name: None if p is None else torch.zeros(p.shape) for name, p in norm._parameters.items()}
-            vars(copy)["_parameters"] = own
-            return float(copy(torch.ones(1, 1, width)).abs().max() > 0)
-    except Exception:  # a stranger's forward may raise anything; the trial says whether it matters
-        return 0.0
-
-
-def _epsilon(norm: nn.Module) -> str | None:
-    return next((name for name in EPSILONS if isinstance(getattr(norm, name, None), float)), None)
-
-
-def _shrink_norm(norm: nn.Module, before: int, after: int) -> None:
-    """ε is added to a mean over fewer channels, so it grows with it; reckoned from what it was at first, so that two cuts are one."""
-    name = _epsilon(norm)
-    first, width = vars(norm).setdefault("_dense_epsilon", (getattr(norm, name or ""), before))
-    setattr(norm, name or "", first * width / after)
-    shape = getattr(norm, "normalized_shape", None)
-    if isinstance(shape, tuple):
-        norm.normalized_shape = (shape[0] * after // before,)  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Cutting one module: producers lose rows and biases, consumers columns, norms over the channels their weights."""
+"""Cutting one module: producers lose rows and biases, consumers columns, norms over the channels their weights and biases."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cut(module: nn.Module, layout: Layout, sites: Sites, kept: Tensor, done: Cut
         done: parameters that were cut before, with whom others share them.
     """
     share = len(kept) / sites.channels
-    for site in sites.producers:
+    for site in (*sites.producers, *sites.centred):
         layer = layer_at(module, site)
         index = sites.features_of(site, kept)
         scales, weight, bias = _scales(layout, site, sites, share, len(index)), layer.weight, layer.bias
@@ -37,13 +37,27 @@ def cut(module: nn.Module, layout: Layout, sites: Sites, kept: Tensor, done: Cut
     for site in sites.norms:
         layer, refit = layer_at(module, site), partial(layout.refit, site.linear, share=share)
         index = sites.features_of(site, kept)
-        layer.owner._parameters["weight"] = _sliced(layer, layer.weight, 0, index, refit, done)
+        layer.owner._parameters["weight"] = _sliced(layer, layer.weight, layer.side, index, refit, done)
     site = sites.consumer
     layer, index = layer_at(module, site), sites.features_of(site, kept)
     change = _times(_scales(layout, site, sites, share, len(index)), layer.side)
     layer.owner._parameters[layer.name] = _sliced(layer, layer.weight, layer.side, index, change, done)
     resize(layer)
     layout.shrink(module, kept, sites)
+
+
+def silence(module: nn.Module, sites: Sites, kept: Tensor) -> None:
+    """Puts zeros where gates would: features of all channels but `kept`. For copies, which share their tensors with others."""
+    gate = torch.zeros(sites.channels).index_fill_(0, kept, 1.0)
+    for site in (*sites.producers, *sites.centred):
+        mask(module, site, sites.spread(gate, site.repeats, site.order))
+
+
+def mask(module: nn.Module, site: Site, values: Tensor) -> None:
+    """Multiplies the features of a layer of a copy, (features,), weights and biases."""
+    layer = layer_at(module, site)
+    masked = {name: p * layer.spread(values, name) for name, p in layer.parameters.items()}
+    vars(layer.owner)["_parameters"] = {**layer.owner._parameters, **masked}
 
 
 def _scales(layout: Layout, site: Site, sites: Sites, share: float, features: int) -> Tensor | None:

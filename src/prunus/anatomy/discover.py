@@ -14,7 +14,7 @@ from prunus.anatomy.proof import settle
 from prunus.anatomy.routers import ROUTER, is_router
 from prunus.anatomy.towers import Location, locate
 from prunus.anatomy.trial import MisfitError
-from prunus.anatomy.units import Anatomy, Unit, Unmapped, linears
+from prunus.anatomy.units import Anatomy, Unit, Unmapped, gated, linears
 
 
 def anatomy(model: nn.Module, mirrors: Mapping[str, str] | None = None) -> Anatomy:
@@ -39,16 +39,18 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
     for path, module in model.named_modules():
         if is_inside(path, mirrors):
             continue
-        is_described = False
+        is_described = is_found = False
         in_list = bool(path) and isinstance(model.get_submodule(path.rpartition(".")[0]), nn.ModuleList)
         in_block = in_list or places[path].block != path
         for layout in layouts_of(module):
-            if (is_described and not layout.name) or (layout in BY_SHAPE and not in_block):
+            by_shape = layout in BY_SHAPE
+            if (is_described and not layout.name) or (by_shape and (is_found or not in_block)):
                 continue
             try:
                 found_layout, sites = settle(layout, module)
             except MisfitError as misfit:
-                refused[path] = str(misfit)
+                if not (by_shape and path in refused):
+                    refused[path] = str(misfit)
                 continue
             name = f"{path}.{layout.name}" if layout.name else path
             kind = found_layout.kind or _kind_by_place(path)
@@ -58,7 +60,7 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
                 Unit(**vars(sites), name=name, path=path, kind=kind, tower=tower, block=block, layout=found_layout),
             )
             refused.pop(path, None)
-            is_described = is_described or not layout.name
+            is_found, is_described = True, is_described or not layout.name
     units = _merge_twins(model, list(found.values()))
     units = [replace(unit, mirrors=copies_of(unit.path, mirrors)) for unit in units]
     unmapped, dense, tower_parameters = _account(model, places, units, refused, mirrors)
@@ -85,8 +87,10 @@ def _merge_twins(model: nn.Module, units: list[Unit]) -> list[Unit]:
     merged: list[Unit] = []
     for unit in units:
         key = tuple(id(layer.weight) for _, layer in linears(model, unit))
-        if key in first:
-            original = merged[first[key]]
+        original = merged[first[key]] if key in first else None
+        if original is not None and is_inside(unit.path, [original.path]):  # the layers of one MLP, found twice
+            continue
+        if original is not None:
             merged[first[key]] = replace(original, twins=(*original.twins, unit.path))
         else:
             first[key] = len(merged)
@@ -104,10 +108,8 @@ def _account(
     """Where every parameter that no unit can remove lives, and why it stays."""
     claimed: set[int] = set()
     for unit in units:
-        for site, layer in linears(model, unit):
-            claimed.add(id(layer.weight))
-            if site is not unit.consumer and layer.bias is not None:
-                claimed.add(id(layer.bias))
+        claimed.add(id(linears(model, unit)[-1][1].weight))
+        claimed |= {id(parameter) for _, layer in gated(model, unit) for parameter in layer.parameters.values()}
         claimed |= {id(model.get_submodule(f"{unit.path}.{norm.linear}").weight) for norm in unit.norms}
     modules: dict[str, nn.Module] = {}
     opaque: dict[str, str | None] = {}

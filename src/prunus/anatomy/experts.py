@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from prunus.anatomy.alike import Verdicts
 from prunus.anatomy.forwards import experts_of_any_width, take_own_forward
 from prunus.anatomy.layers import Site
 from prunus.anatomy.layouts import Layout, Sites
 from prunus.anatomy.trial import NEURONS, MisfitError, trial_numbers, without_hooks
 
 EXPERTS_OF_TRIAL, TOKENS_OF_TRIAL = 3, 4
+_FOUND = Verdicts[str]()
+"""Why silenced neurons may not be cut out; empty where they may."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,9 @@ class Experts(Layout):
         order = tuple(row // 2 for row in range(2 * channels)) if in_turns else ()
         has_bias = module._parameters.get(f"{self.up}_bias") is not None
         repeats = experts if in_turns else experts * folds
-        _prove(self, module)
+        why = _FOUND.of(self, module, partial(_objection, self, module))
+        if why:
+            raise MisfitError(why)
         return Sites(
             producers=(Site(self.up, repeats, up.shape[3 - side] + has_bias, side, order),),
             consumer=Site(self.down, experts, down.shape[side], 3 - side), channels=channels,
@@ -78,20 +84,15 @@ class Experts(Layout):
             take_own_forward(module, experts_of_any_width)
 
 
-def _prove(layout: Experts, module: nn.Module) -> None:
-    """Tries, on a few small experts with random weights, whether silenced neurons may be cut out.
-
-    Raises:
-        MisfitError: they may not, or it cannot be tried.
-    """
+def _objection(layout: Experts, module: nn.Module) -> str:
+    """What a few small experts with random weights say against it that silenced neurons are cut out; nothing where they may be."""
     try:
         with trial_numbers():
             whole, small = (_tried(layout, module, width) for width in (NEURONS, NEURONS - 2))
             proved = torch.allclose(whole, small, atol=1e-5)
     except Exception as error:  # a stranger's forward may raise anything
-        raise MisfitError(f"a trial run of it failed ({type(error).__name__}: {error})") from None
-    if not proved:
-        raise MisfitError("a trial run of its experts is not the same without neurons that are silent")
+        return f"a trial run of it failed ({type(error).__name__}: {error})"
+    return "" if proved else "a trial run of its experts is not the same without neurons that are silent"
 
 
 def _tried(layout: Experts, module: nn.Module, width: int) -> Tensor:

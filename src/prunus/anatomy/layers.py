@@ -70,6 +70,8 @@ class Layer:
 
     def features(self, tensor: Tensor) -> Tensor:
         """A tensor of the weight's shape, such as its gradient, as (features, others): one row a narrowed feature."""
+        if tensor.ndim == 1:  # of a norm
+            return tensor[:, None]
         if tensor.ndim == 2:
             return tensor if self.side == 0 else tensor.T
         return tensor.movedim(self.side, 1).flatten(0, 1)
@@ -77,7 +79,7 @@ class Layer:
     def spread(self, values: Tensor, name: str) -> Tensor:
         """One value a feature, (features,), in a shape that multiplies the weight or the bias."""
         shape = list(self.parameters[name].shape)
-        if name == self.name:
+        if len(shape) == self.weight.ndim:  # the bias of a norm, too
             kept = {self.side, 0} if self.is_fused else {self.side}
             shape = [size if place in kept else 1 for place, size in enumerate(shape)]
         return values.reshape(shape)

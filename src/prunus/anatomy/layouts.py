@@ -37,6 +37,8 @@ class Sites:
     """Feature of one repeat → its channel. Empty: feature f belongs to channel f mod channels."""
     norms: tuple[Site, ...] = ()
     """Norms over the features, which lose as many weights."""
+    centred: tuple[Site, ...] = ()
+    """Those that take off their mean, and so give something where a channel is silent: gates act behind them, too."""
     turned: int = 0
     """Features of each repeat that rotary positions turn, where the layout has to know."""
 
@@ -52,9 +54,13 @@ class Sites:
         starts = torch.arange(site.repeats, device=kept.device)[:, None] * width
         return (starts + within).flatten()
 
+    def features_per_repeat(self, site: Site) -> int:
+        """Features of one repeat of `site`."""
+        return len(site.order) or self.channels * self.span
+
     def features_per_channel(self, site: Site) -> int:
         """Features of `site` that belong to one channel."""
-        return site.repeats * (len(site.order) // self.channels or self.span)
+        return site.repeats * (self.features_per_repeat(site) // self.channels)
 
     def spread(self, values: Tensor, repeats: int, order: tuple[int, ...] = ()) -> Tensor:
         """A value for every channel, (channels,), as one for every feature of a layer with so many repeats, (features,).

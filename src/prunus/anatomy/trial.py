@@ -8,7 +8,7 @@ which is what narrowing relies on.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any, TypeVar
@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from prunus.anatomy.alike import Verdicts
 from prunus.anatomy.layers import Linear
 
 NEURONS = 5
 """Hidden neurons of the copy: none of the sizes that models have, so that a width written down somewhere shows."""
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_MLPS = Verdicts[str]()
+"""Why a module is no MLP of its layers; empty where it is one."""
 
 
 class MisfitError(Exception):
@@ -94,11 +97,22 @@ def prove_mlp(module: nn.Module, up: str, down: str, gate: str | None, activatio
     """
     names = tuple(dict.fromkeys(name for name in (up, gate, down) if name is not None))
     layers = {name: linear_at(module, name) for name in names}
-    copy = without_hooks(module)
-    act = getattr(copy, activation)
     own = sum(1 if layer.bias is None else 2 for layer in layers.values())
     if len(list(module.parameters())) != own or list(module.buffers()):
         raise MisfitError("it has weights besides those of an MLP")
+    why = _MLPS.of(
+        (up, down, gate, activation), module, lambda: _mlp_objection(module, up, down, gate, activation, layers)
+    )
+    if why:
+        raise MisfitError(why)
+
+
+def _mlp_objection(
+    module: nn.Module, up: str, down: str, gate: str | None, activation: str, layers: Mapping[str, Linear]
+) -> str:
+    """What a trial says against an MLP; nothing where it holds."""
+    copy = without_hooks(module)
+    act = getattr(copy, activation)
     neurons = 2 * NEURONS if gate == up else NEURONS
     generator = torch.Generator().manual_seed(0)
     for name, layer in layers.items():
@@ -121,9 +135,8 @@ def prove_mlp(module: nn.Module, up: str, down: str, gate: str | None, activatio
             expected, found = apply(down, hidden), copy(x)
             proved = isinstance(found, Tensor) and torch.allclose(found, expected, atol=1e-5)
     except Exception as error:  # a stranger's forward may raise anything
-        raise MisfitError(f"a trial run of it failed ({type(error).__name__}: {error})") from None
-    if not proved:
-        raise MisfitError("a trial run of it does not give what an MLP of its layers gives")
+        return f"a trial run of it failed ({type(error).__name__}: {error})"
+    return "" if proved else "a trial run of it does not give what an MLP of its layers gives"
 
 
 def without_hooks(module: ModuleT) -> ModuleT:

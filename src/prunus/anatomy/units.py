@@ -49,7 +49,7 @@ class Unit(Sites):
     @property
     def channel_cost(self) -> int:
         """Parameters that leave with one channel: producer rows with their biases, weights of norms, consumer columns."""
-        sites = (*self.producers, *self.norms, self.consumer)
+        sites = (*self.producers, *self.norms, *self.centred, self.consumer)
         return sum(self.features_per_channel(site) * site.features for site in sites)
 
     @property
@@ -165,6 +165,12 @@ def linears(model: nn.Module, unit: Unit, path: str | None = None) -> tuple[tupl
     root = model.get_submodule(unit.path if path is None else path)
     sites = (*unit.producers, unit.consumer)
     return tuple((site, layer_at(root, site)) for site in sites)
+
+
+def gated(model: nn.Module, unit: Unit, path: str | None = None) -> tuple[tuple[Site, Layer], ...]:
+    """What the unit's gate multiplies: its producers and the norms that take off their mean, as (site, layer) pairs."""
+    root = model.get_submodule(unit.path if path is None else path)
+    return tuple((site, layer_at(root, site)) for site in (*unit.producers, *unit.centred))
 
 
 def module_of(model: nn.Module, name: str) -> str | None:

@@ -1,85 +1,129 @@
-"""One unit of one block: what its consumers are given with and without the channels that go, and the fit that follows."""
+"""The units of one block: what their consumers are given with and without the channels that go, and the fit that follows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from prunus.anatomy import Unit
-from prunus.calibrated.consumers import Consumer
-from prunus.calibrated.listening import listening
+from prunus.calibrated.consumers import Consumer, look_at_each_other
+from prunus.calibrated.listening import Listener, listening
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.refit import Moments
 from prunus.errors import PrunusError
 from prunus.structured import Gates
-from prunus.unstructured import Gram, Stop, Sum, Visit, counted_positions, gather, mask_of_text
+from prunus.unstructured import Gram, Statistics, Stop, Sum, Visit, counted_positions, gather, mask_of_text
 
 
-def compensate(
-    model: nn.Module, unit: Unit, consumers: Sequence[Consumer], kept: Tensor, gates: Gates, stop: Stop, method: Calibrated
-) -> None:  # fmt: skip
-    """Shuts the gates of the channels of a unit that go, and fits its consumers' biases, or their columns and biases, in place.
+@dataclass(frozen=True)
+class Leaving:
+    """A unit of which channels go."""
 
-    Hidden neurons do not look at each other, so what is left of them stays what it was. Where channels do (queries and keys, norms
-    over them), the block is run with and without those that go.
+    unit: Unit
+    consumers: Sequence[Consumer]
+    kept: Tensor
+    """bool (channels,), on the CPU, True where the channel stays."""
+
+    @property
+    def shut(self) -> dict[str, Tensor]:
+        """Its gates once they have gone."""
+        return {self.unit.name: self.kept.float()}
+
+    @property
+    def opened(self) -> dict[str, Tensor]:
+        """Its gates before."""
+        return {self.unit.name: torch.ones(self.unit.channels)}
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether what stays of its hidden channels is what it was."""
+        return not (look_at_each_other(self.unit) or self.unit.norms or self.unit.centred)
+
+    @property
+    def written(self) -> Iterator[nn.Parameter]:
+        """The parameters that a fit writes into."""
+        for consumer in self.consumers:
+            for one in (consumer, *consumer.followers):
+                yield from one.layer.parameters.values()
+
+    def columns(self, consumer: Consumer) -> Tensor:
+        """The columns of a consumer that stay, sorted, on its device."""
+        return consumer.columns[self.kept].flatten().sort().values.to(consumer.layer.weight.device)
+
+
+def compensate(model: nn.Module, leaving: Sequence[Leaving], gates: Gates, stop: Stop, method: Calibrated) -> None:
+    """Shuts the gates of channels of one block that go, and fits their consumers' biases, or their columns and biases, in place.
+
+    Hidden neurons do not look at each other, so what is left of them stays what it was, and one run of the block says all of them. Where
+    channels do (queries and keys, norms over them), the block is run with and without those that go. Those neurons are seen in the
+    run in which the last of these are there for the last time.
 
     Args:
-        kept: bool (channels,), on the CPU, True where the channel stays.
+        leaving: in the order of execution.
     """
-    shut = {unit.name: kept.float()}
-    columns = [one.columns[kept].flatten().sort().values.to(one.layer.weight.device) for one in consumers]
-    found: list[Moments | None]
-    if unit.is_attention or unit.norms:
-        found = [
-            seen_twice(model, unit, consumer, stays, gates, shut, stop)
-            for consumer, stays in zip(consumers, columns, strict=True)
-        ]
-    else:
-        known = gather(model, [one.matrix for one in consumers], (Gram, Sum), stop)
-        found = [
-            Moments.of_columns(stays, known[one.matrix.name]) if one.matrix.name in known else None  # no token was routed to it
-            for one, stays in zip(consumers, columns, strict=True)
-        ]  # fmt: skip
-    gates.set(shut)
-    for consumer, moments in zip(consumers, found, strict=True):
-        if moments is not None:
-            with torch.autocast(moments.gram.device.type, enabled=False):
-                fit(model, consumer, moments, method)
+    products = method.compensation == "refit"
+    needs = (Gram, Sum) if products else (Sum,)
+    alone, mixed = ([one for one in leaving if one.stands_alone is so] for so in (True, False))
+    targets = [consumer.matrix for one in alone for consumer in one.consumers]
+    known: dict[str, Statistics] = {}
+    for one in mixed:
+        heard = targets if one is mixed[-1] else []
+        (consumer,) = one.consumers
+        found = Moments.none(one.columns(consumer), consumer.matrix.columns, products)
+        with listening(consumer.layer.owner) as listener:
+            again = partial(_seen_without, model, one, found, listener, gates, stop)
+            known = gather(model, heard, needs, stop, again)
+        if not found.tokens:
+            raise PrunusError(
+                "batches", consumer.matrix.name, "no calibration batch used this layer; give batches that do, or exclude it"
+            )  # fmt: skip
+        gates.set(one.shut)
+        fit(model, consumer, found, method)
+    if alone and not mixed:
+        known = gather(model, targets, needs, stop)
+    for one in alone:
+        gates.set(one.shut)
+        for consumer in one.consumers:
+            if consumer.matrix.name in known:  # else no token was routed to it
+                fit(
+                    model, consumer, Moments.of_columns(one.columns(consumer), known[consumer.matrix.name], products), method
+                )  # fmt: skip
 
 
 def fit(model: nn.Module, consumer: Consumer, found: Moments, method: Calibrated) -> None:
-    """Writes the fitted columns and bias into the model."""
+    """Writes the fitted columns and bias into the model; what changes is added to its momentum copies, too."""
     W_RC, bias = consumer.weight(model), consumer.bias
     W_RK = W_RC[:, found.kept]
     if method.compensation == "refit":
-        W_RK = found.fitted_columns(W_RC, method.damping, bias is not None)
-        consumer.matrix.view(model)[:, found.kept] = W_RK.to(consumer.layer.weight.dtype)
+        change_RK = found.fitted_change(W_RC, method.damping, bias is not None)
+        for one in (consumer, *consumer.followers):
+            weight = one.matrix.view(model)
+            weight[:, found.kept] = (weight[:, found.kept].float() + change_RK).to(weight.dtype)
+        W_RK = W_RK + change_RK
     if bias is not None:
-        bias += found.fitted_bias(W_RC, W_RK).to(bias.dtype)
+        change_R = found.fitted_bias(W_RC, W_RK)
+        for one in (consumer, *consumer.followers):
+            if one.bias is not None:
+                one.bias.add_(change_R.to(one.bias.dtype))
 
 
-def seen_twice(
-    model: nn.Module, unit: Unit, consumer: Consumer, columns: Tensor, gates: Gates, shut: dict[str, Tensor], stop: Stop
-) -> Moments:  # fmt: skip
-    """What a consumer is given while the gates of its unit are open, and while they are shut."""
-    found, opened = Moments.none(columns, consumer.matrix.columns), {unit.name: torch.ones_like(shut[unit.name])}
-    with listening(consumer.layer.owner) as listener:
-        for visit in stop.visits:
-            before = listener.run(partial(stop.run, visit))
-            gates.set(shut)
-            after = listener.run(partial(stop.run, visit), len(before)) if before else []
-            gates.set(opened)
-            stop.rest(visit)
-            for before_NTC, after_NTC in zip(before, after, strict=True):
-                add_call(found, before_NTC, after_NTC, visit, mask_of_text(model, unit.tower), consumer.matrix.name)
-    if not found.tokens:
-        raise PrunusError(
-            "batches", consumer.matrix.name, "no calibration batch used this layer; give batches that do, or exclude it"
-        )
-    return found
+def _seen_without(
+    model: nn.Module, one: Leaving, found: Moments, listener: Listener, gates: Gates, stop: Stop, visit: Visit
+) -> None:
+    """Counts what a consumer was given in the run of the block that has just ended, and what it is given while the gates are shut."""
+    (consumer,) = one.consumers
+    before = listener.taken()
+    if not before:
+        return
+    gates.set(one.shut)
+    after = listener.run(partial(stop.run, visit), len(before))
+    gates.set(one.opened)
+    for before_NTC, after_NTC in zip(before, after, strict=True):
+        add_call(found, before_NTC, after_NTC, visit, mask_of_text(model, one.unit.tower), consumer.matrix.name)
 
 
 def add_call(found: Moments, before_NTC: Tensor, after_NTC: Tensor, visit: Visit, text_mask: str, name: str) -> None:

@@ -31,7 +31,12 @@ class Listener:
         self._given, self._enough = [], calls
         with suppress(_EnoughError):
             block()
-        return self._given
+        return self.taken()
+
+    def taken(self) -> list[Tensor]:
+        """What the layer was given since the last time that somebody asked."""
+        given, self._given, self._enough = self._given, [], None
+        return given
 
 
 class _EnoughError(BaseException):

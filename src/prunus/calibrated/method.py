@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -35,6 +35,11 @@ class Calibrated(Budget):
     """Units to narrow: globs over names, blocks, towers and components. `*` is all but connectors."""
     exclude: tuple[str, ...] = ()
     """Units to leave whole, likewise."""
+
+    @property
+    def meant(self) -> dict[str, Any]:
+        """The settings that say which channels are scored, and how."""
+        return self.model_dump(mode="json", include={"score", "plain", "include", "exclude"})
 
     def states_ratio(self) -> bool:
         return bool(self.scope.states_ratio())

@@ -15,18 +15,20 @@ from torch import Tensor, nn
 from prunus.anatomy import Anatomy, Unit, anatomy, survey
 from prunus.batches import call_with_batch, calls_the_model, checked, input_device
 from prunus.calibrated.ablation import ablated
-from prunus.calibrated.compensating import compensate
-from prunus.calibrated.consumers import Consumer, consumers_of
+from prunus.calibrated.channel_scores import ChannelScores
+from prunus.calibrated.compensating import Leaving, compensate
+from prunus.calibrated.consumers import Consumer, consumers_of, look_at_each_other
+from prunus.calibrated.given import masks_of
 from prunus.calibrated.method import Calibrated
-from prunus.calibrated.plain import Knob, knobs_for, make_plain, same_count
+from prunus.calibrated.plain import Knob, knobs_for, loadable, make_plain, same_count
 from prunus.calibrated.scores import Seen
 from prunus.checkpoint import extract
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
 from prunus.plan import Entry, Plan
 from prunus.refusals import expect, refuse_unusable
-from prunus.structured import Gates, Whole, counted_macs, pruned_share, searchable
-from prunus.undo import Undo
+from prunus.structured import Example, Gates, Whole, pruned_share, reinstate, searchable
+from prunus.undo import Undo, structure_kept
 from prunus.unstructured import Call, Spill, Statistics, Stop, Walk, WalkOptions, gather, sparsity_of, walk_options
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -62,57 +64,80 @@ class Request:
 @torch.no_grad()
 def narrow(
     model: Model, method: Calibrated, batches: Iterable[Any], *, call: Call | None = None, options: WalkOptions | None = None,
-    example: Callable[[], object] | None = None, inplace: bool = False,
+    example: Callable[[], object] | None = None, scores: ChannelScores | None = None, plan: Plan | None = None, inplace: bool = False,
 ) -> tuple[Model, Plan]:  # fmt: skip
     """Makes a model physically smaller from calibration data alone.
 
     One walk scores the channels of all units in the dense model. The method decides which of them stay. A second walk, block by block,
-    lets what is left make up for what goes (`compensation`), each unit seeing what the narrowed ones before it compute.
+    lets what is left make up for what goes (`compensation`), each block seeing what the narrowed ones before it compute.
 
     Args:
         model: any model that `anatomy` knows.
         method: how much goes, by what score, and how it is made up for.
         batches: calibration data, whatever `call` accepts; all of it is on its way at once, and is gone through twice.
         call: runs a batch; by default `model(**batch)`.
-        options: how to walk. Not `sequential`: all units see what the dense model computes, in fewer passes.
-        example: one call of the model, for a budget in multiply-accumulates; by default, that with the first batch.
+        options: how to walk. Not `sequential`: blocks see what the dense ones before them compute, in a pass less.
+        example: one call of the model, for a budget that is counted on one; by default, that with the first batch.
+        scores: what `score_channels` found earlier; the data are gone through once.
+        plan: which channels stay, such as `scores.plan(…)` gave; of the method, only how that is made up for counts.
         inplace: narrow `model` itself. Otherwise it is as it was before.
 
     Returns:
-        The narrowed model, which is what `extract` gives, and its plan. Weights that several blocks share are narrowed without a fit. Whatever exception leaves this function, the model is as it
-        was before.
+        The narrowed model, which is what `extract` gives, and its plan. Weights that several layers share are narrowed without a fit.
+        Whatever exception leaves this function, the model is as it was before.
 
     Raises:
         PrunusError: nothing to narrow, a budget out of reach, weights that are absent, quantised, or pruned already so that a refit would
-            fill their zeros, batches that the model cannot take, a block that no batch reached, or an input that is not finite.
+            fill their zeros, batches that the model cannot take, a layer that no batch reached, or an input that is not finite.
     """
-    request = settle(model, method, batches, call, walk_options(options, None), example)
+    if plan is not None:
+        expect("plan", plan, Plan, "a Plan, as plan_channels makes it; of a file: Plan.load(path)")
+    expect("scores", scores, ChannelScores | None, "what score_channels gave, or ChannelScores.load(path)")
+    price = None if plan is not None else Whole if scores is None else scores.whole
+    request = settle(model, method, batches, call, walk_options(options, None), example, price)
+    if scores is not None:
+        scores.check(method, request.units, request.model)
+    kept = None if plan is None else masks_of(plan, request.parts, request.units, request.knobs)
     gates = Gates(request.model, request.units)
     data = Fingerprint(request.batches)
-    try:
-        with Undo() as undo:
-            worth = scored(request, gates, data)
-            kept = decided(request, worth)
-            if method.compensation == "none":
-                gates.set({name: mask.float() for name, mask in kept.items()})
-            else:
+    with Undo() as undo:
+        try:
+            if kept is None:
+                kept = decided(request, scored(request, gates, data) if scores is None else scores.of(request.units))
+            if method.compensation != "none":
                 make_up(request, gates, kept, undo, data)
-            plan = plan_for(request, method, kept, data)
+        finally:
+            gates.remove()
+        calibration = data.summary(sequential=request.options.sequential, bf16=request.options.bf16)
+        plan = plan_of(request, method, kept, calibration, () if plan is None else plan.history)
+        small = finished(model, request, plan, kept, inplace)
+        if not inplace:
+            undo.restore()
+    return small, plan
+
+
+def finished(model: Model, request: Request, plan: Plan, kept: dict[str, Tensor], inplace: bool) -> Model:
+    """The model without the channels that go; whatever exception leaves this function, `model` is made of what it was made of before."""
+    try:
+        with structure_kept(model):
             small = extract(model, plan, inplace)
             if request.knobs is not None:
                 make_plain(small, request.knobs, kept)
-            if not inplace:
-                undo.restore()
-    finally:
-        gates.remove()
-    return small, plan
+    except BaseException:
+        reinstate(model.parameters())
+        raise
+    return small
 
 
 def settle(
     model: nn.Module, method: Calibrated, batches: Iterable[Any], call: Call | None, options: WalkOptions,
-    example: Callable[[], object] | None,
+    example: Callable[[], object] | None, price: Callable[[Anatomy, nn.Module, Example], Whole] | None = Whole,
 ) -> Request:  # fmt: skip
-    """What is narrowed and by how much, checked before anything is touched."""
+    """What is narrowed and by how much, checked before anything is touched.
+
+    Args:
+        price: what the budget is held against; None leaves the budget alone.
+    """
     expect("method", method, Calibrated, "how to narrow, such as prunus.Calibrated(ratio=0.3)")
     if example is not None and not callable(example):
         raise PrunusError("example", type(example).__name__, "give what can be called: example=lambda: model(**batch)")
@@ -127,8 +152,10 @@ def settle(
     if not given:
         raise PrunusError("batches", "none", "at least one calibration batch is needed")
     run = example or partial(call or call_with_batch, inner, given[0])
-    fitted = method.fit(Whole(parts, partial(counted_macs, inner, units, run)), units)
-    fitted.check(units)
+    fitted = loadable(inner, method, knobs)
+    if price is not None:
+        fitted = fitted.fit(price(parts, inner, run), units)
+        fitted.check(units)
     return Request(inner, fitted, parts, units, knobs, consumers, given, call, options)
 
 
@@ -201,13 +228,14 @@ def scored(request: Request, gates: Gates, data: Fingerprint) -> dict[str, Tenso
     with walking(request, data, f"{score.score} · blocks", sequential=False) as stops:
         for stop in stops:
             units = request.blocks[stop.block]
-            alone = [unit for unit in units if not unit.is_attention]
+            alone = [unit for unit in units if not look_at_each_other(unit)]
             targets = [one.matrix for unit in alone for one in request.consumers[unit.name]]
-            known = gather(request.model, targets, score.needs, stop) if alone else {}
-            worth |= {unit.name: score_of(request, unit, known) for unit in alone}
-            for unit in units:
-                if unit.is_attention:
-                    worth[unit.name] = ablated(request.model, unit, request.consumers[unit.name], gates, stop)
+            with in_fp32(request.model):
+                known = gather(request.model, targets, score.needs, stop) if alone else {}
+                worth |= {unit.name: score_of(request, unit, known) for unit in alone}
+                for unit in units:
+                    if look_at_each_other(unit):
+                        worth[unit.name] = ablated(request.model, unit, request.consumers[unit.name], gates, stop)
     return worth
 
 
@@ -230,7 +258,7 @@ def score_of(request: Request, unit: Unit, known: Mapping[str, Statistics]) -> T
         raise PrunusError(
             "batches", unit.name, "no calibration token was routed to its experts; give more, or exclude it"
         )
-    with torch.autocast(input_device(model).type, enabled=False):
+    with in_fp32(model):
         worth = score.of(model, unit, seen)
     if not isinstance(worth, Tensor) or worth.shape != (unit.channels,) or not bool(torch.isfinite(worth).all()):
         raise PrunusError(
@@ -241,19 +269,30 @@ def score_of(request: Request, unit: Unit, known: Mapping[str, Statistics]) -> T
 
 def make_up(request: Request, gates: Gates, kept: dict[str, Tensor], undo: Undo, data: Fingerprint) -> None:
     """Shuts the gates of channels that go, block by block, and fits what is left."""
-    model, method = request.model, request.method
-    with walking(request, data, f"{method.compensation} · blocks", request.options.sequential) as stops:
+    model, method, options = request.model, request.method, request.options
+    leaving = {
+        unit.name: Leaving(unit, request.consumers[unit.name], kept[unit.name])
+        for unit in request.units
+        if not bool(kept[unit.name].all())
+    }
+    # columns that others use, too, cannot be fitted to one of them
+    fitted = {name for name, one in leaving.items() if not any(matrix.is_shared for matrix in one.consumers)}
+    with walking(request, data, f"{method.compensation} · blocks", options.sequential) as stops:
         for stop in stops:
-            for unit in request.blocks[stop.block]:
-                stays, consumers = kept[unit.name], request.consumers[unit.name]
-                if unit.twins or bool(
-                    stays.all()
-                ):  # columns that other blocks use, too, cannot be fitted to one of them
-                    gates.set({unit.name: stays.float()})
-                    continue
-                for parameter in consumers[0].layer.parameters.values():
-                    undo.keep(parameter)
-                compensate(model, unit, consumers, stays, gates, stop, method)
+            going = [leaving[unit.name] for unit in request.blocks[stop.block] if unit.name in leaving]
+            for one in going:
+                if one.unit.name not in fitted and options.sequential:
+                    gates.set(one.shut)
+            due = [one for one in going if one.unit.name in fitted]
+            for parameter in {id(p): p for one in due for p in one.written}.values():
+                undo.keep(parameter)
+            with in_fp32(model):
+                compensate(model, due, gates, stop, method)
+
+
+def in_fp32(model: nn.Module) -> torch.autocast:
+    """For what is computed of inputs and outputs while blocks run under autocast, which is theirs alone."""
+    return torch.autocast(input_device(model).type, enabled=False)
 
 
 def decided(request: Request, worth: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -262,13 +301,13 @@ def decided(request: Request, worth: dict[str, Tensor]) -> dict[str, Tensor]:
     kept = {name: mask.cpu() for name, mask in method.choose(worth, request.units).items()}
     if request.knobs is None:
         return kept
-    is_limit = method.max_parameters is not None or method.max_macs is not None
-    return same_count(kept, worth, request.knobs, method.align, method.min_channels, is_limit)
+    return same_count(kept, worth, request.knobs, method.align, method.min_channels, method.is_limit)
 
 
-def plan_for(request: Request, method: Calibrated, kept: dict[str, Tensor], data: Fingerprint) -> Plan:
+def plan_of(
+    request: Request, method: Calibrated, kept: dict[str, Tensor], calibration: dict[str, Any], earlier: tuple[Entry, ...] = ()
+) -> Plan:  # fmt: skip
     """The plan, with a record of what decided and on which data."""
     ratio = pruned_share(kept, request.method.unit_costs(request.units))
-    summary = data.summary(sequential=request.options.sequential, bf16=request.options.bf16)
-    entry = Entry.of("narrow", method, achieved=ratio, calibration=summary)
-    return Plan.from_masks(request.parts, kept, ratio=ratio).model_copy(update={"history": (entry,)})
+    entry = Entry.of("narrow", method, achieved=ratio, calibration=calibration)
+    return Plan.from_masks(request.parts, kept, ratio=ratio).model_copy(update={"history": (*earlier, entry)})

@@ -14,9 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prunus.anatomy import Unit
+from prunus.anatomy import Unit, linears
+from prunus.calibrated.method import Calibrated
 from prunus.errors import PrunusError
 from prunus.plan import configs_of, forget, plan_of
+
+EXPERTS_ALIGN = 8
+"""Widths of experts that a stock class can run are multiples of it."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,18 @@ def knobs_for(model: nn.Module, parts: Iterable[Unit], wanted: Sequence[Unit], n
     return knobs
 
 
+def loadable(model: nn.Module, method: Calibrated, knobs: Iterable[Knob] | None) -> Calibrated:
+    """The method with the alignment that stock kernels need: those that multiply all experts at once want rows of whole 16 bytes, which eight
+    numbers of two bytes are."""
+    fused = any(linears(model, unit)[-1][1].is_fused for knob in knobs or () for unit in knob.units)
+    return method.model_copy(update={"align": max(method.align, EXPERTS_ALIGN)}) if fused else method
+
+
 def same_count(
     kept: Mapping[str, Tensor], worth: Mapping[str, Tensor], knobs: Iterable[Knob], align: int, least: int, at_most: bool
 ) -> dict[str, Tensor]:  # fmt: skip
-    """The decision with as many channels in every unit of a knob, the best of each: the mean number, to a multiple of `align`.
+    """The decision with as many channels in every unit of a knob, the best of each: the mean number, to a multiple of `align`. Units that
+    all stay whole are left so.
 
     Args:
         least: channels that every unit keeps.
@@ -85,6 +97,9 @@ def same_count(
     """
     even: dict[str, Tensor] = {}
     for knob in knobs:
+        if all(bool(kept[unit.name].all()) for unit in knob.units):
+            even |= {unit.name: kept[unit.name] for unit in knob.units}
+            continue
         mean = sum(int(kept[unit.name].sum()) for unit in knob.units) / len(knob.units) / align
         floor = -(-least // align)
         count = max(floor, int(mean) if at_most else round(mean)) * align
@@ -141,7 +156,7 @@ def _turned(
         own = {
             name
             for path in (unit.path, *unit.twins, *unit.mirrors)
-            for site in (*unit.producers, *unit.norms, unit.consumer)
+            for site in (*unit.producers, *unit.norms, *unit.centred, unit.consumer)
             for name in changed
             if name.startswith(f"{path}.{site.linear}".removeprefix("."))
         }

@@ -24,24 +24,27 @@ class Moments:
     """Σ x, (C,)."""
     after: Tensor
     """Σ x', (K,)."""
-    gram: Tensor
-    """Σ x' x'ᵀ, (K, K)."""
-    cross: Tensor
-    """Σ x x'ᵀ, (C, K)."""
+    gram: Tensor | None = None
+    """Σ x' x'ᵀ, (K, K); None where columns are not fitted."""
+    cross: Tensor | None = None
+    """Σ x x'ᵀ, (C, K), likewise."""
 
     @classmethod
-    def none(cls, kept: Tensor, columns: int) -> Moments:
+    def none(cls, kept: Tensor, columns: int, products: bool = True) -> Moments:
         """Nothing seen so far."""
-        zeros = torch.zeros(columns, len(kept) + 1, device=kept.device)
-        return cls(
-            kept, 0, zeros[:, -1], zeros[: len(kept), -1].clone(), zeros[: len(kept), :-1].clone(), zeros[:, :-1]
-        )
+        before, after = (torch.zeros(size, device=kept.device) for size in (columns, len(kept)))
+        if not products:
+            return cls(kept, 0, before, after)
+        zeros = torch.zeros(columns, len(kept), device=kept.device)
+        return cls(kept, 0, before, after, zeros[: len(kept)].clone(), zeros)
 
     @classmethod
-    def of_columns(cls, kept: Tensor, known: Statistics) -> Moments:
+    def of_columns(cls, kept: Tensor, known: Statistics, products: bool = True) -> Moments:
         """Of inputs that stay what they are when others leave."""
-        sums_C, gram_CC = known[Sum].total, known[Gram].total
-        cross_CK = gram_CC[:, kept]
+        sums_C = known[Sum].total
+        if not products:
+            return cls(kept, known.tokens, sums_C, sums_C[kept])
+        cross_CK = known[Gram].total[:, kept]
         return cls(kept, known.tokens, sums_C, sums_C[kept], cross_CK[kept], cross_CK)
 
     def add(self, before_TC: Tensor, after_TC: Tensor) -> None:
@@ -50,24 +53,27 @@ class Moments:
         self.tokens += len(before_TC)
         self.before += before_TC.sum(0)
         self.after += after_TK.sum(0)
-        self.gram += after_TK.T @ after_TK
-        self.cross += before_TC.T @ after_TK
+        if self.gram is not None and self.cross is not None:
+            self.gram.addmm_(after_TK.T, after_TK)
+            self.cross.addmm_(before_TC.T, after_TK)
 
     def fitted_bias(self, W_RC: Tensor, W_RK: Tensor) -> Tensor:
         """What is added to the bias so that the mean of the output is what it was, (R,)."""
         return (W_RC @ self.before - W_RK @ self.after) / max(self.tokens, 1)
 
-    def fitted_columns(self, W_RC: Tensor, damping: float, with_bias: bool) -> Tensor:
-        """The columns W' (R, K) with the least ‖W x − W' x'‖² + λ ‖W' − W_K‖², λ = damping · mean diag Σ x' x'ᵀ.
+    def fitted_change(self, W_RC: Tensor, damping: float, with_bias: bool) -> Tensor:
+        """What is added to W_K so that ‖W x − W' x'‖² + λ ‖W' − W_K‖² is the least, (R, K), λ = damping · mean diag Σ x' x'ᵀ.
 
-        Held to what they were, they are never worse on these data than those, whatever the damping.
+        Held to what they were, columns are never worse on these data than those, whatever the damping.
 
         Args:
             with_bias: the bias takes the means, so that only what moves around them is fitted.
         """
+        assert self.gram is not None
+        assert self.cross is not None
         gram_KK, cross_CK, W_RK = self.gram, self.cross, W_RC[:, self.kept]
         if with_bias:
             gram_KK = gram_KK - torch.outer(self.after, self.after) / max(self.tokens, 1)
             cross_CK = cross_CK - torch.outer(self.before, self.after) / max(self.tokens, 1)
         U_KK = inverse_factor(gram_KK, damping)
-        return W_RK + (W_RC @ cross_CK - W_RK @ gram_KK) @ U_KK.T @ U_KK
+        return (W_RC @ cross_CK - W_RK @ gram_KK) @ U_KK.T @ U_KK

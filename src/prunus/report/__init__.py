@@ -1,7 +1,8 @@
 """Reports: the data of a run, its table, its pictures and its page."""
 
 from prunus.report.measured import compare
+from prunus.report.page import STYLE
 from prunus.report.report import Report, write_report
 from prunus.report.table import terminal_table
 
-__all__ = ["Report", "compare", "terminal_table", "write_report"]
+__all__ = ["STYLE", "Report", "compare", "terminal_table", "write_report"]

@@ -8,6 +8,7 @@ from prunus.sources.path import PathSource
 from prunus.sources.published import PublishedSource
 from prunus.sources.random import RandomSource
 from prunus.sources.source import Source, with_tag
+from prunus.sources.towers import TowersSource
 from prunus.sources.warm_start import WarmStartSource
 from prunus.typed import named
 
@@ -18,6 +19,6 @@ else:
 """Any source, by its name in a recipe."""
 
 __all__ = [
-    "AnySource", "PackagedSource", "PathSource", "PublishedSource", "RandomSource", "Source", "WarmStartSource", "dense_folder", "described",
-    "with_tag",
+    "AnySource", "PackagedSource", "PathSource", "PublishedSource", "RandomSource", "Source", "TowersSource", "WarmStartSource", "dense_folder",
+    "described", "with_tag",
 ]  # fmt: skip

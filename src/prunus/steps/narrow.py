@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from prunus.calibrated import Calibrated, consumers_of, narrow, refuse_compensation, units_of
+from prunus.calibrated import Calibrated, consumers_of, loadable, narrow, refuse_compensation, score_channels, units_of
 from prunus.errors import PrunusError
 from prunus.steps.bench import Bench
 from prunus.steps.prune import Calibration
@@ -34,10 +34,11 @@ class NarrowStep(Step):
             )  # fmt: skip
 
     def check(self, before: Sketch) -> Sketch:
-        units, _ = units_of(before.model, before.anatomy, self.method)
+        units, knobs = units_of(before.model, before.anatomy, self.method)
         refuse_compensation(before.model, self.method, consumers_of(before.model, units, before.survey))
-        if self.method.max_macs is None:  # which are counted once there are weights
-            self.method.fit(Whole(before.anatomy), units).check(units)
+        if not self.method.counts_an_example:  # which is run once there are weights
+            whole = Whole(before.anatomy, before.model)
+            loadable(before.model, self.method, knobs).fit(whole, units).check(units)
         return before
 
     def suit_data(self, task: Task) -> None:
@@ -47,7 +48,11 @@ class NarrowStep(Step):
         if not bench.output.exists():
             model = bench.load().to(bench.device)
             batches = bench.task.calibration(self.calibration.samples, self.calibration.batch_size)
-            model, plan = narrow(model, self.method, batches, options=self.walk, inplace=True)
+            scores = score_channels(
+                model, self.method, batches, options=self.walk, latency=self.method.max_milliseconds is not None
+            )
+            scores.save(bench.folder / "scores.safetensors")
+            model, plan = narrow(model, self.method, batches, options=self.walk, scores=scores, inplace=True)
             plan.save(bench.folder / "plan.json")
             bench.save(model)
         return {"log": []}

@@ -40,15 +40,15 @@ class SearchStep(Step):
 
     def check(self, before: Sketch) -> Sketch:
         units = before.anatomy.select(self.method.include, self.method.exclude)
-        if not self.method.needs().macs:  # which are counted once there are weights
-            self.method.fit(Whole(before.anatomy), units).check(units)
+        if not self.method.needs().example:  # which is run once there are weights
+            self.method.fit(Whole(before.anatomy, before.model), units).check(units)
         return before
 
     def carry_out(self, bench: Bench) -> History:
         model, needs = bench.load(), self.method.needs()
         data, measure = (None, None) if needs.merit is None else _held_out(bench.task, model, needs.merit)
         callback = structured.SearchCallback(
-            self.method, example=bench.task.example(model, 1) if needs.macs else None, measure=measure
+            self.method, example=bench.task.example(model, 1) if needs.example else None, measure=measure
         )
         log = bench.train(model, self.train, "search", (callback,), data=data)
         plan = callback.plan()

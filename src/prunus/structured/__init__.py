@@ -3,31 +3,33 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prunus.structured.budget import Budget, Whole, counted_macs
+from prunus.structured.budget import Budget
 from prunus.structured.closing import AtEnd, Closing, Progressive, RateGate, Rounds, StraightThrough
 from prunus.structured.composed import Composed, Parts, Structured
 from prunus.structured.gate_training import GateTraining
 from prunus.structured.gates import Gates, fold_gates, remove_gates, warn_of_gates
 from prunus.structured.importance import Chance, GateGradient, Importance, Taylor, TrainedGate, WeightMagnitude
+from prunus.structured.latency import LatencyTable
 from prunus.structured.method import AnySearch, Decision, Needs, SearchMethod
 from prunus.structured.preflight import searchable
 from prunus.structured.presets import ComponentRatios, IterativeMagnitude, IterativeSTE, MaskBased, Unified, UPop
-from prunus.structured.retired import retire
+from prunus.structured.retired import reinstate, retire
 from prunus.structured.scope import AnyScope, Everyone, Scope, WithinComponent, WithinUnit
 from prunus.structured.search import Search
 from prunus.structured.selection import pruned_share, select
 from prunus.structured.state import State
 from prunus.structured.surgery import narrow
+from prunus.structured.whole import Cached, Example, Price, Storage, Whole
 
 if TYPE_CHECKING:
     from prunus.structured.callback import SearchCallback
 
 __all__ = [
-    "AnyScope", "AnySearch", "AtEnd", "Budget", "Chance", "Closing", "ComponentRatios", "Composed", "Decision", "Everyone", "GateGradient",
-    "GateTraining", "Gates", "Importance", "IterativeMagnitude", "IterativeSTE", "MaskBased", "Needs", "Parts", "Progressive", "RateGate",
-    "Rounds", "Scope", "Search", "SearchCallback", "SearchMethod", "State", "StraightThrough", "Structured", "Taylor", "TrainedGate", "UPop",
-    "Unified", "WeightMagnitude", "Whole", "WithinComponent", "WithinUnit", "counted_macs", "fold_gates", "narrow", "pruned_share",
-    "remove_gates", "retire", "searchable", "select", "warn_of_gates",
+    "AnyScope", "AnySearch", "AtEnd", "Budget", "Cached", "Chance", "Closing", "ComponentRatios", "Composed", "Decision", "Everyone", "Example", "GateGradient",
+    "GateTraining", "Gates", "Importance", "IterativeMagnitude", "IterativeSTE", "LatencyTable", "MaskBased", "Needs", "Parts", "Price", "Progressive", "RateGate",
+    "Rounds", "Scope", "Search", "SearchCallback", "SearchMethod", "State", "Storage", "StraightThrough", "Structured", "Taylor",
+    "TrainedGate", "UPop", "Unified", "WeightMagnitude", "Whole", "WithinComponent", "WithinUnit", "fold_gates", "narrow", "pruned_share",
+    "reinstate", "remove_gates", "retire", "searchable", "select", "warn_of_gates",
 ]  # fmt: skip
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, PrivateAttr, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
-from prunus.anatomy import Anatomy, Unit
-from prunus.cost import ChannelMacs, channel_macs
+from prunus.anatomy import Unit
 from prunus.errors import PrunusError
-from prunus.modules import evaluating
-from prunus.structured.selection import reachable, select, select_as_published
+from prunus.structured.selection import Cost, cost_of, reachable, select, select_as_published
+from prunus.structured.whole import Price, Storage, Whole
 from prunus.typed import Count, Typed
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
@@ -24,33 +23,9 @@ REFERENCE_COST, REFERENCE_COST_OF_VISION = 36.0, 12.0
 CLIP, whatever the heads of a tower; 12 in DeiT and Segmenter, which are vision alone."""
 
 
-class Whole(NamedTuple):
-    """What budgets in absolute numbers are held against."""
-
-    parts: Anatomy
-    """The model."""
-    count_macs: Callable[[], ChannelMacs] | None = None
-    """Counts what it computes on an example; None where there is none."""
-
-
-def counted_macs(model: nn.Module, units: Sequence[Unit], example: Callable[[], object]) -> ChannelMacs:
-    """What one call of `example`, which must use `model`, computes.
-
-    Raises:
-        PrunusError: it calls none of the units.
-    """
-    with evaluating(model), torch.random.fork_rng():
-        counted = channel_macs(model, example, units)
-    if not any(counted.channel.values()):
-        raise PrunusError(
-            "example", counted.total, "it does not call this model, or no unit that is searched; give lambda: model(**batch)"
-        )  # fmt: skip
-    return counted
-
-
 class Budget(Typed):
-    """What is to go: a share of the prunable cost, or all above a number of parameters or multiply-accumulates. Mixed into a search method,
-    before `SearchMethod`."""
+    """What is to go: a share of the prunable cost, or all above a number of parameters, multiply-accumulates, bytes or milliseconds. Mixed
+    into a search method, before `SearchMethod`."""
 
     ratio: Ratio | None = None
     """Share of the prunable cost to remove, p."""
@@ -58,16 +33,23 @@ class Budget(Typed):
     """Instead of `ratio`: parameters of the whole model that stay at most; less than a channel's fewer, with `align` a step's."""
     max_macs: int | None = Field(default=None, gt=0)
     """Instead of `ratio`: multiply-accumulates of one call on an example that stay at most, likewise."""
+    max_bytes: int | None = Field(default=None, gt=0)
+    """Instead of `ratio`: bytes that stay at most, likewise: of the weights on disk, and of a key-value cache (`storage`)."""
+    max_milliseconds: float | None = Field(default=None, gt=0)
+    """Instead of `ratio`: milliseconds of one call on an example that stay at most, by a table of every unit's time at a few widths that is
+    measured on this machine."""
+    storage: Storage = Storage()
+    """What `max_bytes` counts: `Storage(dtype="bfloat16", cache_tokens=4096, cache_batch=8)`."""
     cost: Literal["parameters", "channels", "reference"] = "parameters"
     """What a channel costs: its true parameters; 1 (the paper); or what the published code charges, with its cut: 36 for
-    attention and 1 for MLPs, 12 and 1 where nothing but vision is searched. With `max_macs` it is its multiply-accumulates."""
+    attention and 1 for MLPs, 12 and 1 where nothing but vision is searched. With `max_…` it is what that counts."""
     align: Literal[1, 8, 16, 32] = 1
     """Kept widths are multiples of this, inside the same budget. Units narrower than it stay whole."""
     min_channels: Count = 1
     """Channels that every unit keeps."""
 
-    _costs: Mapping[str, float] | None = PrivateAttr(default=None)
-    """Unit → cost of a channel, in what the budget is counted in, where that is known only once the model is."""
+    _costs: Mapping[str, Cost] | None = PrivateAttr(default=None)
+    """Unit → cost of its channels, in what the budget is counted in, where that is known only once the model is."""
 
     @model_validator(mode="after")
     def _published_cut_is_plain(self) -> Self:
@@ -91,7 +73,22 @@ class Budget(Typed):
             raise PrunusError("ratio", None, f"say how much is to go: {', '.join(AMOUNTS[:-1])} or {AMOUNTS[-1]}")
         if self.ratio is None and said and self.cost != "parameters":
             raise PrunusError("cost", self.cost, f"{next(iter(said))} says what is counted; leave cost out")
+        if self.max_bytes is None and self.storage != Storage():
+            raise PrunusError(
+                "storage", str(self.storage), "it says how bytes are counted; give max_bytes, or leave it out"
+            )
         return self
+
+    @property
+    def counts_an_example(self) -> bool:
+        """Whether the budget is counted on a call of the model."""
+        counts_cache = self.max_bytes is not None and self.storage.cache_tokens > 0
+        return self.max_macs is not None or self.max_milliseconds is not None or counts_cache
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether no more than a number may stay, rather than about a share go."""
+        return any(getattr(self, name) is not None for name in AMOUNTS[1:])
 
     def states_ratio(self) -> bool:
         """Whether other settings say how much is to go."""
@@ -118,7 +115,7 @@ class Budget(Typed):
         """The same with the ratio that the budget comes to for one model.
 
         Raises:
-            PrunusError: it cannot be reached, or is already; multiply-accumulates have not been counted.
+            PrunusError: it cannot be reached, or is already; it is counted on an example, and there is none.
         """
         given = self.given_ratio(units)
         if given is not None:
@@ -129,37 +126,37 @@ class Budget(Typed):
             return self if self.ratio is not None else self.model_copy(update={"ratio": given})
         if self.ratio is not None:
             return self
-        if self.max_parameters is not None:
-            name, most, total = "max_parameters", self.max_parameters, whole.parts.parameters
-            costs = {unit.name: float(unit.channel_cost * (1 + len(unit.mirrors))) for unit in units}
-        else:
-            assert self.max_macs is not None
-            if whole.count_macs is None:
-                raise PrunusError(
-                    "example",
-                    None,
-                    "max_macs is counted on a call of the model; give one: example=lambda: model(**batch)",
-                )
-            macs = whole.count_macs()
-            name, most, total = "max_macs", self.max_macs, macs.total
-            costs = {unit.name: macs.channel[unit.name] for unit in units}
+        name = next(name for name in AMOUNTS if getattr(self, name) is not None)
+        most, (total, costs) = getattr(self, name), self._price(whole, units)
         widths = {unit.name: torch.zeros(unit.channels, device="cpu") for unit in units}
         least = total - reachable(widths, costs, self.min_channels, self.align)
         if not least <= most < total:
-            raise PrunusError(
-                name, most, f"from {int(least):,} to {total - 1:,} can be reached; the model has {total:,}"
+            low, high, there = (
+                f"{x:.4g}" if name == "max_milliseconds" else f"{int(x):,}" for x in (least, total - 1, total)
             )
-        prunable = sum(costs[unit.name] * unit.channels for unit in units)
+            reach = f"below {there}" if name == "max_milliseconds" else f"to {high}"
+            raise PrunusError(name, most, f"from {low} {reach} can be reached; the model has {there}")
+        prunable = sum(cost_of(costs[unit.name], unit.channels) for unit in units)
         fitted = self.model_copy(update={"ratio": (total - most) / prunable})
         fitted._costs = costs
         return fitted
 
+    def _price(self, whole: Whole, units: tuple[Unit, ...]) -> Price:
+        if self.max_parameters is not None:
+            return whole.parameters(units)
+        if self.max_macs is not None:
+            return whole.macs(units)
+        if self.max_bytes is not None:
+            return whole.bytes(units, self.storage)
+        table = whole.milliseconds(units, self.align)
+        return Price(table.total, table.costs(units))
+
     def needs(self) -> Any:
         """What the method needs, and an example where the budget counts on one."""
-        return super().needs()._replace(macs=self.max_macs is not None)  # type: ignore[misc]
+        return super().needs()._replace(example=self.counts_an_example)  # type: ignore[misc]
 
-    def unit_costs(self, units: tuple[Unit, ...]) -> dict[str, float]:
-        """Cost of one channel of each unit."""
+    def unit_costs(self, units: tuple[Unit, ...]) -> dict[str, Cost]:
+        """Cost of the channels of each unit."""
         if self._costs is not None:
             return {unit.name: self._costs[unit.name] for unit in units}
         if self.cost == "parameters":
@@ -184,10 +181,9 @@ class Budget(Typed):
             return select_as_published(ranked, self.unit_costs(units), ratio)
         return self.select(ranked, self.unit_costs(units), ratio)
 
-    def select(self, ranked: dict[str, Tensor], costs: Mapping[str, float], ratio: float) -> dict[str, Tensor]:
-        """As `keep`, of any units with costs: the nearest to `ratio`, or, under a limit in parameters or multiply-accumulates, no less."""
-        is_limit = self._costs is not None
-        return select(ranked, costs, ratio, self.min_channels, self.align, at_least=is_limit)
+    def select(self, ranked: dict[str, Tensor], costs: Mapping[str, Cost], ratio: float) -> dict[str, Tensor]:
+        """As `keep`, of any units with costs: the nearest to `ratio`, or, under a limit in absolute numbers, no less."""
+        return select(ranked, costs, ratio, self.min_channels, self.align, at_least=self.is_limit)
 
     def check(self, units: tuple[Unit, ...]) -> None:
         """Refuses a ratio out of reach.
@@ -198,5 +194,5 @@ class Budget(Typed):
         self.keep({unit.name: torch.zeros(unit.channels, device="cpu") for unit in units}, units, self.goal)
 
 
-AMOUNTS = ("ratio", "max_parameters", "max_macs")
+AMOUNTS = ("ratio", "max_parameters", "max_macs", "max_bytes", "max_milliseconds")
 """Settings of which one says how much is to go."""

@@ -17,7 +17,7 @@ from prunus.structured.closing import AnyClosing, Closing
 from prunus.structured.importance import AnyImportance, Importance
 from prunus.structured.method import Decision, Needs, SearchMethod
 from prunus.structured.scope import AnyScope, Scope
-from prunus.structured.selection import pruned_share
+from prunus.structured.selection import cost_of, dearest, pruned_share
 from prunus.structured.state import State
 
 
@@ -43,7 +43,7 @@ class Composed(Budget, SearchMethod):
         importance, _, closing = self.parts()
         training = importance.training()
         return Needs(
-            gradients=importance.reads_gradients, training=training, merit=closing.waits_for(), macs=self.max_macs is not None,
+            gradients=importance.reads_gradients, training=training, merit=closing.waits_for(), example=self.counts_an_example,
             exact=training is not None or (importance.reads_gradients and closing.straight_through),
         )  # fmt: skip
 
@@ -149,8 +149,8 @@ class Composed(Budget, SearchMethod):
             return
         costs = self.unit_costs(units)
         reached = pruned_share(kept, costs)
-        total = sum(costs[unit.name] * unit.channels for unit in units)
-        if abs(reached - self.goal) > max(costs.values()) * self.align / total + 1e-9:
+        total = sum(cost_of(costs[unit.name], unit.channels) for unit in units)
+        if abs(reached - self.goal) > dearest(costs.values()) * self.align / total + 1e-9:
             raise PrunusError("scope", scope.scope, f"it takes {reached:.4f} where {self.goal:.4f} is to go")
 
     def _gates(self, state: State, opened: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Gates: the mask values ζ that multiply a unit's channels during search.
 
 A gate multiplies the outputs of the unit's producers, after their bias: q, k and v of an attention before the scores,
-the hidden layer of an MLP before its activation (UPop, section 3). It adds no parameter to the model, and multiplies
+the hidden layer of an MLP before its activation (UPop, section 3), and what a layer norm over the channels makes of them. It adds no parameter to the model, and multiplies
 in place, so that it keeps no activation for the backward pass. Where a layer's outputs are many more than its weights, and a
 backward pass will follow, its weights are multiplied instead, for the time of the call: (ζ W) x + ζ b is the same.
 """
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from prunus.anatomy import Site, Unit, linears
+from prunus.anatomy import Site, Unit, gated
 from prunus.errors import PrunusError
 from prunus.structured.gate_hooks import GateHook, hook_for
 
@@ -36,13 +36,13 @@ class Gates:
         self._units = {unit.name: unit for unit in units}
         for unit in self._units.values():
             hooks = self._hooks[unit.name] = []
-            copies = [linears(model, unit, path) for path in unit.mirrors]
+            copies = [gated(model, unit, path) for path in unit.mirrors]
             for path in (unit.path, *unit.twins):
-                for place, (site, layer) in enumerate(linears(model, unit, path)[:-1]):
+                for place, (site, layer) in enumerate(gated(model, unit, path)):
                     hook = hook_for(unit, site, layer, tuple(copy[place][1] for copy in copies))
                     self._handles += hook.register()
                     hooks.append((site, hook))
-            device = linears(model, unit)[0][1].weight.device
+            device = gated(model, unit)[0][1].weight.device
             self.values[unit.name] = torch.ones(unit.channels, dtype=torch.float32, device=device, requires_grad=exact)
             for _, hook in hooks:
                 hook.leaf = torch.zeros(unit.channels, device=device, requires_grad=True) if exact else None

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from prunus.anatomy import Unit
 from prunus.errors import PrunusError
-from prunus.structured.budget import Whole
 from prunus.structured.closing import RateGate
 from prunus.structured.gate_training import GateTraining
 from prunus.structured.scores import gate_gradient
+from prunus.structured.selection import Cost
 from prunus.structured.state import State
+from prunus.structured.whole import Whole
 from prunus.typed import Typed, named
 
 
@@ -33,8 +34,8 @@ class Needs(NamedTuple):
     """Gates train: an optimiser for them is made like the model's."""
     merit: RateGate | None = None
     """Some decisions depend on how good the model is: what is measured, and on how much."""
-    macs: bool = False
-    """The budget counts multiply-accumulates of an example."""
+    example: bool = False
+    """The budget is counted on an example."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,8 @@ class SearchMethod(Typed):
         """Whether evidence is read after step t."""
         return True
 
-    def unit_costs(self, units: tuple[Unit, ...]) -> dict[str, float]:
-        """Cost of one channel of each unit, in which ratios are counted: its parameters."""
+    def unit_costs(self, units: tuple[Unit, ...]) -> dict[str, Cost]:
+        """Cost of the channels of each unit, in which ratios are counted: their parameters."""
         return {unit.name: float(unit.channel_cost) for unit in units}
 
     def check(self, units: tuple[Unit, ...]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from prunus.anatomy import Anatomy, Unit, linears
+from prunus.anatomy import Anatomy, Unit, gated
 from prunus.errors import PrunusError
 from prunus.refusals import plain_model, unusable, unwrapped
 from prunus.structured.gates import gates_of
@@ -67,7 +67,7 @@ def check_can_be_read(model: nn.Module, units: Iterable[Unit], by_gradient: bool
     total = 0
     for unit in units:
         total += 1
-        for site, layer in linears(model, unit)[:-1]:
+        for site, layer in gated(model, unit):
             for name, parameter in layer.parameters.items():
                 part = site.linear if layer.name == "weight" else site.linear.rpartition(".")[0]
                 where = ".".join(filter(None, (unit.path, part, name)))

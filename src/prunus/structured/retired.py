@@ -23,6 +23,12 @@ def retire(weights: Iterable[Tensor]) -> None:
     _RETIRED.update({id(weight): weight for weight in weights})
 
 
+def reinstate(weights: Iterable[Tensor]) -> None:
+    """Lets these be trained again: they are a model's once more."""
+    for weight in weights:
+        _RETIRED.pop(id(weight), None)
+
+
 def _refuse(optimizer: Optimizer, *_: Any) -> None:
     if _RETIRED and any(
         _RETIRED.get(id(weight)) is weight for group in optimizer.param_groups for weight in group["params"]

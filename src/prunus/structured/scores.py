@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prunus.anatomy import Unit, linears
+from prunus.anatomy import Unit, gated
 
 
 @torch.no_grad()
@@ -25,14 +25,15 @@ def gate_gradient(model: nn.Module, unit: Unit, gate: Tensor) -> Tensor | None:
     if gate.requires_grad:
         return gate.grad
     total, came = torch.zeros_like(gate), False
-    for site, layer in linears(model, unit)[:-1]:
+    for site, layer in gated(model, unit):
         weight, bias = layer.weight, layer.bias
         if weight.grad is None:
             continue
         came = True
         rows = _row_products(layer.features(weight), layer.features(weight.grad))
         if bias is not None and bias.grad is not None:
-            rows += (bias.float() * bias.grad.float()).flatten()
+            products = bias.float() * bias.grad.float()
+            rows += layer.features(products).sum(1) if bias.ndim == weight.ndim else products.flatten()
         total += unit.gather(rows, site.order).to(total.device)
     if not came:
         return None

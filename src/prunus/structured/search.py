@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from prunus.errors import PrunusError
 from prunus.modules import evaluating
 from prunus.plan import Plan
 from prunus.storage import write_bytes
-from prunus.structured.budget import Budget, Whole, counted_macs
+from prunus.structured.budget import Budget
 from prunus.structured.gate_training import OF_OPTIMIZER, GateOptimizer, check_trains
 from prunus.structured.gates import Gates
 from prunus.structured.loss_scale import scale_left, will_skip
@@ -34,6 +33,7 @@ from prunus.structured.preflight import (
 )
 from prunus.structured.saved import is_same, read_state
 from prunus.structured.selection import pruned_share
+from prunus.structured.whole import Whole
 
 
 class Search:
@@ -83,8 +83,7 @@ class Search:
         self.anatomy = anatomy(self.model, mirrors)
         check_units_are_there(self.model, self.anatomy)
         self.units = self.anatomy.select(method.include, method.exclude)
-        count = None if example is None else partial(counted_macs, self.model, self.units, example)
-        self._fitted = method.fit(Whole(self.anatomy, count), self.units)
+        self._fitted = method.fit(Whole(self.anatomy, self.model, example), self.units)
         self._fitted.check(self.units)
         self._needs, self._measure = method.needs(), measure
         if self._needs.merit is not None and measure is None:
@@ -118,7 +117,7 @@ class Search:
 
     @property
     def goal(self) -> float:
-        """The ratio that is to be reached, which a budget in parameters or multiply-accumulates comes to."""
+        """The ratio that is to be reached, which a budget in absolute numbers comes to."""
         return self._fitted.goal if isinstance(self._fitted, Budget) else self.ratio
 
     @property

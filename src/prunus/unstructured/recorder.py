@@ -184,15 +184,20 @@ def _one_at_a_time(experts: nn.Module) -> Iterator[None]:
         config._experts_implementation = before
 
 
-def gather(model: nn.Module, targets: Sequence[Matrix], needs: Needs, stop: Stop) -> dict[str, Statistics]:
+def gather(
+    model: nn.Module, targets: Sequence[Matrix], needs: Needs, stop: Stop, then: Callable[[Visit], object] | None = None
+) -> dict[str, Statistics]:
     """Runs a block for all batches that have stopped at it, and returns what its matrices were given; experts that no token was
     routed to are left out.
+
+    Args:
+        then: is told of every batch once the block has been run for it.
 
     Raises:
         PrunusError: no batch used a matrix that is no expert.
     """
     apart: set[str] = set()
-    recorder = _heard(model, targets, needs, stop, apart)
+    recorder = _heard(model, targets, needs, stop, apart, then)
     while recorder.parted:
         apart |= recorder.parted
         recorder = _heard(model, targets, needs, stop, apart)
@@ -204,11 +209,16 @@ def gather(model: nn.Module, targets: Sequence[Matrix], needs: Needs, stop: Stop
     return recorder.statistics
 
 
-def _heard(model: nn.Module, targets: Sequence[Matrix], needs: Needs, stop: Stop, apart: Collection[str]) -> Recorder:
+def _heard(
+    model: nn.Module, targets: Sequence[Matrix], needs: Needs, stop: Stop, apart: Collection[str],
+    then: Callable[[Visit], object] | None = None,
+) -> Recorder:  # fmt: skip
     recorder = Recorder(model, targets, needs, apart)
     for visit in stop.visits:
         with recorder.listening(visit):
             stop.run(visit)
+        if then is not None:
+            then(visit)
         stop.rest(visit)
     return recorder
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from prunus.anatomy import Unit, by_name
 from prunus.errors import PrunusError
 from prunus.structured.budget import Budget
-from prunus.structured.selection import reachable
+from prunus.structured.selection import cost_of, dearest, reachable
 from prunus.typed import Share, Typed, named
 
 
@@ -90,8 +90,8 @@ class Apart(Scope):
         if not self.ratios:
             return None
         costs, shares = budget.unit_costs(units), self._shares(units, 0.0)
-        total = sum(costs[unit.name] * unit.channels for unit in units)
-        return sum(costs[u.name] * u.channels * shares[self.group(u)] for u in units) / total
+        wholes = {unit.name: cost_of(costs[unit.name], unit.channels) for unit in units}
+        return sum(wholes[unit.name] * shares[self.group(unit)] for unit in units) / sum(wholes.values())
 
     def keep(
         self, scores: dict[str, Tensor], units: tuple[Unit, ...], budget: Budget, asked: float
@@ -109,30 +109,29 @@ class Apart(Scope):
         """
         costs, shares = budget.unit_costs(units), self._shares(units, budget.goal)
         groups: dict[str, list[str]] = {}
-        for unit in sorted(units, key=lambda unit: -costs[unit.name]):
+        for unit in sorted(units, key=lambda unit: -dearest([costs[unit.name]])):
             groups.setdefault(self.group(unit), []).append(unit.name)
         kept: dict[str, Tensor] = {}
         left_over = 0.0
         for group, names in groups.items():
             own, prices = {name: scores[name] for name in names}, {name: costs[name] for name in names}
-            if shares[group] == 0:
+            total = sum(cost_of(prices[name], own[name].numel()) for name in names)
+            if shares[group] * total == 0:
                 kept |= {name: torch.ones_like(score, dtype=torch.bool) for name, score in own.items()}
                 continue
-            total = sum(prices[name] * own[name].numel() for name in names)
             most = reachable(own, prices, budget.min_channels, budget.align)
             target = shares[group] * total * asked / budget.goal
-            if not self.meets_every_share() and most < target - max(prices.values()):
+            if not self.meets_every_share() and most < target - dearest(prices.values()):
                 raise _out_of_reach(group, shares[group], most / total, budget)
             due = target + left_over
             chosen = budget.select(own, prices, min(max(due, 0.0), most) / total)
             chosen = {name: mask & ~gone[name] if name in gone else mask for name, mask in chosen.items()}
             if not self.meets_every_share():
-                left_over = due - sum(prices[name] * int((~chosen[name]).sum()) for name in names)
+                left_over = due - sum(cost_of(prices[name], int((~chosen[name]).sum())) for name in names)
             kept |= chosen
-        if left_over > max(costs.values()) * budget.align:
-            raise _out_of_reach(
-                "all", budget.goal, budget.goal - left_over / sum(costs[u.name] * u.channels for u in units), budget
-            )
+        if left_over > dearest(costs.values()) * budget.align:
+            total = sum(cost_of(costs[unit.name], unit.channels) for unit in units)
+            raise _out_of_reach("all", budget.goal, budget.goal - left_over / total, budget)
         return {unit.name: kept[unit.name] for unit in units}
 
     def _shares(self, units: tuple[Unit, ...], default: float) -> dict[str, float]:

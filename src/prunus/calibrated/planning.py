@@ -1,0 +1,104 @@
+"""One pass over the data, many budgets: scores that are kept, and plans that follow from them without data and without weights."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from prunus.anatomy import anatomy
+from prunus.batches import call_with_batch
+from prunus.calibrated.channel_scores import ChannelScores, Header, digest
+from prunus.calibrated.method import Calibrated
+from prunus.calibrated.narrowing import Request, decided, plan_of, scored, settle, units_of
+from prunus.calibrated.plain import loadable
+from prunus.checkpoint import bare_model
+from prunus.errors import PrunusError
+from prunus.fingerprint import Fingerprint
+from prunus.plan import Plan
+from prunus.refusals import expect
+from prunus.structured import Gates, Whole, searchable
+from prunus.unstructured import Call, WalkOptions, walk_options
+
+
+@torch.no_grad()
+def score_channels(
+    model: nn.Module, method: Calibrated, batches: Iterable[Any], *, call: Call | None = None, options: WalkOptions | None = None,
+    example: Callable[[], object] | None = None, latency: bool = False,
+) -> ChannelScores:  # fmt: skip
+    """Scores the channels of a model, which stays as it is, and counts what they cost on one call.
+
+    Args:
+        model: any model that `anatomy` knows.
+        method: its score and selectors count; its budget does not.
+        batches: calibration data, whatever `call` accepts; gone through once.
+        call: runs a batch; by default `model(**batch)`.
+        options: how to walk.
+        example: the call; by default, that with the first batch.
+        latency: also measure how long it takes, for budgets in milliseconds.
+
+    Raises:
+        PrunusError: as `narrow`.
+    """
+    request = settle(model, method, batches, call, walk_options(options, None), example, None)
+    inner, units = request.model, request.units
+    gates, data = Gates(inner, units), Fingerprint(request.batches)
+    try:
+        worth = scored(request, gates, data)
+    finally:
+        gates.remove()
+    calibration = data.summary(sequential=False, bf16=request.options.bf16)
+    whole = Whole(request.parts, inner, example or partial(call or call_with_batch, inner, request.batches[0]))
+    macs = whole.macs(units)
+    header = Header(
+        model=type(inner).__name__, config=_config_of(inner), weights=digest(inner), method=method.meant, calibration=calibration,
+        macs=int(macs.total), channel_macs={name: float(cost) for name, cost in macs.channel.items()},  # type: ignore[arg-type]
+        cached=whole.cached(units, needed=False), latency=whole.milliseconds(units, method.align) if latency else None,
+    )  # fmt: skip
+    return ChannelScores({name: value.float().cpu().contiguous() for name, value in worth.items()}, header)
+
+
+def plan_channels(scores: ChannelScores, method: Calibrated, model: nn.Module | None = None) -> Plan:
+    """Which channels stay under a budget: the decision of `narrow`, in seconds.
+
+    Args:
+        scores: what `score_channels` found.
+        method: with the same score; `scores.method(max_parameters=…)` is one.
+        model: the model, with weights or on the meta device; by default it is built without weights from its config, which the scores hold.
+
+    Raises:
+        PrunusError: the budget is out of reach, or counts what was not measured; the scores are of another model, or another kind.
+    """
+    expect("scores", scores, ChannelScores, "what score_channels gave, or ChannelScores.load(path)")
+    expect("method", method, Calibrated, "how to narrow, such as prunus.Calibrated(ratio=0.3)")
+    inner = _built(scores.header) if model is None else searchable(model)
+    parts = anatomy(inner)
+    units, knobs = units_of(inner, parts, method)
+    scores.check(method, units, inner)
+    fitted = loadable(inner, method, knobs).fit(scores.whole(parts, inner), units)
+    fitted.check(units)
+    request = Request(inner, fitted, parts, units, knobs, {}, (), None, WalkOptions())
+    return plan_of(request, method, decided(request, scores.of(units)), scores.header.calibration)
+
+
+def _config_of(model: nn.Module) -> dict[str, Any] | None:
+    if not isinstance(model, PreTrainedModel):
+        return None
+    config: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
+    return {**config, "architectures": [type(model).__name__]}
+
+
+def _built(header: Header) -> PreTrainedModel:
+    if header.config is None:
+        raise PrunusError("model", header.model, "it has no config to build it from; give the model")
+    with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(header.config))
+        return bare_model(str(path))

@@ -1,0 +1,37 @@
+"""Finding `near`: one choice is about as good as another, or as the best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from prunus.studies.findings.finding import Difference, Evidence, Finding, together
+from prunus.studies.outcome import Outcome
+
+
+class Near(Finding):
+    """A label loses no more than a tolerance against each of the others."""
+
+    finding: Literal["near"] = "near"
+    label: str
+    """The choice that is to be good enough."""
+    others: tuple[str, ...] = Field(min_length=1)
+    """What it is compared with."""
+    within: float = Field(default=0.02, ge=0)
+    """How much of the figure it may lose."""
+
+    def compared(self) -> Iterable[str]:
+        return [self.label, *self.others]
+
+    def weigh(self, outcomes: Sequence[Outcome]) -> Evidence:
+        own = {cell: value + self.within for cell, value in self.values(outcomes, **{self.axis: self.label}).items()}
+        signs, said = [], []
+        for other in self.others:
+            gap = Difference.of(own, self.values(outcomes, **{self.axis: other}))
+            if gap is None:
+                return Evidence("no cells", f"{self.label} and {other} have no cells in common")
+            signs.append(gap.sign)
+            said.append(f"{self.label} + {self.within:g} − {other}: {gap}")
+        return Evidence(together(signs), "; ".join(said))

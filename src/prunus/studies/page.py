@@ -1,0 +1,97 @@
+"""A study as a page of Markdown, and as one of HTML; both are drawn from its results alone."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from prunus.report import STYLE
+from prunus.storage import write_bytes, write_text
+from prunus.studies.findings import Evidence, Finding
+from prunus.studies.outcome import Results
+from prunus.studies.pictures import pictures_of
+from prunus.studies.tables import TableOf, tables_of
+
+FINDINGS = ("claim", "source", "verdict", "evidence (mean ± standard error of paired differences)")
+
+
+def write_page(results: Results, findings: Sequence[Finding], folder: Path) -> Path:
+    """Draws a study into its folder: `study.md` with pictures beside it, and `study.html`.
+
+    Returns:
+        The page of HTML.
+    """
+    pictures = pictures_of(results.outcomes)
+    for name, picture in pictures.items():
+        write_bytes(folder / name, picture)
+    write_text(folder / "study.md", markdown_page(results, findings, pictures))
+    page = folder / "study.html"
+    write_text(page, html_page(results, findings, pictures))
+    return page
+
+
+def weighed(results: Results, findings: Sequence[Finding]) -> list[tuple[Finding, Evidence]]:
+    """Every finding with what the cells say of it."""
+    return [(finding, finding.weigh(results.outcomes)) for finding in findings]
+
+
+def markdown_page(results: Results, findings: Sequence[Finding], pictures: Iterable[str] = ()) -> str:
+    """The page in Markdown.
+
+    Args:
+        pictures: their paths beside the page.
+    """
+    lines = [f"## {results.title}", "", results.note, "", _provenance(results), ""]
+    if findings:
+        lines += ["| " + " | ".join(FINDINGS) + " |", "| --- | --- | --- | --- |"]
+        for finding, evidence in weighed(results, findings):
+            lines.append(f"| {finding.claim} | {finding.source} | {evidence.verdict} | {evidence.said} |")
+        lines.append("")
+    for table in tables_of(results.outcomes):
+        lines += [table.markdown(), ""]
+    lines += [f"![{_title(picture)}]({picture})\n" for picture in pictures]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def html_page(results: Results, findings: Sequence[Finding], pictures: Mapping[str, bytes]) -> str:
+    """The page as one HTML file that needs nothing beside it."""
+    found = [
+        [finding.claim, finding.source, evidence.verdict, evidence.said]
+        for finding, evidence in weighed(results, findings)
+    ]
+    body = _html(TableOf("Findings", list(FINDINGS), found)) if found else ""
+    body += "".join(map(_html, tables_of(results.outcomes)))
+    body += "".join(
+        f'<figure><img alt="{escape(_title(name))}" src="data:image/png;base64,{base64.b64encode(data).decode()}"></figure>'
+        for name, data in pictures.items()
+    )
+    failed = "".join(f"<li>{escape(cell)}: {escape(why)}</li>" for cell, why in results.failed.items())
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(results.title)}</title>
+<style>{STYLE}.wide {{ overflow-x: auto }}</style></head><body>
+<h1>{escape(results.title)}</h1><p>{escape(results.note)}</p><p>{escape(_provenance(results))}</p>
+{f"<h2>Failed cells</h2><ul>{failed}</ul>" if failed else ""}
+{body}
+</body></html>
+"""
+
+
+def _html(table: TableOf) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
+    return (
+        f'<h2>{escape(table.title)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _provenance(results: Results) -> str:
+    machine = ", ".join(f"{name} {value}" for name, value in results.machine.items())
+    command = f"Command: {results.command}. " if results.command else ""
+    return f"{command}{len(results.outcomes)} of {results.planned} cells. {machine}."
+
+
+def _title(picture: str) -> str:
+    return picture.rpartition("/")[2].removesuffix(".png").replace("-", " ").replace("_", " ")

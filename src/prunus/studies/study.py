@@ -1,0 +1,247 @@
+"""Studies as typed data: recipes that are repeated with other methods, budgets and seeds, and what is to be found out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from prunus.bounded_yaml import TEXT_LIMIT, read_yaml
+from prunus.errors import PrunusError
+from prunus.recipe import Recipe, recipe_of
+from prunus.storage import writable_path
+from prunus.studies.findings import AnyFinding
+from prunus.typed import Seed, Typed, first_problem
+from prunus.variants import put
+
+Changes = dict[str, Any]
+"""Place in a recipe, such as steps.0.method.ratio → its value."""
+MOST = 10_000
+"""Cells of a study."""
+PLACE = "{data}"
+"""In texts of a study: the folder of the data, which the caller names."""
+
+
+class Part(Typed):
+    """One recipe, and the axes along which it is varied."""
+
+    recipe: dict[str, Any]
+    """The recipe, without `output` and `seed`."""
+    axes: dict[str, dict[str, Changes]] = Field(default_factory=dict)
+    """Axis → label → what it changes, later axes after earlier ones; the first axis makes the rows of the table, the others its columns."""
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
+    """A cell is carried out once for each."""
+    leave_out: tuple[dict[str, str], ...] = ()
+    """Combinations that make no cell: axis → label."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _all_different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise PrunusError("", list(seeds), "name every seed once")
+        return seeds
+
+    @model_validator(mode="after")
+    def _axes_can_be_named(self) -> Part:
+        for place in ("output", "seed"):
+            if place in self.recipe:
+                raise PrunusError(f"recipe.{place}", self.recipe[place], "a study sets it for every cell; leave it out")
+        for axis, labels in self.axes.items():
+            refuse_path(f"axes.{axis}", axis)
+            if not labels:
+                raise PrunusError(f"axes.{axis}", {}, "give it at least one label")
+            for label in labels:
+                refuse_path(f"axes.{axis}.{label}", label)
+        for combination in self.leave_out:
+            for axis, label in combination.items():
+                if label not in self.axes.get(axis, {}):
+                    raise PrunusError("leave_out", combination, f"there is no {axis} {label} among the axes")
+        return self
+
+    def labels(self) -> Iterator[dict[str, str]]:
+        """Every combination of labels that makes a cell, by axis."""
+        for chosen in product(*self.axes.values()):
+            labels = dict(zip(self.axes, chosen, strict=True))
+            if not any(combination.items() <= labels.items() for combination in self.leave_out):
+                yield labels
+
+
+class Study(Typed):
+    """Cells that are carried out one by one, and findings that are read off them."""
+
+    title: str
+    """What the page is called."""
+    note: str = ""
+    """What a reader of the numbers has to know, such as how small the data are."""
+    parts: dict[str, Part] = Field(min_length=1)
+    """Name → a recipe with its axes."""
+    findings: tuple[AnyFinding, ...] = ()
+    """Claims that the cells speak for or against."""
+    smoke: Changes = Field(default_factory=dict)
+    """What is changed in every recipe so that all cells end within minutes; places that a recipe lacks are passed over, and `*` stands for
+    every entry of a list."""
+    output: Path
+    """Folder of the study."""
+
+    @field_validator("output")
+    @classmethod
+    def _is_a_place(cls, output: Path) -> Path:
+        return writable_path(output)
+
+    @model_validator(mode="after")
+    def _names_and_findings_fit(self) -> Study:
+        for name in self.parts:
+            refuse_path(f"parts.{name}", name)
+        axes: dict[str, set[str]] = {}
+        for part in self.parts.values():
+            for axis, labels in part.axes.items():
+                axes.setdefault(axis, set()).update(labels)
+        for number, finding in enumerate(self.findings):
+            try:
+                finding.check(axes, set(self.parts))
+            except PrunusError as error:
+                raise PrunusError(f"findings.{number}.{error.field}", error.value, error.remedy) from None
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One recipe of a study."""
+
+    part: str
+    labels: Mapping[str, str]
+    """Axis → label."""
+    seed: int
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """Such as vqa/upop/2x/seed-0."""
+        return "/".join([self.part, *self.labels.values(), f"seed-{self.seed}"])
+
+
+def study_file(name: str) -> Path:
+    """The file of a study: a path, or the name of one that comes with prunus."""
+    own = Path(str(resources.files("prunus").joinpath(f"recipes/studies/{name}.yaml")))
+    return own if "/" not in name and own.is_file() else Path(name)
+
+
+def load_study(path: str | Path, data: str | None = None, output: str | None = None) -> Study:
+    """Reads a study from YAML.
+
+    Args:
+        path: the file.
+        data: what stands for {data} in it.
+        output: a folder instead of the study's own.
+
+    Raises:
+        PrunusError: the file is absent or no YAML, or a field is unknown, missing or wrong.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(TEXT_LIMIT + 1)
+    except OSError as error:
+        raise PrunusError("study", str(path), f"it cannot be read ({error.strerror}); give a YAML file") from None
+    except ValueError:
+        raise PrunusError("study", str(path), "it is no text in UTF-8; give a YAML file") from None
+    given = read_yaml(text, "study", str(path))
+    if not isinstance(given, dict):
+        raise PrunusError("study", str(path), "it must be a mapping with title, parts and output")
+    if output is not None:
+        given["output"] = output
+    try:
+        return Study.model_validate(_with_data(given, data))
+    except PrunusError as error:
+        raise PrunusError(f"{path}: {error.field}", error.value, error.remedy) from None
+    except ValidationError as error:
+        raise first_problem(error, Study, str(path)) from None
+
+
+def folder_of(study: Study, smoke: bool = False) -> Path:
+    """Where a study, or its small version, keeps cells and page."""
+    return study.output / "smoke" if smoke else study.output
+
+
+def cells_of(study: Study, smoke: bool = False) -> list[Cell]:
+    """All recipes of a study, read and checked as recipes are.
+
+    Args:
+        smoke: with the changes of `smoke`, and the first seed only.
+
+    Raises:
+        PrunusError: naming the cell whose recipe is wrong, or there are too many.
+    """
+    cells: list[Cell] = []
+    for name, part in study.parts.items():
+        for labels in part.labels():
+            for seed in part.seeds[:1] if smoke else part.seeds:
+                if len(cells) == MOST:
+                    raise PrunusError("parts", len(study.parts), "these are more than ten thousand cells; take fewer")
+                cells.append(_cell(study, name, labels, seed, smoke))
+    return cells
+
+
+def _cell(study: Study, name: str, labels: dict[str, str], seed: int, smoke: bool) -> Cell:
+    part = study.parts[name]
+    data = copy.deepcopy(part.recipe)
+    where = "/".join([name, *labels.values()])
+    for axis, label in labels.items():
+        for field, value in part.axes[axis][label].items():
+            try:
+                put(data, field, copy.deepcopy(value), grows=True)
+            except LookupError:
+                raise PrunusError(
+                    f"parts.{name}.axes.{axis}.{label}", field, "the recipe has no such place, or an earlier one is missing"
+                ) from None  # fmt: skip
+    for field, value in study.smoke.items() if smoke else ():
+        _put_everywhere(data, field.split("."), value)
+    data["output"] = str(folder_of(study, smoke).joinpath("cells", name, *labels.values(), f"seed-{seed}"))
+    data["seed"] = seed
+    return Cell(name, labels, seed, recipe_of(data, f"cell {where}"))
+
+
+def _put_everywhere(data: Any, places: list[str], value: Any) -> None:
+    """Changes what is there, and nothing else."""
+    place, *rest = places
+    if place == "*" and isinstance(data, list):
+        for entry in range(len(data)):
+            _put_everywhere(data, [str(entry), *rest], value)
+        return
+    if isinstance(data, list) and place.isdecimal() and int(place) < len(data):
+        key: Any = int(place)
+    elif isinstance(data, dict) and place in data:
+        key = place
+    else:
+        return
+    if rest:
+        _put_everywhere(data[key], rest, value)
+    else:
+        data[key] = copy.deepcopy(value)
+
+
+def _with_data(value: Any, data: str | None) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_data(entry, data) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_with_data(entry, data) for entry in value]
+    if isinstance(value, str) and PLACE in value:
+        if data is None:
+            raise PrunusError("data", None, f"{value} needs the folder of the data; name it (--data)")
+        return value.replace(PLACE, data)
+    return value
+
+
+def refuse_path(field: str, name: str) -> None:
+    """Refuses names that are no name of a folder.
+
+    Raises:
+        PrunusError: see above.
+    """
+    if not name or "/" in name or "\\" in name or name.startswith("."):
+        raise PrunusError(field, name, "a folder is named after it; take a name without / that begins with no dot")

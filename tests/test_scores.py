@@ -1,0 +1,121 @@
+"""One pass over the data, many budgets: scores as a file, plans by them, and what is narrowed by either."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import prunus
+from prunus import Calibrated, ChannelScores, Everyone, Fluctuation, Plan, PrunusError, Storage, WalkOptions, anatomy
+from prunus.calibrated import plan_channels, score_channels
+from prunus.cli import app
+from prunus.structured import Whole
+from tests.families import build
+
+QUIET = WalkOptions(progress=False)
+
+
+def scored(name: str, folder: Path, **more: Any) -> tuple[Any, ChannelScores]:
+    case = build(name, 2)
+    found = score_channels(case.model, Calibrated(ratio=0.5, **more), [case.inputs], options=QUIET)
+    found.save(folder / "scores.safetensors")
+    return case, ChannelScores.load(folder / "scores.safetensors")
+
+
+@pytest.mark.parametrize("name", ["llama", "vit"])
+def test_a_plan_by_scores_is_that_of_narrowing(name: str, tmp_path: Path) -> None:
+    case, scores = scored(name, tmp_path)
+    state = {key: tensor.clone() for key, tensor in case.model.state_dict().items()}
+    method = Calibrated(ratio=0.3, scope=Everyone())
+    plan = plan_channels(scores, method)  # of the config alone
+    assert plan == plan_channels(scores, method, case.model)
+    direct, by_itself = prunus.narrow(case.model, method, [case.inputs], options=QUIET)
+    for given in ({"scores": scores}, {"plan": plan}):
+        small, known = prunus.narrow(case.model, method, [case.inputs], options=QUIET, **given)  # type: ignore[arg-type]
+        assert known.units == by_itself.units == plan.units
+        assert all(torch.equal(a, b) for a, b in zip(direct.parameters(), small.parameters(), strict=True))
+    assert all(torch.equal(tensor, state[key]) for key, tensor in case.model.state_dict().items())
+    shapes = [p.shape for p in prunus.extract(case.model, plan).parameters()]
+    assert shapes == [p.shape for p in direct.parameters()]
+
+
+def test_many_budgets_follow_from_one_file(tmp_path: Path) -> None:
+    case, scores = scored("llama", tmp_path, score=Fluctuation())
+    total, parts = anatomy(case.model).parameters, anatomy(case.model)
+    cached = Storage(dtype="bfloat16", cache_tokens=64, cache_batch=2)
+    whole = Whole(parts, case.model, lambda: case.model(**case.inputs))
+    budgets = [
+        {"max_parameters": total * 8 // 10},
+        {"max_macs": scores.header.macs * 8 // 10},
+        {"max_bytes": int(whole.bytes(parts.units, Storage()).total * 0.9)},
+        {"max_bytes": int(whole.bytes(parts.units, cached).total * 0.8), "storage": cached},
+    ]
+    for budget in budgets:
+        plan = plan_channels(scores, scores.method(**budget))
+        run = lambda: case.model(**case.inputs)  # noqa: E731
+        direct, known = prunus.narrow(case.model, scores.method(**budget), [case.inputs], options=QUIET, example=run)
+        assert known.units == plan.units
+        assert 0 < plan.ratio < 1
+        if "max_parameters" in budget:
+            dearest = max(unit.channel_cost for unit in anatomy(case.model))
+            assert 0 <= total * 8 // 10 - sum(p.numel() for p in direct.parameters()) <= dearest
+    with pytest.raises(PrunusError, match="latency=True"):
+        plan_channels(scores, scores.method(max_milliseconds=1.0))
+
+
+def test_scores_of_others_are_refused(tmp_path: Path) -> None:
+    case, scores = scored("llama", tmp_path)
+    other = build("llama", 3).model
+    same_shape = build("llama", 2).model
+    with torch.no_grad():
+        next(iter(same_shape.parameters())).mul_(2)
+    for model, said in (
+        (other, "another model|other weights"),
+        (build("vit", 2).model, "another model"),
+        (same_shape, "other weights"),
+    ):
+        with pytest.raises(PrunusError, match=said):
+            plan_channels(scores, Calibrated(ratio=0.3), model)
+    with pytest.raises(PrunusError, match="the method asks for"):
+        plan_channels(scores, Calibrated(ratio=0.3, score=Fluctuation()))
+    plan = plan_channels(scores, Calibrated(ratio=0.3))
+    left_out = next(iter(plan.units))
+    with pytest.raises(PrunusError, match="the method leaves it out"):
+        prunus.narrow(case.model, Calibrated(ratio=0.3, exclude=(left_out,)), [case.inputs], options=QUIET, plan=plan)
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    scored("vit", tmp_path)
+    path = tmp_path / "scores.safetensors"
+    whole, tensors = path.read_bytes(), load_file(path)
+    for damaged in (b"", whole[:-5], whole[:-4] + b"\x00\x00\xc0\x7f", b"\xff" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(PrunusError, match="scores"):
+            ChannelScores.load(path)
+    save_file(tensors, path)
+    with pytest.raises(PrunusError, match="it holds no scores"):
+        ChannelScores.load(path)
+    path.unlink()
+    with pytest.raises(PrunusError, match="it cannot be read"):
+        ChannelScores.load(path)
+
+
+def test_the_command_writes_a_plan(tmp_path: Path) -> None:
+    case, scores = scored("llama", tmp_path)
+    out = tmp_path / "plan.json"
+    most = anatomy(case.model).parameters - 400
+    said = CliRunner().invoke(
+        app, ["plan", str(tmp_path / "scores.safetensors"), "--max-parameters", str(most), "-o", str(out)]
+    )
+    assert said.exit_code == 0, said.output
+    assert "channels stay" in said.output
+    assert Plan.load(out) == plan_channels(scores, scores.method(max_parameters=most))
+    assert json.loads(out.read_text())["history"][0]["settings"]["max_parameters"] == most
+    refused = CliRunner().invoke(app, ["plan", str(tmp_path / "scores.safetensors")])
+    assert isinstance(refused.exception, PrunusError)
