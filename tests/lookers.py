@@ -105,7 +105,11 @@ def blip_nlvr() -> Any:
 
 def vilt_nlvr() -> Any:
     config = tf.ViltConfig(
-        **vision(), **{k: v for k, v in words().items() if k not in sizes()}, num_images=2, num_labels=2
+        **vision(),
+        **{k: v for k, v in words().items() if k not in sizes()},
+        num_images=2,
+        num_labels=2,
+        modality_type_vocab_size=3,
     )
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     return tf.ViltForImagesAndTextClassification(config)

@@ -188,7 +188,7 @@ def test_recall_is_that_of_all_scores(tmp_path: Path, rerank: int | None) -> Non
     for number, few in zip(range(12), itertools.permutations(["red", "green", "blue", "left"], 3), strict=False):
         noise = np.random.default_rng(number).integers(0, 255, (20, 20, 3), np.uint8)  # so that none are equal
         Image.fromarray(noise).save(tmp_path / "data" / f"{number}.png")
-        rows.append({"image": f"{number}.png", "captions": [" ".join(few), f"a photo of {few[0]} {few[2]}"]})
+        rows.append({"image": f"{number}.png", "captions": [" ".join(few), f"a {few[2]} {few[1]} photo of {few[0]}"]})
     file.write_text("\n".join(map(json.dumps, rows)))
     found: Any = Retrieval(train=table(file), evaluation=table(file), rerank=rerank, batch_size=3).for_model(path)
     model = load_model(path).eval()

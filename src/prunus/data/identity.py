@@ -7,12 +7,17 @@ import inspect
 import json
 import os
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunus.data.source import Data
+
+
+BASE = "prunus.data.source"
+"""Where the base of all layouts is written."""
 
 
 def identity(data: Data, version: str) -> str:
@@ -48,9 +53,7 @@ def _absolute(settings: Any) -> Any:
 
 def _code(cls: type[Data]) -> Iterator[str]:
     """What a layout and those that it derives from are written as."""
-    from prunus.data.source import Data
-
-    for one in (base for base in cls.__mro__ if issubclass(base, Data) and base is not Data):
+    for one in takewhile(lambda base: base.__module__ != BASE, cls.__mro__):
         try:
             yield Path(inspect.getfile(one)).read_text(encoding="utf-8")
         except (OSError, TypeError, ValueError):  # of a class that was typed in: its functions

@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from huggingface_hub import HfApi, constants
+
 from prunus.data.source import Data, Found
 from prunus.errors import PrunusError, refusing
 
@@ -42,8 +44,6 @@ class Hub(Data):
 
     def version(self) -> str | None:
         """The commit that the hub has now; None of a folder, and where the hub cannot be asked."""
-        from huggingface_hub import HfApi, constants
-
         if self._folder is not None or constants.HF_HUB_OFFLINE:
             return None
         try:
