@@ -81,11 +81,7 @@ class EasyVQA(Task):
         rows = {row[0]: row for row in self._train.rows}
         chosen = [rows[image] for image in spread(torch.tensor(list(rows)), samples).tolist()]
         parts = (chosen[start : start + batch_size] for start in range(0, samples, batch_size))
-        return [
-            self._asked(self._train, part)
-            | {"decoder_input_ids": torch.tensor([self._kind.begun(answer) for _, _, answer in part])}
-            for part in parts
-        ]
+        return [self._asked(self._train, part) | self._kind.begun([row[2] for row in part]) for part in parts]
 
     def _asked(self, data: Questions, rows: Sequence[tuple[int, str, str]]) -> Batch:
         return self._kind.asked(data.pixels(torch.tensor([image for image, _, _ in rows])), [row[1] for row in rows])
@@ -106,14 +102,16 @@ class EasyVQA(Task):
         for batch in track(batches, "evaluating", progress):
             asked = [rows[number] for number in batch]
             said = self._kind.generate(model, self._asked(self._test, asked))
-            found += [
-                (float(one == right), right in ("yes", "no")) for one, (*_, right) in zip(said, asked, strict=True)
-            ]
+            found += [(float(one == row[2]), row[2] in ("yes", "no")) for one, row in zip(said, asked, strict=True)]
         return answer_summary(found)
 
+    def sample(self, places: Sequence[int]) -> Batch:
+        """Of the test questions."""
+        rows = [self._test.rows[row % len(self._test.rows)] for row in places]
+        return self._asked(self._test, rows)
+
     def example(self, model: Any, batch_size: int) -> Callable[[], object]:
-        rows = [self._test.rows[row % len(self._test.rows)] for row in range(batch_size)]
-        inputs = for_model(self._asked(self._test, rows), model)
+        inputs = for_model(self.sample(range(batch_size)), model)
         return lambda: model.generate(**inputs, max_new_tokens=1, do_sample=False)
 
     def save_processor(self, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,14 +12,13 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from prunus.batches import for_model
 from prunus.calibration import Batch
 from prunus.data import IGNORED, WHERE, open_mask
 from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.metrics import overlap_figures, overlap_row, with_interval
 from prunus.tasks.kinds import Segmenting
-from prunus.tasks.on_data import DataTask, Row, Rows
+from prunus.tasks.on_data import DataTask, Row
 from prunus.typed import Count
 
 
@@ -108,11 +107,8 @@ class Segmentation(DataTask):
         """Pictures alone: a model's own loss may pass over one of its classes."""
         return [{"pixel_values": batch["pixel_values"]} for batch in super().calibration(samples, batch_size)]
 
-    def example(self, model: Any, batch_size: int) -> Callable[[], object]:
-        rows = Rows(self.rows("train" if self.train is not None else "evaluation"))
-        batch = self.collate([rows[place % len(rows)] for place in range(batch_size)])
-        pictures = for_model({"pixel_values": batch["pixel_values"]}, model)
-        return lambda: model(**pictures)
+    def sample(self, places: Sequence[int]) -> Batch:
+        return {"pixel_values": super().sample(places)["pixel_values"]}
 
     def figures(self, found: Sequence[Tensor]) -> dict[str, float]:
         """Over all pixels; the mean of the classes' intersections over unions with an interval."""

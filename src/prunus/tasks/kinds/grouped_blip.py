@@ -46,7 +46,7 @@ class GroupedBlip:
             "image_of_question": torch.repeat_interleave(torch.tensor([len(group) for _, group, _ in items])),
             "input_ids": tokens["input_ids"],
             "attention_mask": tokens["attention_mask"],
-            "labels": torch.tensor([[*self.begun(answer), SEP] for _, _, group in items for answer in group]),
+            "labels": torch.tensor([[DEC, self._index[answer], SEP] for _, _, group in items for answer in group]),
         }
 
     def asked(self, pixels: Tensor, questions: Sequence[str]) -> Batch:
@@ -54,9 +54,9 @@ class GroupedBlip:
         tokens = self.tokenizer(list(questions), padding=True, return_tensors="pt")
         return {"pixel_values": pixels, "input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
 
-    def begun(self, answer: str) -> list[int]:
-        """Tokens of an answer without its end: [DEC] word."""
-        return [DEC, self._index[answer]]
+    def begun(self, answers: Sequence[str]) -> Batch:
+        """What the decoder reads of answers, `decoder_input_ids` (Q, 2): [DEC] word."""
+        return {"decoder_input_ids": torch.tensor([[DEC, self._index[answer]] for answer in answers])}
 
     def alike(self, questions: Sequence[str], size: int) -> Iterator[list[int]]:
         """Numbers of up to `size` questions with equally many tokens, so that none is padded: the stock `generate` lets the decoder attend to
