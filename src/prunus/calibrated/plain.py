@@ -62,7 +62,7 @@ def knobs_for(model: nn.Module, parts: Iterable[Unit], wanted: Sequence[Unit], n
     """The knobs that set the widths of the units that are to be narrowed; others stay whole.
 
     Args:
-        parts: all units of the model.
+        parts: all units of the model, or all its sets of experts.
         wanted: units that were selected.
         named: whether they were named, so that each must have a knob.
 
@@ -99,7 +99,7 @@ def knobs_for(model: nn.Module, parts: Iterable[Unit], wanted: Sequence[Unit], n
 def loadable(model: nn.Module, method: Calibrated, knobs: Iterable[Knob] | None) -> Calibrated:
     """The method with the alignment that stock kernels need: those that multiply all experts at once want rows of whole 16 bytes, which eight
     numbers of two bytes are."""
-    fused = any(linears(model, unit)[-1][1].is_fused for knob in knobs or () for unit in knob.units)
+    fused = any(not unit.sliced and linears(model, unit)[-1][1].is_fused for knob in knobs or () for unit in knob.units)
     return method.model_copy(update={"align": max(method.align, EXPERTS_ALIGN)}) if fused else method
 
 
@@ -145,28 +145,28 @@ def make_plain(model: PreTrainedModel, knobs: Iterable[Knob], kept: Mapping[str,
 
 
 def write_entries(model: PreTrainedModel, path: str, entries: Mapping[str, Any]) -> None:
-    """Writes entries into the config at a path, and into the copies that parts keep to themselves, as T5's stacks do."""
-    saved = configs_of(model.config)
-    config, ours = saved[path], {id(config) for config in saved.values()}
-    before = {name: getattr(config, name, None) for name in entries}
-    copies = {
-        id(other): other for module in model.modules() if type(other := vars(module).get("config")) is type(config)
-    }
-    for other in (config, *(own for name, own in copies.items() if name not in ours)):
-        if all(getattr(other, name, None) == value for name, value in before.items()):
-            for name, value in entries.items():
-                setattr(other, name, value)
+    """Writes entries into the config at a path within the model's."""
+    config = configs_of(model.config)[path]
+    for name, value in entries.items():
+        setattr(config, name, value)
 
 
 def take_stock_sizes(model: PreTrainedModel) -> None:
-    """Lets modules say the whole numbers that the stock class gives them by the config: their sizes."""
+    """Lets modules say the whole numbers that the stock class gives them by the config, their sizes and places, and so the copies of configs that
+    parts keep to themselves, as T5's stacks do."""
     with torch.device("meta"):
         stock = type(model)(copy.deepcopy(model.config))
+    saved = {id(config) for config in configs_of(model.config).values()}
     for path, module in stock.named_modules():
-        there = model.get_submodule(path)
+        there = vars(model.get_submodule(path))
         for name, value in vars(module).items():
-            if type(value) is int and type(vars(there).get(name)) is int:
-                vars(there)[name] = value
+            if type(value) is int and type(there.get(name)) is int:
+                there[name] = value
+        own = there.get("config")
+        if isinstance(own, PreTrainedConfig) and id(own) not in saved:
+            for name, value in vars(vars(module)["config"]).items():
+                if type(value) in (int, list) and not name.startswith("_"):
+                    setattr(own, name, copy.deepcopy(value))
 
 
 @dataclass(frozen=True)
@@ -293,6 +293,10 @@ def _shapes_without(unit: Unit, shapes: Mapping[str, torch.Size], gone: int) -> 
     for path in (unit.path, *unit.twins, *unit.mirrors):
         for site in (*unit.producers, *unit.norms, *unit.centred, unit.consumer):
             where = f"{path}.{site.linear}".removeprefix(".")
+            if unit.sliced:
+                sizes = [size - gone * (side == site.side) for side, size in enumerate(shapes[where])]
+                yield where, torch.Size(sizes)
+                continue
             fewer = unit.features_per_channel(site) * gone
             for name in (where, f"{where}_bias", f"{where}.weight", f"{where}.bias"):
                 is_bias = name.endswith("bias")
