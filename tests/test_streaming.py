@@ -449,7 +449,7 @@ def test_autocast_is_that_of_the_device_the_blocks_run_on(tmp_path: Path, monkey
     def opened(kind: str, *args: object, **kwargs: object) -> None:
         raise StoppedError(kind)
 
-    monkeypatch.setattr("prunus.checkpoint.streaming.hollow", pretended)
+    monkeypatch.setattr("prunus.checkpoint.hollow.hollow", pretended)
     monkeypatch.setattr(torch, "autocast", opened)
     options = WalkOptions(progress=False, bf16=True)
     with pytest.raises(StoppedError, match="cuda"):

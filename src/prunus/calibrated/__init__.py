@@ -2,6 +2,7 @@
 
 from prunus.calibrated.channel_scores import ChannelScores
 from prunus.calibrated.consumers import consumers_of
+from prunus.calibrated.folder import narrow_folder
 from prunus.calibrated.method import Calibrated, Compensation
 from prunus.calibrated.narrowing import narrow, refuse_compensation, units_of
 from prunus.calibrated.plain import loadable
@@ -10,5 +11,5 @@ from prunus.calibrated.scores import AnyScore, ChannelMagnitude, Fluctuation, Sc
 
 __all__ = [
     "AnyScore", "Calibrated", "ChannelMagnitude", "ChannelScores", "Compensation", "Fluctuation", "Score", "Seen", "SurgeonCost", "WeightedNorm",
-    "consumers_of", "loadable", "narrow", "plan_channels", "refuse_compensation", "score_channels", "units_of",
+    "consumers_of", "loadable", "narrow", "narrow_folder", "plan_channels", "refuse_compensation", "score_channels", "units_of",
 ]  # fmt: skip

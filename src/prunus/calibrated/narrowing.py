@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from prunus.calibrated.given import masks_of
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.plain import Knob, knobs_for, loadable, make_plain, same_count
 from prunus.calibrated.scores import Seen
+from prunus.calibrated.state import State
 from prunus.checkpoint import extract
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
@@ -51,6 +52,8 @@ class Request:
     batches: Sequence[Any]
     call: Call | None
     options: WalkOptions
+    state: State = field(default_factory=State)
+    """Where the weights are, and what was found of them by work that was interrupted."""
 
     @property
     def blocks(self) -> dict[str, list[Unit]]:
@@ -99,17 +102,17 @@ def narrow(
         scores.check(method, request.units, request.model)
     kept = None if plan is None else masks_of(plan, request.parts, request.units, request.knobs)
     gates = Gates(request.model, request.units)
-    data = Fingerprint(request.batches)
     with Undo() as undo:
         try:
             if kept is None:
-                kept = decided(request, scored(request, gates, data) if scores is None else scores.of(request.units))
+                kept = decided(
+                    request, scored(request, gates, request.batches) if scores is None else scores.of(request.units)
+                )
             if method.compensation != "none":
-                make_up(request, gates, kept, undo, data)
+                make_up(request, gates, kept, undo, request.batches)
         finally:
             gates.remove()
-        calibration = data.summary(sequential=request.options.sequential, bf16=request.options.bf16)
-        plan = plan_of(request, method, kept, calibration, () if plan is None else plan.history)
+        plan = recorded_plan(request, method, kept, calibration_of(request), () if plan is None else plan.history)
         small = finished(model, request, plan, kept, inplace)
         if not inplace:
             undo.restore()
@@ -195,7 +198,7 @@ def refuse_compensation(model: nn.Module, method: Calibrated, consumers: Mapping
 
 
 @contextmanager
-def walking(request: Request, data: Fingerprint, title: str, sequential: bool) -> Iterator[Iterator[Stop]]:
+def walking(request: Request, data: Iterable[Any], title: str, sequential: bool) -> Iterator[Iterator[Stop]]:
     """While the context is open, the stops at the blocks of the units, in execution order.
 
     Raises:
@@ -211,7 +214,8 @@ def walking(request: Request, data: Fingerprint, title: str, sequential: bool) -
         around.enter_context(bar)
         around.enter_context(torch.autocast(device, torch.bfloat16, enabled=options.bf16, cache_enabled=False))
         spill = Spill(request.model, options.activations)
-        walk = around.enter_context(Walk(request.model, data, blocks, request.call, spill=spill, sequential=sequential))
+        walking = Walk(request.model, data, blocks, request.call, request.state, spill, sequential)
+        walk = around.enter_context(walking)
         yield iter(bar.track(walk, total=len(blocks), description=title))
         if walk.pending:
             raise PrunusError(
@@ -219,14 +223,20 @@ def walking(request: Request, data: Fingerprint, title: str, sequential: bool) -
             )  # fmt: skip
 
 
-def scored(request: Request, gates: Gates, data: Fingerprint) -> dict[str, Tensor]:
+def scored(request: Request, gates: Gates, data: Iterable[Any]) -> dict[str, Tensor]:
     """Unit → what its channels are worth in the model as it is, (channels,)."""
-    score = request.method.score
+    score, worth = request.method.score, dict[str, Tensor]()
     if not score.needs:
-        return {unit.name: score_of(request, unit, {}) for unit in request.units}
-    worth: dict[str, Tensor] = {}
+        for unit in request.units:
+            with request.state.block(unit.block):
+                worth[unit.name] = score_of(request, unit, {})
+        return worth
     with walking(request, data, f"{score.score} · blocks", sequential=False) as stops:
         for stop in stops:
+            known_before = request.state.scores(stop.block)
+            if known_before is not None:
+                worth |= known_before
+                continue
             units = request.blocks[stop.block]
             alone = [unit for unit in units if not look_at_each_other(unit)]
             targets = [one.matrix for unit in alone for one in request.consumers[unit.name]]
@@ -236,6 +246,7 @@ def scored(request: Request, gates: Gates, data: Fingerprint) -> dict[str, Tenso
                 for unit in units:
                     if look_at_each_other(unit):
                         worth[unit.name] = ablated(request.model, unit, request.consumers[unit.name], gates, stop)
+            request.state.scored(stop.block, {unit.name: worth[unit.name] for unit in units})
     return worth
 
 
@@ -267,7 +278,7 @@ def score_of(request: Request, unit: Unit, known: Mapping[str, Statistics]) -> T
     return worth
 
 
-def make_up(request: Request, gates: Gates, kept: dict[str, Tensor], undo: Undo, data: Fingerprint) -> None:
+def make_up(request: Request, gates: Gates, kept: dict[str, Tensor], undo: Undo, data: Iterable[Any]) -> None:
     """Shuts the gates of channels that go, block by block, and fits what is left."""
     model, method, options = request.model, request.method, request.options
     leaving = {
@@ -284,10 +295,17 @@ def make_up(request: Request, gates: Gates, kept: dict[str, Tensor], undo: Undo,
                 if one.unit.name not in fitted and options.sequential:
                     gates.set(one.shut)
             due = [one for one in going if one.unit.name in fitted]
-            for parameter in {id(p): p for one in due for p in one.written}.values():
+            written = list({id(p): p for one in due for p in one.written}.values())
+            if request.state.is_fitted(stop.block):
+                for visit in stop.visits if stop.keeps_outputs else ():
+                    stop.run(visit)  # as it was before
+                gates.set({name: gate for one in due for name, gate in one.shut.items()})
+                continue
+            for parameter in written:
                 undo.keep(parameter)
             with in_fp32(model):
                 compensate(model, due, gates, stop, method)
+            request.state.fitted(stop.block, written)
 
 
 def in_fp32(model: nn.Module) -> torch.autocast:
@@ -304,7 +322,15 @@ def decided(request: Request, worth: dict[str, Tensor]) -> dict[str, Tensor]:
     return same_count(kept, worth, request.knobs, method.align, method.min_channels, method.is_limit)
 
 
-def plan_of(
+def calibration_of(request: Request) -> dict[str, Any]:
+    """A record of the data."""
+    data = Fingerprint(request.batches)
+    for _ in data:
+        pass
+    return data.summary(sequential=request.options.sequential, bf16=request.options.bf16)
+
+
+def recorded_plan(
     request: Request, method: Calibrated, kept: dict[str, Tensor], calibration: dict[str, Any], earlier: tuple[Entry, ...] = ()
 ) -> Plan:  # fmt: skip
     """The plan, with a record of what decided and on which data."""
