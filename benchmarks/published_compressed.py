@@ -170,6 +170,7 @@ def narrowed(model: str, kept: Mapping[str, int]) -> PublishedCount:
         return as_published(built)
 
 
+@cache
 def counted(row: Row) -> PublishedCount | None:
     """Of a row that tells how many channels stay. As in the published code, the channel at the cut does."""
     parts = costs(row.model).components

@@ -6,6 +6,7 @@ Each is built on the meta device from the sizes that were published. The last li
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -79,6 +80,7 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], str, str]] = {
 mask-based pruning's to a half, of which the kept channels were not published."""
 
 
+@cache
 def counted(name: str) -> PublishedCount:
     """Counts a model by its name."""
     with torch.device("meta"):

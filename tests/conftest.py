@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections import Counter
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -17,8 +18,31 @@ import torch
 torch.set_num_threads(1)
 
 
+LONGEST = "test_mutation.py"
+"""One test of it takes longer than any other."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For processes that take file after file: those with long tests come first, of them those with the most tests, so that all
+    processes end together."""
+    if not hasattr(config, "workerinput"):
+        return
+    tests = Counter(item.path for item in items)
+    with_long = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: (item.path.name != LONGEST, item.path not in with_long, -tests[item.path]))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """What was imported stays for good, so the garbage collector need not look through it again and again."""
+    _forget_what_stays()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_the_file_before_imported_stays() -> None:
+    _forget_what_stays()
+
+
+def _forget_what_stays() -> None:
+    """Modules stay for good: the garbage collector, which every training calls, need not look through them again and again."""
     gc.collect()
     gc.freeze()

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm
+from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
+from transformers.models.florence2.modeling_florence2 import Florence2VisionWindowAttention
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.llama4.modeling_llama4 import Llama4TextL2Norm
 
 from prunus import Plan, PrunusError, anatomy, extract
-from prunus.anatomy import Attention, Sites, describe
+from prunus.anatomy import Attention, Sites, describe, survey
 from prunus.anatomy.catalog import CATALOG, qualified
 from prunus.anatomy.conventions import TriedAttention
 from prunus.anatomy.rotation import Rotation
@@ -137,6 +139,58 @@ def test_norms_over_the_channels_are_cut_exactly_with_a_large_epsilon_twice(kind
     assert unit.channel_cost == 2 * (3 * (MODEL + 1) + MODEL) + of_norms.get(kind, 0), "weights of the norm leave, too"
 
 
+class OnPlanes(nn.Module):
+    """Tokens are places of an image, and queries are multiplied by tables of relative rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.scale = HEADS, WIDTH**-0.5
+        self.qkv, self.proj = nn.Linear(MODEL, 3 * HEADS * WIDTH), nn.Linear(HEADS * WIDTH, MODEL)
+        self.rel_pos = nn.Parameter(torch.randn(7, WIDTH))
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return q @ k.transpose(-1, -2) * self.scale
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        _, height, width, _ = hidden_states.shape
+        qkv = self.qkv(hidden_states.flatten(1, 2)).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        row = torch.arange(height * width) // width
+        bias = torch.einsum("bhqw,qkw->bhqk", q, self.rel_pos[row[:, None] - row + 3])
+        context = (self.scores(q, k) + bias).softmax(-1) @ v
+        return self.proj(context.transpose(1, 2).flatten(2)).unflatten(1, (height, width))
+
+
+class OnPlanesByWidth(OnPlanes):
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+
+
+@pytest.mark.parametrize("kind", [OnPlanes, OnPlanesByWidth])
+def test_tables_that_multiply_queries_lose_columns(kind: type[nn.Module]) -> None:
+    model = model_of(kind)
+    (unit,) = anatomy(model)
+    mask, x, masked = torch.rand(WIDTH) > 0.4, torch.randn(2, 3, 4, MODEL), copy.deepcopy(model)
+    Gates(masked, [unit]).set({unit.name: mask.float()})
+    small = extract(model, Plan.from_masks(anatomy(model), {unit.name: mask}))
+    with torch.no_grad():
+        assert deviation([masked.layers[0](x)], [small.layers[0](x)]) < 1e-6
+    assert small.layers[0].rel_pos.shape == (7, int(mask.sum()))
+    assert unit.channel_cost == HEADS * (3 * (MODEL + 1) + MODEL) + 7
+
+
+def test_attention_in_windows_is_the_stock_one_at_any_width() -> None:
+    config = Florence2VisionConfig(embed_dim=(32,), num_heads=(4,), window_size=3)
+    model = nn.Module()
+    model.layers = nn.ModuleList([Florence2VisionWindowAttention(config, 0)])
+    (unit,) = anatomy(model)
+    mask, x, masked = torch.arange(8) % 3 > 0, torch.randn(2, 4, 5, 32), copy.deepcopy(model)
+    Gates(masked, [unit]).set({unit.name: mask.float()})
+    small = extract(model, Plan.from_masks(anatomy(model), {unit.name: mask}))
+    with torch.no_grad():
+        assert deviation([masked.layers[0](x)], [small.layers[0](x)]) < 1e-6
+
+
 @pytest.mark.parametrize("kind", [Centred, CentredByHead])
 def test_a_gate_also_multiplies_behind_a_norm_that_takes_off_the_mean(kind: type[Plain]) -> None:
     model = model_of(kind)
@@ -210,6 +264,34 @@ def test_an_mlp_may_have_more_than_its_convention_says() -> None:
             return self.down_proj(up * self.act_fn(gate))
 
     assert [unit.channels for unit in anatomy(model_of(WithNorm))] == [16]
+
+
+class Merging(nn.Module):
+    """One layer between two widths, and a scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduction = nn.Linear(4 * MODEL, MODEL)
+        self.scale = nn.Parameter(torch.ones(1, MODEL, 1))
+
+
+class Recurrent(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.A_log = nn.Parameter(torch.zeros(HEADS))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.o_proj(hidden_states.cumsum(-2) @ self.q_proj.weight.T)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [(Merging, "one layer leads from one width"), (Recurrent, "state of their width")]
+)
+def test_what_has_no_channels_says_so(kind: type[nn.Module], why: str) -> None:
+    model = model_of(kind)
+    (part,) = anatomy(model).unmapped
+    assert why in part.reason
+    assert not survey(model).left_dense, "a parameter with one long side is no matrix"
 
 
 @pytest.mark.parametrize(

@@ -32,12 +32,12 @@ def outputs(result: Any) -> list[torch.Tensor]:
 def random_plan(model: torch.nn.Module, seed: int) -> Plan:
     """A random choice of channels in every unit, from one to all of them."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    masks = {}
-    for unit in anatomy(model):
+    parts, masks = anatomy(model), {}
+    for unit in parts:
         mask = torch.rand(unit.channels, generator=generator) < rng.choice((0.2, 0.5, 0.8, 1.0))
         mask[rng.randrange(unit.channels)] = True
         masks[unit.name] = mask
-    return Plan.from_masks(anatomy(model), masks)
+    return Plan.from_masks(parts, masks)
 
 
 def masked(model: torch.nn.Module, plan: Plan) -> Gates:

@@ -85,20 +85,24 @@ def test_a_class_that_is_defined_again_replaces_itself_and_two_of_one_name_are_r
         known(Stone, "kind")
 
 
-def test_a_file_is_imported_once_and_a_new_process_can_do_the_same(tmp_path: Path) -> None:
-    file = tmp_path / "own_fruit.py"
-    file.write_text(
-        "from typing import Literal\nfrom tests.test_extensions import Fruit\n\n\n"
-        "class Medlar(Fruit):\n    kind: Literal['medlar'] = 'medlar'\n"
-    )
+def test_a_file_is_imported_once_and_known_by_its_place(tmp_path: Path) -> None:
+    file = own_fruit(tmp_path)
     load_extension(str(file))
     load_extension(str(file))
     medlar = known(Fruit, "kind")["medlar"]
     assert place_of(medlar) == str(file.resolve())
     assert place_of(Plum) == __name__
     assert place_of(PrunusError) is None
-    code = f"from prunus.extensions import load_extension; load_extension({str(file)!r})"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def own_fruit(folder: Path) -> Path:
+    """A file with a class of its own."""
+    file = folder / "own_fruit.py"
+    file.write_text(
+        "from typing import Literal\nfrom tests.test_extensions import Fruit\n\n\n"
+        "class Medlar(Fruit):\n    kind: Literal['medlar'] = 'medlar'\n"
+    )
+    return file
 
 
 @pytest.mark.parametrize(("name", "text"), [("absent.py", None), ("no_such_module_at_all", None), ("bad.py", "1/0")])
@@ -143,14 +147,19 @@ def test_what_would_come_back_from_json_as_another_class_is_refused() -> None:
         place_of(Small)
 
 
-def test_a_module_run_by_its_name_is_imported_by_its_name(tmp_path: Path) -> None:
+def test_a_new_process_imports_the_same_file_and_a_module_run_by_its_name_by_that_name(tmp_path: Path) -> None:
     (tmp_path / "orchard").mkdir()
     (tmp_path / "orchard" / "__init__.py").touch()
-    code = "from prunus.extensions import place_of\nclass Own: pass\nprint(place_of(Own))"
+    code = (
+        "from prunus.extensions import load_extension, place_of\nclass Own: pass\nprint(place_of(Own))\n"
+        f"load_extension({str(own_fruit(tmp_path))!r})\nfrom tests.test_extensions import Fruit, known\n"
+        "print(*known(Fruit, 'kind'))"
+    )
     (tmp_path / "orchard" / "go.py").write_text(code)
     path = os.pathsep.join([str(tmp_path), *sys.path])
     command = [sys.executable, "-m", "orchard.go"]
     done = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
-    assert done.stdout.strip() == "orchard.go"
+        command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path},
+        cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert done.stdout.split() == ["orchard.go", "plum", "medlar"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import prunus
@@ -26,12 +27,15 @@ from prunus import (
     anatomy,
 )
 from prunus.anatomy import linears
+from prunus.calibrated.heads import with_heads
+from prunus.calibrated.plain import knobs_for
 from prunus.calibrated.refit import Moments
 from prunus.recipe import parse_recipe
 from prunus.run import run
+from prunus.structured import Gates
 from prunus.structured.gates import gates_of
 from prunus.unstructured import Gram, SquaredNorm, Statistics, Sum
-from tests.families import FAMILIES, build
+from tests.families import FAMILIES, Case, build
 from tests.test_equivalence import TOLERANCE, deviation, masked, outputs
 
 QUIET = WalkOptions(progress=False)
@@ -522,14 +526,28 @@ assert "prunus" not in sys.modules
 """
 
 
+def gemma3() -> Case:
+    """With head width and kinds of layers in its config."""
+    torch.manual_seed(0)
+    config = transformers.Gemma3TextConfig(
+        hidden_size=24, num_attention_heads=6, num_key_value_heads=3, head_dim=4, num_hidden_layers=3, intermediate_size=24, vocab_size=50,
+        sliding_window=4, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    )  # fmt: skip
+    return Case(transformers.Gemma3ForCausalLM(config).eval(), {"input_ids": torch.randint(3, 50, (2, 8))})
+
+
 @pytest.mark.long
 def test_plain_results_load_where_prunus_is_not(tmp_path: Path) -> None:
     small, inputs, folders = {}, {}, []
-    for name in ("llama", "qwen2", "qwen3", "gemma2", "t5", "llava", "qwen2_5_vl"):
-        case = build(name, 2)
-        small[name], plan = narrow(case.model, case.inputs, ratio=0.3, plain=True, scope=Everyone())
+    for name in ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "t5", "llava", "qwen2_5_vl"):
+        case = gemma3() if name == "gemma3" else build(name, 0)
+        channels = "widths" if name == "t5" else "heads"
+        small[name], plan = narrow(case.model, case.inputs, ratio=0.4, plain=True, attention=channels)
         assert prunus.plan_of(small[name]) is None
-        assert 0 < plan.ratio < 0.6
+        assert plan.ratio == pytest.approx(0.4, abs=0.02)
+        attentions = [unit for unit in plan.units if "attn" in unit or "Attention" in unit]
+        assert attentions or name == "qwen2_5_vl"  # whose heads follow from its hidden size
+        assert all(len(plan.units[unit].kept) < plan.units[unit].channels for unit in attentions)
         folders.append(tmp_path / name)
         inputs[name] = case.inputs
         small[name].save_pretrained(folders[-1])
@@ -549,9 +567,9 @@ def test_plain_results_load_where_prunus_is_not(tmp_path: Path) -> None:
 def test_a_plain_config_says_the_widths(name: str, entry: str) -> None:
     case = build(name, 2)
     small, plan = narrow(case.model, case.inputs, ratio=0.4, plain=True)
-    widths = {len(unit.kept) for unit in plan.units.values()}
-    assert widths == {getattr(small.config, entry)}
-    assert getattr(case.model.config, entry) == next(iter(plan.units.values())).channels
+    mlps = [plan.units[unit.name] for unit in anatomy(case.model) if not unit.is_attention]
+    assert {len(unit.kept) for unit in mlps} == {getattr(small.config, entry)}
+    assert getattr(case.model.config, entry) == mlps[0].channels
     with torch.device("meta"):
         bare = type(small)(copy.deepcopy(small.config))
     assert {k: t.shape for k, t in bare.state_dict().items()} == {k: t.shape for k, t in small.state_dict().items()}
@@ -568,6 +586,36 @@ def test_what_no_plain_config_can_say_is_refused_by_name() -> None:
     small, _ = narrow(case.model, case.inputs, ratio=0.3)
     with pytest.raises(PrunusError, match="narrowed already"):
         narrow(small, case.inputs, ratio=0.3, plain=True)
+
+
+def test_whole_heads_are_what_is_left_of_the_model_without_them() -> None:
+    case = gemma3()
+    unit = next(unit for unit in with_heads(anatomy(case.model)) if unit.is_attention)
+    small, plan = narrow(case.model, case.inputs, ratio=0.4, plain=True, attention="heads", compensation="none")
+    assert small.config.num_attention_heads == 2 * small.config.num_key_value_heads == 4
+    assert small.config.head_dim == 4
+    gates = Gates(case.model, with_heads(anatomy(case.model)))
+    gates.set({name: torch.zeros(u.channels).index_fill(0, torch.tensor(u.kept), 1) for name, u in plan.units.items()})
+    with torch.no_grad():
+        assert deviation(outputs(case.model(**case.inputs)), outputs(small(**case.inputs))) <= TOLERANCE
+    gates.remove()
+    assert unit.channel_cost == sum(24 * 4 * repeats for repeats in (2, 1, 1, 2))
+
+
+def test_heads_that_no_config_says_are_refused() -> None:
+    with pytest.raises(PrunusError, match="plain: true"):
+        Calibrated(ratio=0.3, attention="heads")
+    case = build("qwen2_5_vl", 0)
+    name = next(unit.name for unit in anatomy(case.model) if unit.is_attention)
+    with pytest.raises(PrunusError, match=name):
+        narrow(case.model, case.inputs, ratio=0.3, plain=True, attention="heads", include=(name,))
+    config = transformers.LlamaConfig(
+        hidden_size=16, num_attention_heads=4, num_key_value_heads=4, head_dim=4, num_hidden_layers=1, intermediate_size=16, vocab_size=50
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    parts = with_heads(anatomy(model))
+    (attention,) = (knob for knob in knobs_for(model, parts, parts.units, named=True) if knob.counts)
+    assert attention.counts == (1, 2, 4)  # its config takes none that does not divide the hidden size
 
 
 def test_plain_limits_are_not_passed() -> None:

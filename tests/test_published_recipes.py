@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,11 @@ def test_there_is_one_for_every_row_of_the_papers() -> None:
     assert sum(map(len, found.values())) > 400
 
 
+@cache
+def two_of_each() -> list[Recipe]:
+    return [load_recipe(path, (), name) for path in PATHS for name in recipe_variants(path)[:2]]
+
+
 @pytest.mark.parametrize("model", FULL)
 def test_a_full_size_model_has_its_parameters_and_units(model: str) -> None:
     build, millions = FULL[model]
@@ -143,12 +149,10 @@ def test_a_full_size_model_has_its_parameters_and_units(model: str) -> None:
     assert parts.units
     assert survey(built, parts=parts).matrices
     sketch = Sketch.of(built)
-    for path in PATHS:
-        for name in recipe_variants(path)[:2]:
-            recipe = load_recipe(path, (), name)
-            if start(recipe) == model:
-                for step in recipe.steps:
-                    step.check(sketch)
+    for recipe in two_of_each():
+        if start(recipe) == model:
+            for step in recipe.steps:
+                step.check(sketch)
 
 
 def tiny_model(recipe: Recipe, task: dict[str, Any], place: Path) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from prunus.anatomy.rotation import tables_of
 
 TOKENS = 3
+SIDE = 2
+"""Height and width of a plane of tokens."""
 OTHERS = (
     "key_value_states", "encoder_hidden_states", "cross_attention_states", "context", "memory", "key", "value",
     "key_states", "value_states", "keys", "values", "image_hidden_states", "vision_hidden_states",
@@ -37,8 +39,8 @@ SHARED = "shared_kv_states"
 class _Shapes:
     """One choice of what is open."""
 
-    is_flat: bool
-    """Tokens without a batch."""
+    lead: tuple[int, ...] | None
+    """What comes before the tokens: nothing, or a batch. None: a batch of planes, whose height and width are in place of the tokens."""
     is_crossed: bool
     """Other hidden states are given where they need not be."""
     tokens: int
@@ -60,15 +62,15 @@ def arguments_of(sample: nn.Module, widths: list[int], turned: int) -> Iterator[
     """
     asked = dict(list(inspect.signature(type(sample).forward).parameters.items())[1:])  # without self
     other = widths[1] if len(widths) > 1 else widths[0]
-    flat = (True, False) if "cu_seqlens" in asked else (False, True)
+    leads: tuple[tuple[int, ...] | None, ...] = ((), (1,)) if "cu_seqlens" in asked else ((1,), (), None)
     crossed = (True, False) if other != widths[0] else (False, True)
     table = tables_of(sample)
     tables: list[tuple[int, str, bool]] = [(0, "", False)]
     if table:
         tables = [*product((turned, turned // 2), ("two", "one"), (False, True)), (widths[0], "added", False)]
     generator = torch.Generator().manual_seed(2)
-    for is_flat, is_crossed, tokens, form in product(flat, crossed, _lengths(sample), tables):
-        shapes = _Shapes(is_flat, is_crossed, tokens, *form)
+    for lead, is_crossed, tokens, form in product(leads, crossed, _lengths(sample), tables):
+        shapes = _Shapes(lead, is_crossed, SIDE**2 if lead is None else tokens, *form)
         yield _given(asked, shapes, (widths[0], other), table, generator)
 
 
@@ -81,7 +83,8 @@ def _given(
 
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     required = [n for n, one in asked.items() if one.default is inspect.Parameter.empty and one.kind is positional]
-    tokens, batch = shapes.tokens, () if shapes.is_flat else (1,)
+    tokens, batch = shapes.tokens, (1,) if shapes.lead is None else shapes.lead
+    places = (SIDE, SIDE) if shapes.lead is None else (tokens,)
     given: dict[str, Any] = dict.fromkeys(required)
     made: dict[str, Any] = {
         **{name: random(*batch, tokens, widths[1]) for name in OTHERS if shapes.is_crossed or name in required},
@@ -90,7 +93,7 @@ def _given(
         **dict.fromkeys(SIDES, math.isqrt(tokens)),
         "cu_seqlens": torch.tensor([0, tokens], dtype=torch.int32),
         SHARED: {},
-        next(iter(asked)): random(*batch, tokens, widths[0]),
+        next(iter(asked)): random(*batch, *places, widths[0]),
     }
     given |= {name: value for name, value in made.items() if name in asked}
     if "position_ids" in required:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from typing import Any, ClassVar
 
 import torch
@@ -92,9 +92,10 @@ class MlpByShape(Proposal):
         return any(True for _ in self.candidates(module))
 
     def candidates(self, module: nn.Module) -> Iterator[Layout]:
-        layers = {path: part for path, part in module.named_modules() if isinstance(part, nn.Linear)}
         if hasattr(module, "base_layer"):  # the two layers of an adapter are none
             return
+        linear = ((path, part) for path, part in module.named_modules() if isinstance(part, nn.Linear))
+        layers = dict(islice(linear, 4))
         if len(layers) not in (2, 3) or sum(p.ndim > 1 for p in module.parameters()) != len(layers):
             return
         if any(layer._parameters.keys() - {"weight", "bias"} for layer in layers.values()):

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TypeVar
 
 from torch import nn
 
 from prunus.anatomy.blocks import BlockMlp, MlpByShape
-from prunus.anatomy.conventions import AttentionByConvention
+from prunus.anatomy.conventions import AttentionByConvention, TriedAttention
 from prunus.anatomy.experts import Experts
-from prunus.anatomy.forwards import fused_attention
-from prunus.anatomy.layouts import Attention, Layout, Mlp, TriedMlp
+from prunus.anatomy.forwards import fused_attention, windowed_attention
+from prunus.anatomy.layouts import Attention, Layout, Mlp, StaysDense, TriedMlp
 from prunus.errors import PrunusError
 
 ValueT = TypeVar("ValueT")
@@ -43,6 +44,12 @@ _QUERY_MLP = Mlp(
     "intermediate_query.dense", "output_query.dense", activation="intermediate_query.intermediate_act_fn",
     name="mlp_query",
 )  # fmt: skip
+_REPLACED = StaysDense(
+    "its forward puts an attention of another type in its place, so that what is narrowed is not what is built"
+)
+_OVER_CHANNELS = StaysDense(
+    "its softmax is over channels, and gives a silent one its part of the attention: it cannot be cut out"
+)
 
 _TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
     "blip.modeling_blip": {"BlipAttention": (_BLIP_VISION,)},
@@ -92,9 +99,16 @@ _TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
             Attention("Wqkv", "Wqkv", "Wqkv", "Wo", rotary=True, scale_follows_width=True),
         ),
     },
-    # their forwards put an attention of another type in place of these, so that what is narrowed is not what is built
-    "big_bird.modeling_big_bird": {"BigBirdAttention": ()},
-    "bigbird_pegasus.modeling_bigbird_pegasus": {"BigBirdPegasusEncoderAttention": (), "BigBirdPegasusSelfAttention": ()},
+    "big_bird.modeling_big_bird": {"BigBirdAttention": (_REPLACED,)},
+    "bigbird_pegasus.modeling_bigbird_pegasus": {
+        "BigBirdPegasusEncoderAttention": (_REPLACED,), "BigBirdPegasusSelfAttention": (_REPLACED,),
+    },
+    "florence2.modeling_florence2": {
+        "Florence2VisionChannelAttention": (_OVER_CHANNELS,),
+        "Florence2VisionWindowAttention": (
+            TriedAttention("qkv", "qkv", "qkv", "proj", width="", heads="num_heads", own_forward=windowed_attention),
+        ),
+    },
     "llama4.modeling_llama4": {"Llama4TextExperts": (Experts(transposed=True, batched=True),)},
     "qwen2_vl.modeling_qwen2_vl": {"VisionAttention": (_QWEN_VISION,)},
     "qwen2_5_vl.modeling_qwen2_5_vl": {"Qwen2_5_VLVisionAttention": (_QWEN_VISION,)},
@@ -121,7 +135,7 @@ CATALOG: dict[str, tuple[Layout, ...]] = {
 }
 """Qualified name of a module type, `package.module:Class` → its layouts."""
 
-CONVENTIONS: tuple[TriedMlp | BlockMlp | AttentionByConvention | Experts, ...] = (
+CONVENTIONS: tuple[TriedMlp | BlockMlp | AttentionByConvention | Experts | StaysDense, ...] = (
     Experts(),
     Experts("up_proj", gated=False),
     TriedMlp("up_proj", "down_proj", gate="gate_proj"),
@@ -144,6 +158,10 @@ CONVENTIONS: tuple[TriedMlp | BlockMlp | AttentionByConvention | Experts, ...] =
     BlockMlp("linear1", "linear2"),
     BlockMlp("ffn", "ffn_output"),
     AttentionByConvention(),
+    StaysDense(
+        "linear attention, or a state space: its heads keep a state of their width, and pass a convolution and a norm over it",
+        holding=("A_log",),
+    ),
 )
 """Layouts tried on types that the catalog does not name. A match counts only if a trial run equals the formula."""
 
@@ -229,8 +247,13 @@ def qualified(kind: type) -> str:
 
 def entry(table: Mapping[str, ValueT], module: nn.Module) -> ValueT | None:
     """What a table says of a module's type, or else of the nearest that it inherits from."""
-    names = map(qualified, type(module).__mro__)
-    return next((table[name] for name in names if name in table), None)
+    return next((table[name] for name in _names(type(module)) if name in table), None)
+
+
+@lru_cache(maxsize=4096)
+def _names(kind: type) -> tuple[str, ...]:
+    """Of a type and of all that it inherits from, the nearest first."""
+    return tuple(map(qualified, kind.__mro__))
 
 
 def layouts_of(module: nn.Module) -> tuple[Layout, ...]:

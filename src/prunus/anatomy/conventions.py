@@ -14,10 +14,10 @@ from typing import ClassVar, TypeGuard
 
 from torch import Tensor, nn
 
-from prunus.anatomy.forwards import keep_rotation
+from prunus.anatomy.forwards import keep_rotation, take_own_forward
 from prunus.anatomy.layers import Site
 from prunus.anatomy.layouts import Attention, Layout, Proposal, Sites
-from prunus.anatomy.norms import Norm, norms_in, sites_of, weighted
+from prunus.anatomy.norms import Norm, NormSites, norms_in, sites_of, weighted
 from prunus.anatomy.rotation import ROTATIONS, tables_of, turned_features, turned_sizes
 from prunus.anatomy.trial import MisfitError, linear_at
 
@@ -46,6 +46,8 @@ class TriedAttention(Attention):
     """Layers whose outputs multiply what the heads give."""
     norms: tuple[Norm, ...] = field(default=(), kw_only=True)
     """Over the channels."""
+    tables: tuple[str, ...] = field(default=(), kw_only=True)
+    """Parameters, (positions, head width), that multiply queries or keys."""
 
     def sites(self, module: nn.Module) -> Sites:
         columns = linear_at(module, self.out).in_features
@@ -71,7 +73,7 @@ class TriedAttention(Attention):
                 for name, layer in layers.items()
             ),
             consumer=Site(self.out, columns // width, linear_at(module, self.out).out_features, 1),
-            channels=width // span, span=span, order=() if order == plain else order, turned=turned, **sites_of(self.norms, module, width),
+            channels=width // span, span=span, order=() if order == plain else order, turned=turned, **self._others(module, width),
         )  # fmt: skip
 
     def factor(self, linear: str, share: float) -> float:
@@ -80,7 +82,11 @@ class TriedAttention(Attention):
         return super().factor(linear, share)
 
     def refit(self, norm: str, weight: Tensor, share: float) -> Tensor:
-        return next(known for known in self.norms if known.path == norm).refit(weight, share)
+        known = {one.path: one for one in self.norms}
+        if norm in known:
+            return known[norm].refit(weight, share)
+        factor = self.factor(self.query, share)  # of the queries that a table multiplies
+        return weight / factor
 
     def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
         core, width = module.get_submodule(self.core), len(kept) * before.span
@@ -88,6 +94,8 @@ class TriedAttention(Attention):
             setattr(core, name, size)
         if self.width:
             setattr(core, self.width, width)
+        if self.own_forward is not None:
+            take_own_forward(module, self.own_forward)
         for norm in self.norms:
             norm.shrink(module, before.channels, len(kept), before.channels * before.span)
         if self.rotation is not None:
@@ -96,6 +104,11 @@ class TriedAttention(Attention):
             for name, _ in turned_sizes(module):
                 setattr(module, name, turned)
             keep_rotation(module, index, columns, turned, tables_of(module) or "")
+
+    def _others(self, module: nn.Module, width: int) -> NormSites:
+        found = sites_of(self.norms, module, width)
+        tables = tuple(Site(name, 1, len(module.get_parameter(name)), 1) for name in self.tables)
+        return {**found, "norms": (*found["norms"], *tables)}
 
     def _width(self, module: nn.Module) -> int:
         if self.width:
@@ -137,12 +150,18 @@ class AttentionByConvention(Proposal):
                 yield guess
                 continue
             norms = _norms(module, guess, width)
+            tables = tuple(
+                n for n, p in module._parameters.items() if p is not None and p.ndim == 2 and p.shape[1] == width
+            )
             totals = tuple(n for n, size in _sizes(inside).items() if size == columns and n not in (*widths, *counts))
             choices = product(
-                rotations, [norms, ()] if norms else [()], [(), totals] if totals else [()], (False, True)
-            )
-            for rotation, over, sizes, scale in choices:
-                found = replace(guess, rotation=rotation, norms=over, totals=sizes, scale_follows_width=scale)
+                rotations, [norms, ()] if norms else [()], [tables, ()] if tables else [()],
+                [(), totals] if totals else [()], (False, True),
+            )  # fmt: skip
+            for rotation, over, known, sizes, scale in choices:
+                found = replace(
+                    guess, rotation=rotation, norms=over, tables=known, totals=sizes, scale_follows_width=scale
+                )
                 yield found
                 if scale and query == key:
                     yield replace(found, grouped=True)

@@ -37,7 +37,7 @@ def cut(module: nn.Module, layout: Layout, sites: Sites, kept: Tensor, done: Cut
     for site in sites.norms:
         layer, refit = layer_at(module, site), partial(layout.refit, site.linear, share=share)
         index = sites.features_of(site, kept)
-        layer.owner._parameters["weight"] = _sliced(layer, layer.weight, layer.side, index, refit, done)
+        layer.owner._parameters[layer.name] = _sliced(layer, layer.weight, layer.side, index, refit, done)
     site = sites.consumer
     layer, index = layer_at(module, site), sites.features_of(site, kept)
     change = _times(_scales(layout, site, sites, share, len(index)), layer.side)

@@ -42,6 +42,28 @@ def fused_attention(module: Any, hidden_states: Tensor, **kwargs: Any) -> tuple[
     return output_BTD, probabilities
 
 
+def windowed_attention(module: Any, hidden_states: Tensor) -> Tensor:
+    """Self-attention within the windows of an image, of a module with a fused qkv, (3, heads, width), for any head width.
+
+    Args:
+        hidden_states: (B, height, width, D); it is padded with zeros to whole windows.
+
+    Returns:
+        (B, height × width, D).
+    """
+    batch, height, width, features = hidden_states.shape
+    side = module.window_size
+    padded = F.pad(hidden_states, (0, 0, 0, -width % side, 0, -height % side))
+    down, across = padded.shape[1] // side, padded.shape[2] // side
+    windows_BTD = padded.view(batch, down, side, across, side, features).transpose(2, 3).reshape(-1, side**2, features)
+    qkv = module.qkv(windows_BTD).view(len(windows_BTD), side**2, 3, module.num_heads, -1)
+    q_BHTW, k_BHTW, v_BHTW = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    context_BHTW = F.scaled_dot_product_attention(q_BHTW, k_BHTW, v_BHTW, scale=module.scale)
+    output_BTD: Tensor = module.proj(context_BHTW.transpose(1, 2).flatten(2))
+    planes = output_BTD.view(batch, down, across, side, side, -1).transpose(2, 3)
+    return planes.reshape(batch, down * side, across * side, -1)[:, :height, :width].flatten(1, 2)
+
+
 def experts_of_any_width(module: Any, *args: Any, **kwargs: Any) -> Any:
     """Experts by the kernel that their config names; one by one where it cannot multiply them, as rows of no whole 16 bytes."""
     stock: Any = next(cls for cls in type(module).__mro__[1:] if cls is not Narrowed)

@@ -36,7 +36,7 @@ class Sites:
     order: tuple[int, ...] = ()
     """Feature of one repeat → its channel. Empty: feature f belongs to channel f mod channels."""
     norms: tuple[Site, ...] = ()
-    """Norms over the features, which lose as many weights."""
+    """Norms over the features, and tables that multiply them, which lose as many weights."""
     centred: tuple[Site, ...] = ()
     """Those that take off their mean, and so give something where a channel is silent: gates act behind them, too."""
     turned: int = 0
@@ -98,6 +98,11 @@ class Layout(ABC):
     kind: str = field(default="", kw_only=True)
     """Second half of the unit's component, such as `cross0`. Empty: said by the module's place in the model."""
 
+    @property
+    def mixes(self) -> bool:
+        """Whether what is made of one channel depends on the others: in an attention, through queries and keys."""
+        return self.is_attention
+
     @abstractmethod
     def sites(self, module: nn.Module) -> Sites:
         """The layers of a module, and its channels.
@@ -146,6 +151,26 @@ class Proposal(Layout):
 
     def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
         raise MisfitError(self.lacks)
+
+
+@dataclass(frozen=True)
+class StaysDense(Layout):
+    """What no channel can leave."""
+
+    is_attention: ClassVar[bool] = False
+    reason: str
+    holding: tuple[str, ...] = ()
+    """Parameters by which such modules are known, where they are not known by their type."""
+
+    def resembles(self, module: nn.Module) -> bool:
+        """Whether a module has such parameters."""
+        return set(self.holding) <= module._parameters.keys()
+
+    def sites(self, module: nn.Module) -> Sites:
+        raise MisfitError(self.reason)
+
+    def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
+        raise MisfitError(self.reason)
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,9 @@ def survey(
 def _is_weight(module: nn.Module, local: str, parameter: Tensor) -> bool:
     if isinstance(module, nn.Linear):
         return local != "bias"
-    return parameter.ndim >= 2 and "bias" not in local and "Norm" not in type(module).__name__
+    return (
+        sum(size > 1 for size in parameter.shape) >= 2 and "bias" not in local and "Norm" not in type(module).__name__
+    )
 
 
 def _held(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.anatomy import Unit
-from prunus.calibrated.consumers import Consumer, look_at_each_other
+from prunus.calibrated.consumers import Consumer
 from prunus.calibrated.listening import Listener, listening
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.refit import Moments
@@ -41,7 +41,7 @@ class Leaving:
     @property
     def stands_alone(self) -> bool:
         """Whether what stays of its hidden channels is what it was."""
-        return not (look_at_each_other(self.unit) or self.unit.norms or self.unit.centred)
+        return not (self.unit.layout.mixes or self.unit.norms or self.unit.centred)
 
     @property
     def written(self) -> Iterator[nn.Parameter]:

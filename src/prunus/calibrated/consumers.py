@@ -85,8 +85,3 @@ def _of_unit(
 def _follower(model: nn.Module, unit: Unit, matrix: Matrix, of_channels: Tensor, path: str) -> Consumer:
     there = replace(matrix, parameter=path + matrix.parameter.removeprefix(unit.path))
     return Consumer(there, of_channels, linears(model, unit, path)[-1][1])
-
-
-def look_at_each_other(unit: Unit) -> bool:
-    """Whether what a consumer is given of one channel depends on the others: through queries and keys."""
-    return unit.is_attention

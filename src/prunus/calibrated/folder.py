@@ -102,8 +102,8 @@ def narrow_folder(
             method.method,
             "its budget is counted on a call of the whole model; take ratio, max_parameters or max_bytes",
         )
-    device, parts = torch.device(device), anatomy(model)
-    units, knobs = units_of(model, parts, method)
+    device = torch.device(device)
+    parts, units, knobs = units_of(model, anatomy(model), method)
     consumers = consumers_of(model, units, survey(model, parts=parts))
     refuse_compensation(model, method, consumers)
     fitted = loadable(model, method, knobs).fit(Whole(parts, model), units)

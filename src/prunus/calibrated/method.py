@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from prunus.anatomy import Unit
 from prunus.calibrated.scores import AnyScore, SurgeonCost
+from prunus.errors import PrunusError
 from prunus.structured import AnyScope, Budget, Scope, WithinUnit
 
 Compensation = Literal["none", "bias", "refit"]
@@ -31,15 +32,24 @@ class Calibrated(Budget):
     plain: bool = False
     """An ordinary config says the result, so that it loads where prunus is not: units whose width one entry of the config sets keep as
     many channels as each other. By `*`, units that no entry sets stay whole; others are refused by name."""
+    attention: Literal["widths", "heads"] = "widths"
+    """What a channel of an attention is: an index of the head width, in all heads; or, of a plain result, a whole head, that is one of
+    keys and values with all queries that look at it."""
     include: tuple[str, ...] = ("*",)
     """Units to narrow: globs over names, blocks, towers and components. `*` is all but connectors."""
     exclude: tuple[str, ...] = ()
     """Units to leave whole, likewise."""
 
+    @model_validator(mode="after")
+    def _heads_are_plain(self) -> Self:
+        if self.attention == "heads" and not self.plain:
+            raise PrunusError("attention", "heads", "how many there are is said by an ordinary config; set plain: true")
+        return self
+
     @property
     def meant(self) -> dict[str, Any]:
         """The settings that say which channels are scored, and how."""
-        return self.model_dump(mode="json", include={"score", "plain", "include", "exclude"})
+        return self.model_dump(mode="json", include={"score", "plain", "attention", "include", "exclude"})
 
     def states_ratio(self) -> bool:
         return bool(self.scope.states_ratio())

@@ -17,8 +17,9 @@ from prunus.batches import call_with_batch, calls_the_model, checked, input_devi
 from prunus.calibrated.ablation import ablated
 from prunus.calibrated.channel_scores import ChannelScores
 from prunus.calibrated.compensating import Leaving, compensate
-from prunus.calibrated.consumers import Consumer, consumers_of, look_at_each_other
+from prunus.calibrated.consumers import Consumer, consumers_of
 from prunus.calibrated.given import masks_of
+from prunus.calibrated.heads import with_heads
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.plain import Knob, knobs_for, loadable, make_plain, same_count
 from prunus.calibrated.scores import Seen
@@ -123,7 +124,7 @@ def finished(model: Model, request: Request, plan: Plan, kept: dict[str, Tensor]
     """The model without the channels that go; whatever exception leaves this function, `model` is made of what it was made of before."""
     try:
         with structure_kept(model):
-            small = extract(model, plan, inplace)
+            small = extract(model, plan, inplace, request.parts)
             if request.knobs is not None:
                 make_plain(small, request.knobs, kept)
     except BaseException:
@@ -146,7 +147,7 @@ def settle(
         raise PrunusError("example", type(example).__name__, "give what can be called: example=lambda: model(**batch)")
     inner = searchable(model)
     parts = anatomy(inner)
-    units, knobs = units_of(inner, parts, method)
+    parts, units, knobs = units_of(inner, parts, method)
     for unit in units:
         refuse_unusable(inner, unit.path)
     consumers = consumers_of(inner, units, survey(inner, parts=parts))
@@ -162,18 +163,22 @@ def settle(
     return Request(inner, fitted, parts, units, knobs, consumers, given, call, options)
 
 
-def units_of(model: nn.Module, parts: Anatomy, method: Calibrated) -> tuple[tuple[Unit, ...], list[Knob] | None]:
-    """The units that are narrowed, and what a plain config says them by.
+def units_of(
+    model: nn.Module, parts: Anatomy, method: Calibrated
+) -> tuple[Anatomy, tuple[Unit, ...], list[Knob] | None]:
+    """The anatomy in the channels that are meant, the units that are narrowed, and what a plain config says them by.
 
     Raises:
         PrunusError: a selector matches nothing, or a plain config cannot say it.
     """
+    if method.attention == "heads":
+        parts = with_heads(parts)
     units = parts.select(method.include, method.exclude)
     if not method.plain:
-        return units, None
+        return parts, units, None
     knobs = knobs_for(model, parts, units, named="*" not in method.include)
     turned = {unit.name for knob in knobs for unit in knob.units}
-    return tuple(unit for unit in units if unit.name in turned), knobs
+    return parts, tuple(unit for unit in units if unit.name in turned), knobs
 
 
 def refuse_compensation(model: nn.Module, method: Calibrated, consumers: Mapping[str, Sequence[Consumer]]) -> None:
@@ -238,13 +243,13 @@ def scored(request: Request, gates: Gates, data: Iterable[Any]) -> dict[str, Ten
                 worth |= known_before
                 continue
             units = request.blocks[stop.block]
-            alone = [unit for unit in units if not look_at_each_other(unit)]
+            alone = [unit for unit in units if not unit.layout.mixes]
             targets = [one.matrix for unit in alone for one in request.consumers[unit.name]]
             with in_fp32(request.model):
                 known = gather(request.model, targets, score.needs, stop) if alone else {}
                 worth |= {unit.name: score_of(request, unit, known) for unit in alone}
                 for unit in units:
-                    if look_at_each_other(unit):
+                    if unit.layout.mixes:
                         worth[unit.name] = ablated(request.model, unit, request.consumers[unit.name], gates, stop)
             request.state.scored(stop.block, {unit.name: worth[unit.name] for unit in units})
     return worth
@@ -316,10 +321,12 @@ def in_fp32(model: nn.Module) -> torch.autocast:
 def decided(request: Request, worth: dict[str, Tensor]) -> dict[str, Tensor]:
     """Which channels stay: unit → bool (channels,), on the CPU."""
     method = request.method
-    kept = {name: mask.cpu() for name, mask in method.choose(worth, request.units).items()}
     if request.knobs is None:
-        return kept
-    return same_count(kept, worth, request.knobs, method.align, method.min_channels, method.is_limit)
+        return {name: mask.cpu() for name, mask in method.choose(worth, request.units).items()}
+    free = method.model_copy(update={"align": 1})  # what is rounded is their common number
+    kept = {name: mask.cpu() for name, mask in free.choose(worth, request.units).items()}
+    costs = method.unit_costs(request.units)
+    return same_count(kept, worth, request.knobs, costs, method.align, method.min_channels, method.is_limit)
 
 
 def calibration_of(request: Request) -> dict[str, Any]:

@@ -7,8 +7,9 @@ some units, and in nothing else.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from prunus.anatomy import Unit, linears
 from prunus.calibrated.method import Calibrated
 from prunus.errors import PrunusError
 from prunus.plan import configs_of, forget, plan_of
+from prunus.structured import Cost, cost_of
 
 EXPERTS_ALIGN = 8
 """Widths of experts that a stock class can run are multiples of it."""
@@ -25,17 +27,35 @@ EXPERTS_ALIGN = 8
 
 @dataclass(frozen=True)
 class Knob:
-    """An entry of a config that sets the width of some units."""
+    """Entries of a config that set the width of some units."""
 
     config: str
     """Dotted path of the config within the model's."""
-    entry: str
-    """Such as `intermediate_size`."""
+    entries: Mapping[str, int]
+    """Such as `intermediate_size`, or the numbers of heads: how much each is for one channel."""
+    pins: Mapping[str, int]
+    """Entries that have to say what would follow from the others otherwise, such as `head_dim`."""
     units: tuple[Unit, ...]
     """All units that have this width."""
+    counts: tuple[int, ...] | None = None
+    """The numbers of channels that the config takes, ascending; None is any."""
 
     def __str__(self) -> str:
-        return f"config.{self.config}.{self.entry}".replace("..", ".")
+        return f"config.{self.config}.{next(iter(self.entries))}".replace("..", ".")
+
+    def written(self, count: int) -> dict[str, int]:
+        """What the config says when so many channels stay."""
+        return {name: each * count for name, each in self.entries.items()} | dict(self.pins)
+
+    def nearest(self, wanted: float, align: int, least: int, at_most: bool) -> int:
+        """How many channels stay, of the numbers that can be: the nearest to what is wanted, or the nearest below it."""
+        channels = self.units[0].channels
+        numbers = self.counts or (*range(align, channels, align), channels)
+        allowed = [count for count in numbers if count >= min(least, channels)]
+        if at_most:
+            allowed = [count for count in allowed if count <= wanted + 1e-6] or allowed[:1]
+        nearest: int = min(allowed, key=lambda count: abs(count - wanted))
+        return nearest
 
 
 def knobs_for(model: nn.Module, parts: Iterable[Unit], wanted: Sequence[Unit], named: bool) -> list[Knob]:
@@ -58,9 +78,7 @@ def knobs_for(model: nn.Module, parts: Iterable[Unit], wanted: Sequence[Unit], n
             "it is narrowed already, in a way that only prunus loads; start from the dense model",
         )
     names = {unit.name for unit in wanted}
-    knobs = [
-        knob for knob in _all_knobs(model, [unit for unit in parts if not unit.is_attention]) if _is_meant(knob, names)
-    ]
+    knobs = [knob for knob in _all_knobs(model, list(parts)) if any(unit.name in names for unit in knob.units)]
     turned = {unit.name for knob in knobs for unit in knob.units}
     left = [unit for unit in wanted if unit.name not in turned]
     if left and (named or not knobs):
@@ -86,96 +104,199 @@ def loadable(model: nn.Module, method: Calibrated, knobs: Iterable[Knob] | None)
 
 
 def same_count(
-    kept: Mapping[str, Tensor], worth: Mapping[str, Tensor], knobs: Iterable[Knob], align: int, least: int, at_most: bool
+    kept: Mapping[str, Tensor], worth: Mapping[str, Tensor], knobs: Iterable[Knob], costs: Mapping[str, Cost], align: int, least: int,
+    at_most: bool,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """The decision with as many channels in every unit of a knob, the best of each: the mean number, to a multiple of `align`. Units that
-    all stay whole are left so.
+    """The decision with as many channels in every unit of a knob, the best of each: the mean number, as near as the knob can be set.
+
+    What rounding leaves over in one knob is the next one's, that with the dearest channels first.
 
     Args:
+        costs: unit → cost of a channel.
+        align: what numbers are multiples of, where they are widths and no heads.
         least: channels that every unit keeps.
         at_most: round down, so that no limit is passed.
     """
     even: dict[str, Tensor] = {}
-    for knob in knobs:
-        if all(bool(kept[unit.name].all()) for unit in knob.units):
-            even |= {unit.name: kept[unit.name] for unit in knob.units}
-            continue
-        mean = sum(int(kept[unit.name].sum()) for unit in knob.units) / len(knob.units) / align
-        floor = -(-least // align)
-        count = max(floor, int(mean) if at_most else round(mean)) * align
+    left = 0.0
+    for knob in sorted(knobs, key=lambda knob: -sum(cost_of(costs[unit.name], 1) for unit in knob.units)):
+        stays, channels = sum(int(kept[unit.name].sum()) for unit in knob.units), knob.units[0].channels
+
+        def gone(count: int, knob: Knob = knob, channels: int = channels) -> float:
+            return sum(cost_of(costs[unit.name], channels - count) for unit in knob.units)
+
+        price = gone(channels - 1)
+        due = sum(cost_of(costs[unit.name], channels - int(kept[unit.name].sum())) for unit in knob.units) + left
+        count = knob.nearest(stays / len(knob.units) - left / price, align, least, at_most)
+        left = due - gone(count)
         for unit in knob.units:
             order = worth[unit.name].cpu().argsort(descending=True, stable=True)
-            stays = torch.zeros(unit.channels, dtype=torch.bool, device="cpu")
-            even[unit.name] = stays.index_fill_(0, order[: min(count, unit.channels)], True)
+            mask = torch.zeros(unit.channels, dtype=torch.bool, device="cpu")
+            even[unit.name] = mask.index_fill_(0, order[:count], True)
     return even
 
 
 def make_plain(model: PreTrainedModel, knobs: Iterable[Knob], kept: Mapping[str, Tensor]) -> None:
     """Turns a model that was narrowed into an ordinary one: its config says its widths, and nothing speaks of a record."""
     forget(model)
-    saved = configs_of(model.config)
-    ours = {id(config) for config in saved.values()}
     for knob in knobs:
-        width, count = knob.units[0].channels, int(kept[knob.units[0].name].sum())
-        config = saved[knob.config]
-        setattr(config, knob.entry, count)
-        for module in model.modules():
-            other = vars(module).get("config")  # copies that parts keep to themselves, as T5's stacks do
-            is_copy = type(other) is type(config) and id(other) not in ours
-            if is_copy and getattr(other, knob.entry, None) == width:
-                setattr(other, knob.entry, count)
+        write_entries(model, knob.config, knob.written(int(kept[knob.units[0].name].sum())))
+    take_stock_sizes(model)
 
 
-def _is_meant(knob: Knob, names: set[str]) -> bool:
-    return any(unit.name in names for unit in knob.units)
+def write_entries(model: PreTrainedModel, path: str, entries: Mapping[str, Any]) -> None:
+    """Writes entries into the config at a path, and into the copies that parts keep to themselves, as T5's stacks do."""
+    saved = configs_of(model.config)
+    config, ours = saved[path], {id(config) for config in saved.values()}
+    before = {name: getattr(config, name, None) for name in entries}
+    copies = {
+        id(other): other for module in model.modules() if type(other := vars(module).get("config")) is type(config)
+    }
+    for other in (config, *(own for name, own in copies.items() if name not in ours)):
+        if all(getattr(other, name, None) == value for name, value in before.items()):
+            for name, value in entries.items():
+                setattr(other, name, value)
 
 
-def _all_knobs(model: PreTrainedModel, units: Sequence[Unit]) -> list[Knob]:
-    before, found, taken = _shapes(model), list[Knob](), set[str]()
-    widths = {unit.channels for unit in units}
-    for path, config in configs_of(model.config).items():
-        for entry, value in list(config.to_dict().items()):
-            if type(value) is int and value in widths and value > 1:
-                after = _shapes_with(model, path, entry, value - 1)
-                turned = _turned(units, before, after) if after is not None else ()
-                if turned and not taken & {unit.name for unit in turned}:
-                    taken |= {unit.name for unit in turned}
-                    found.append(Knob(path, entry, turned))
-    return found
+def take_stock_sizes(model: PreTrainedModel) -> None:
+    """Lets modules say the whole numbers that the stock class gives them by the config: their sizes."""
+    with torch.device("meta"):
+        stock = type(model)(copy.deepcopy(model.config))
+    for path, module in stock.named_modules():
+        there = model.get_submodule(path)
+        for name, value in vars(module).items():
+            if type(value) is int and type(vars(there).get(name)) is int:
+                vars(there)[name] = value
 
 
-def _turned(
-    units: Sequence[Unit], before: Mapping[str, torch.Size], after: Mapping[str, torch.Size]
-) -> tuple[Unit, ...]:
-    """The units whose width is another, if nothing else is."""
-    if before.keys() != after.keys():
-        return ()
-    changed = {name for name, shape in before.items() if shape != after[name]}
-    turned, explained = [], set[str]()
-    for unit in units:
-        own = {
-            name
-            for path in (unit.path, *unit.twins, *unit.mirrors)
-            for site in (*unit.producers, *unit.norms, *unit.centred, unit.consumer)
-            for name in changed
-            if name.startswith(f"{path}.{site.linear}".removeprefix("."))
-        }
-        if own:
-            turned.append(unit)
-            explained |= own
-    return tuple(turned) if changed == explained else ()
+@dataclass(frozen=True)
+class Built:
+    """What a config makes of a class, as far as can be seen without weights."""
+
+    shapes: Mapping[str, torch.Size]
+    """Of parameters and buffers."""
+    settings: Mapping[str, object]
+    """What modules hold besides, such as scales and kinds; sizes are in the shapes."""
 
 
-def _shapes_with(model: PreTrainedModel, path: str, entry: str, value: int) -> dict[str, torch.Size] | None:
-    """The shapes of the model that is built with another number in its config; None where none can be built."""
-    changed: PreTrainedConfig = copy.deepcopy(model.config)
-    setattr(configs_of(changed)[path], entry, value)
+def built(model: PreTrainedModel) -> Built:
+    """What a model is built of."""
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    settings = {
+        f"{path}.{name}": value
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if not name.startswith("_") and name != "training" and isinstance(value, bool | float | str | None)
+    }
+    return Built({name: tensor.shape for name, tensor in tensors}, settings)
+
+
+def built_with(model: PreTrainedModel, path: str, entries: Mapping[str, Any]) -> Built | None:
+    """What is built with other entries in a config; None where nothing can be built, or such a config cannot be read."""
+    changed = config_with(model.config, path, entries)
+    if changed is None:
+        return None
     try:
         with torch.device("meta"):
-            return _shapes(type(model)(changed))
+            return built(type(model)(changed))
     except Exception:  # whatever a constructor raises about sizes that do not fit
         return None
 
 
-def _shapes(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+def config_with(config: PreTrainedConfig, path: str, entries: Mapping[str, Any]) -> PreTrainedConfig | None:
+    """A copy with other entries, as it is read from a folder; None where it is not read."""
+    changed: PreTrainedConfig = copy.deepcopy(config)
+    for name, value in entries.items():
+        setattr(configs_of(changed)[path], name, value)
+    try:
+        read: PreTrainedConfig = type(config).from_dict(changed.to_dict())
+    except Exception:  # whatever a config raises about numbers that do not fit
+        return None
+    read._attn_implementation = config._attn_implementation
+    return read
+
+
+def _all_knobs(model: PreTrainedModel, units: Sequence[Unit]) -> list[Knob]:
+    with torch.device("meta"):
+        before = built(type(model)(copy.deepcopy(model.config)))
+    found, taken = list[Knob](), set[str]()
+    if any(before.shapes.get(name) != parameter.shape for name, parameter in model.named_parameters()):
+        return found  # it is not what its config says
+    for knob in (*_of_widths(model, units), *_of_heads(model, units)):
+        count = knob.counts[-2] if knob.counts else knob.units[0].channels - 1
+        after = built_with(model, knob.config, knob.written(count))
+        turned = _turned(knob.units, before, after, knob.units[0].channels - count) if after is not None else ()
+        if turned and not taken & {unit.name for unit in turned}:
+            taken |= {unit.name for unit in turned}
+            found.append(replace(knob, units=turned))
+    return found
+
+
+def _of_widths(model: PreTrainedModel, units: Sequence[Unit]) -> Iterator[Knob]:
+    """Every entry that may be a width, with all units of that width."""
+    for path, config in configs_of(model.config).items():
+        for entry, value in list(config.to_dict().items()):
+            alike: dict[int, list[Unit]] = {}
+            for unit in units:
+                is_width = (unit.layout.mixes or not unit.is_attention) and not (
+                    unit.norms or unit.centred
+                )  # their ε follows
+                if is_width and type(value) is int and unit.channels > 1 and unit.channels * unit.span == value:
+                    alike.setdefault(unit.span, []).append(unit)
+            for span, wide in alike.items():
+                yield Knob(path, {entry: span}, {}, tuple(wide))
+
+
+def _of_heads(model: PreTrainedModel, units: Sequence[Unit]) -> Iterator[Knob]:
+    """Every entry, or pair of entries, that may be numbers of heads, with all units of so many."""
+    alike: dict[tuple[int, int, int], list[Unit]] = {}
+    for unit in units:
+        if unit.is_attention and not unit.layout.mixes and unit.channels > 1:
+            of_group, of_head = (unit.features_per_channel(site) for site in (unit.consumer, unit.producers[1]))
+            alike.setdefault((unit.channels, of_group // of_head, of_head), []).append(unit)
+    for (heads, group, width), same in alike.items():
+        for path, config in configs_of(model.config).items():
+            numbers = {name: value for name, value in config.to_dict().items() if type(value) is int}
+            of_queries, of_keys = (
+                sorted((name for name, value in numbers.items() if value == count), key=lambda name: "head" not in name)
+                for count in (heads * group, heads)
+            )
+            pairs = [{one: group, other: 1} for one in of_queries for other in of_keys if one != other]
+            pairs += [{one: 1} for one in of_keys] if group == 1 else []
+            for entries in pairs:
+                for pins in ({}, {"head_dim": width}):
+                    knob = Knob(path, entries, pins, tuple(same))
+                    counts = [
+                        n for n in range(1, heads) if config_with(model.config, path, knob.written(n)) is not None
+                    ]
+                    if counts:
+                        yield replace(knob, counts=(*counts, heads))
+
+
+def _turned(units: Sequence[Unit], before: Built, after: Built, gone: int) -> tuple[Unit, ...]:
+    """The units that have so many channels less, if all is as it was apart from them."""
+    if before.shapes.keys() != after.shapes.keys() or before.settings != after.settings:
+        return ()
+    left = {name: shape for name, shape in before.shapes.items() if shape != after.shapes[name]}
+    turned = []
+    for unit in units:
+        expected = dict(_shapes_without(unit, before.shapes, gone))
+        if all(after.shapes[name] == shape for name, shape in expected.items()):
+            turned.append(unit)
+            for name in expected:
+                left.pop(name, None)
+    return () if left else tuple(turned)
+
+
+def _shapes_without(unit: Unit, shapes: Mapping[str, torch.Size], gone: int) -> Iterator[tuple[str, torch.Size]]:
+    """The parameters of a unit, and their shapes when so many channels have gone."""
+    for path in (unit.path, *unit.twins, *unit.mirrors):
+        for site in (*unit.producers, *unit.norms, *unit.centred, unit.consumer):
+            where = f"{path}.{site.linear}".removeprefix(".")
+            fewer = unit.features_per_channel(site) * gone
+            for name in (where, f"{where}_bias", f"{where}.weight", f"{where}.bias"):
+                is_bias = name.endswith("bias")
+                if name in shapes and not (is_bias and site is unit.consumer):
+                    shape, holds_experts = list(shapes[name]), name.removesuffix("_bias") == where
+                    shape[-1 if is_bias else site.side] -= fewer // shape[0] if holds_experts else fewer
+                    yield name, torch.Size(shape)

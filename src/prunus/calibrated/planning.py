@@ -78,7 +78,7 @@ def plan_channels(scores: ChannelScores, method: Calibrated, model: nn.Module | 
     expect("method", method, Calibrated, "how to narrow, such as prunus.Calibrated(ratio=0.3)")
     inner = _built(scores.header) if model is None else searchable(model)
     parts = anatomy(inner)
-    units, knobs = units_of(inner, parts, method)
+    parts, units, knobs = units_of(inner, parts, method)
     scores.check(method, units, inner)
     fitted = loadable(inner, method, knobs).fit(scores.whole(parts, inner), units)
     fitted.check(units)

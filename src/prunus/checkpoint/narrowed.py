@@ -46,7 +46,7 @@ from prunus.unstructured import UNSTRUCTURED, parse_pattern, sparsity_of
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def extract(model: Model, plan: Plan, inplace: bool = False) -> Model:
+def extract(model: Model, plan: Plan, inplace: bool = False, parts: Anatomy | None = None) -> Model:
     """The physically smaller model that computes what the masked one does.
 
     Args:
@@ -56,6 +56,7 @@ def extract(model: Model, plan: Plan, inplace: bool = False) -> Model:
             the plan was applied to already, or that was built from the config of such a model, stays as it is.
         inplace: narrow `model` itself, which saves the memory of a copy. An optimiser over its old weights is refused at
             its next step.
+        parts: the anatomy that the plan is about, where its channels are others than those that `anatomy` gives.
 
     Returns:
         A model of the same class. Every transformers model in it keeps its part of the plan in its config, so that
@@ -72,7 +73,7 @@ def extract(model: Model, plan: Plan, inplace: bool = False) -> Model:
         path = module_of(inner, name)
         if path is not None:
             refuse_unusable(inner, path)
-    parts, before = anatomy(inner, plan.mirrors or None), plan_of(inner)
+    parts, before = parts or anatomy(inner, plan.mirrors or None), plan_of(inner)
     applied = before is not None and plan.units.items() <= before.units.items() and not _fits(plan, parts)
     if not applied:
         plan.check(parts)

@@ -33,7 +33,7 @@ class NarrowStep(Step):
             )  # fmt: skip
 
     def check(self, before: Sketch) -> Sketch:
-        units, knobs = units_of(before.model, before.anatomy, self.method)
+        _, units, knobs = units_of(before.model, before.anatomy, self.method)
         refuse_compensation(before.model, self.method, consumers_of(before.model, units, before.survey))
         if not self.method.counts_an_example:  # which is run once there are weights
             whole = Whole(before.anatomy, before.model)

@@ -16,7 +16,7 @@ from prunus.structured.presets import ComponentRatios, IterativeMagnitude, Itera
 from prunus.structured.retired import reinstate, retire
 from prunus.structured.scope import AnyScope, Everyone, Scope, WithinComponent, WithinUnit
 from prunus.structured.search import Search
-from prunus.structured.selection import pruned_share, select
+from prunus.structured.selection import Cost, cost_of, pruned_share, select
 from prunus.structured.state import State
 from prunus.structured.surgery import narrow
 from prunus.structured.whole import Cached, Example, Price, Storage, Whole
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from prunus.structured.callback import SearchCallback
 
 __all__ = [
-    "AnyScope", "AnySearch", "AtEnd", "Budget", "Cached", "Chance", "Closing", "ComponentRatios", "Composed", "Decision", "Everyone", "Example", "GateGradient",
+    "AnyScope", "AnySearch", "AtEnd", "Budget", "Cached", "Chance", "Closing", "ComponentRatios", "Composed", "Cost", "Decision", "Everyone", "Example", "GateGradient",
     "GateTraining", "Gates", "Importance", "IterativeMagnitude", "IterativeSTE", "LatencyTable", "MaskBased", "Needs", "Parts", "Price", "Progressive", "RateGate",
     "Rounds", "Scope", "Search", "SearchCallback", "SearchMethod", "State", "Storage", "StraightThrough", "Structured", "Taylor",
-    "TrainedGate", "UPop", "Unified", "WeightMagnitude", "Whole", "WithinComponent", "WithinUnit", "fold_gates", "narrow", "pruned_share",
+    "TrainedGate", "UPop", "Unified", "WeightMagnitude", "Whole", "WithinComponent", "WithinUnit", "cost_of", "fold_gates", "narrow", "pruned_share",
     "reinstate", "remove_gates", "retire", "searchable", "select", "warn_of_gates",
 ]  # fmt: skip
 
