@@ -288,12 +288,6 @@ def test_so_is_what_random_models_make_impossible(change: str, message: str, tmp
         run(parse_recipe(yaml.safe_dump(data), "recipe", (change,)))
 
 
-def test_a_recipe_runs_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(PrunusError, match="one process"):
-        run(demo_recipe((f"output={tmp_path}",)))
-
-
 def test_remedies_are_printed_to_the_letter(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,7 @@ from prunus.extensions import load_extension
 from prunus.metric import written
 from prunus.models import as_published
 from prunus.models import convert as convert_file
+from prunus.parallel import leave
 from prunus.plan import SparsityPlan
 from prunus.recipe import Recipe, demo_recipe, load_recipe
 from prunus.report import Report, terminal_table, write_report
@@ -79,6 +80,8 @@ def compress(
 def _compress(recipe: Recipe) -> None:
     console = Console()
     report = run(recipe, console)
+    if report is None:
+        return
     console.print(_table(report))
     console.print(f"report: {recipe.output / 'report.html'}   model: {report.folders['compressed']}")
 
@@ -306,6 +309,9 @@ def main() -> None:
     """Entry point: a refused request is one line on standard error and status 2."""
     try:
         app()
+    except SystemExit as ended:
+        leave(ended.code if isinstance(ended.code, int) else 0)
+        raise
     except PrunusError as error:
         refusal = error
     except OSError as error:
@@ -316,4 +322,5 @@ def main() -> None:
     Console(stderr=True).print(
         said.encode(errors="backslashreplace").decode().replace("\n", " "), highlight=False, soft_wrap=True
     )
+    leave(2)
     sys.exit(2)

@@ -17,6 +17,7 @@ from prunus.anatomy.routers import ROUTER, is_router
 from prunus.anatomy.towers import Location, locate
 from prunus.anatomy.trial import MisfitError
 from prunus.anatomy.units import Anatomy, Unit, Unmapped, gated, linears
+from prunus.parallel import type_of
 
 
 def anatomy(model: nn.Module, mirrors: Mapping[str, str] | None = None) -> Anatomy:
@@ -67,7 +68,7 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
     units = [replace(unit, mirrors=copies_of(unit.path, mirrors)) for unit in units]
     unmapped, dense, tower_parameters = _account(model, places, units, refused, mirrors)
     return Anatomy(
-        model=type(model).__name__,
+        model=type_of(model).__name__,
         model_type=getattr(getattr(model, "config", None), "model_type", "unknown"),
         units=tuple(units),
         unmapped=tuple(unmapped),

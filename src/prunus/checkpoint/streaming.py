@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from prunus.checkpoint.shards import Shards
 from prunus.checkpoint.work import Work, copy_beside_weights, hashed, identity, refuse_places
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
+from prunus.parallel import agreeing, is_first, of_first
 from prunus.plan import SparsityPlan
 from prunus.storage import writable_path, write_text
 from prunus.unstructured import (
@@ -66,7 +67,8 @@ def prune_folder(
             same arguments, the work goes on where it was. A request that is refused leaves none behind.
         device: where blocks are run and pruned.
 
-    The other arguments, the result and the errors are those of `prune`.
+    The other arguments, the result and the errors are those of `prune`. Of several processes all read, and the first writes: the folders
+    are on a disk that all of them see.
 
     Raises:
         PrunusError: `output` exists, lies in the source, or cannot be written; its partial folder belongs to other work; weights are missing,
@@ -95,18 +97,19 @@ def prune_folder(
     work = _Work(output.with_name(output.name + ".partial"), hashed(asked))
     call = call or partial(call_with_batch, device=torch.device(device))
     request = Request(model, method, plan, chosen, seen, call, options, keep_zeros)
-    with work.taken():
-        work.begin(shards, dtypes)
+    with ExitStack() as held:
+        with agreeing():
+            if is_first():
+                held.enter_context(work.taken())
+                work.begin(shards, dtypes)
+        work.done, work.calibration = of_first((work.done, work.calibration))
         weights = _FolderWeights(model, parts, work, seen, torch.device(device), options.sequential)
         with work.unless_refused(), weights.on_use:
             achieved = carry_out(request, weights, work.done)
-        with work.writing():
-            config = json.loads((work.folder / "config.json").read_text())
-            record = achieved.after(earlier).model_dump(mode="json")
-            write_text(work.folder / "config.json", json.dumps({**config, RECORD: record}, indent=2) + "\n")
-            setattr(model.config, RECORD, record)
-            describe(work.folder, model)
-            work.finished(output)
+        setattr(model.config, RECORD, achieved.after(earlier).model_dump(mode="json"))
+        with agreeing():
+            if is_first():
+                work.complete(model, output)
     return achieved
 
 
@@ -139,6 +142,15 @@ class _Work(Work):
         """Notes a block whose weights are on disk."""
         self.done[block], self.calibration = dict(counts), calibration
         self._write()
+
+    def complete(self, model: PreTrainedModel, output: Path) -> None:
+        """Gives the folder its record and its name."""
+        with self.writing():
+            config = json.loads((self.folder / "config.json").read_text())
+            record = getattr(model.config, RECORD)
+            write_text(self.folder / "config.json", json.dumps({**config, RECORD: record}, indent=2) + "\n")
+            describe(self.folder, model)
+            self.finished(output)
 
     def _write(self, copied: bool = True) -> None:
         self.write({"copied": copied, "request": self._request, "calibration": self.calibration, "done": self.done})
@@ -174,14 +186,20 @@ class _FolderWeights(Hollow):
             self._pruned |= finished
 
     def changed(self, path: str, pruned: Mapping[str, int]) -> None:
-        for group in dict.fromkeys(self._group(name) for name in pruned):
+        groups = dict.fromkeys(self._group(name) for name in pruned)
+        with agreeing():
+            if is_first():
+                self._write(groups)
+                with self._work.writing():
+                    self._work.finish(path, pruned, self._fingerprint.digest)
+        self._pruned |= groups.keys()
+
+    def _write(self, groups: Iterable[Group]) -> None:
+        for group in groups:
             names = [name for name, other in self.parts.groups.items() if other is group]
             tensors = group.save(self.model, {name: self.model.get_parameter(name).detach() for name in names})
             with self._work.writing():
                 self._target.write(tensors)
-            self._pruned.add(group)
-        with self._work.writing():
-            self._work.finish(path, pruned, self._fingerprint.digest)
 
     def _group(self, matrix: str) -> Group:
         return self.group_of(self.model.get_parameter(place_of(self.model, matrix).parameter))

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from prunus.errors import PrunusError
 from prunus.modules import caches_kept
+from prunus.parallel import agreeing, is_first, join_group, of_first
 from prunus.storage import write_text
 from prunus.training.workers import Carried, Carrying
 from prunus.typed import Count, Steps, Typed
@@ -86,6 +87,9 @@ def finetune(
 ) -> list[dict[str, float]]:
     """Trains a model in place. If `folder` holds a complete checkpoint of this training, goes on from it.
 
+    Of several processes (`torchrun`) each trains on its part of the data, by DistributedDataParallel, and the first writes: the folder is on
+    a disk that all of them see.
+
     A run that was killed and continued ends with the same bits as one that was not: data order, schedules, optimiser
     and random states are restored, and a half-written checkpoint is ignored and removed.
 
@@ -107,8 +111,13 @@ def finetune(
     from prunus.finished import Finished
     from prunus.training.trainer import Complete, Epochs, Progress, TaskTrainer, check_finite, last_complete
 
-    _claim(folder, model, training, seed, identity or {})
-    last = last_complete(folder)
+    join_group()
+    last = None
+    with agreeing():
+        if is_first():
+            _claim(folder, model, training, seed, identity or {})
+            last = last_complete(folder)
+    last = of_first(last)
     evaluating = evaluate is not None and training.evaluate_every is not None
     arguments = TrainingArguments(
         output_dir=str(folder),
