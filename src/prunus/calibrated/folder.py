@@ -22,17 +22,9 @@ from prunus.anatomy import Anatomy, Unit, anatomy, linears, survey
 from prunus.batches import call_with_batch, calls_the_model, checked
 from prunus.calibrated.consumers import consumers_of
 from prunus.calibrated.method import Calibrated
-from prunus.calibrated.narrowing import (
-    Request,
-    calibration_of,
-    decided,
-    make_up,
-    recorded_plan,
-    refuse_compensation,
-    scored,
-    units_of,
-)
+from prunus.calibrated.narrowing import calibration_of, decided, make_up, recorded_plan, scored
 from prunus.calibrated.plain import loadable, make_plain
+from prunus.calibrated.request import Request, refuse_compensation, units_of
 from prunus.calibrated.state import State
 from prunus.checkpoint import (
     Hollow,
@@ -95,6 +87,10 @@ def narrow_folder(
             "source",
             str(source),
             "its weights were pruned; narrow first and prune afterwards, or load it and use narrow",
+        )
+    if method.score.whole_experts:
+        raise PrunusError(
+            "method.score", method.score.score, "whole experts leave a model that is in memory; load it, and use narrow"
         )
     if method.counts_an_example:
         raise PrunusError(

@@ -2,67 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from prunus.anatomy import Anatomy, Unit, anatomy, survey
-from prunus.batches import call_with_batch, calls_the_model, checked, input_device
+from prunus.anatomy import Unit
+from prunus.batches import input_device
 from prunus.calibrated.ablation import ablated
 from prunus.calibrated.channel_scores import ChannelScores
 from prunus.calibrated.compensating import Leaving, compensate
-from prunus.calibrated.consumers import Consumer, consumers_of
 from prunus.calibrated.given import masks_of
-from prunus.calibrated.heads import with_heads
 from prunus.calibrated.method import Calibrated
-from prunus.calibrated.plain import Knob, knobs_for, loadable, make_plain, same_count
+from prunus.calibrated.plain import make_plain, same_count
+from prunus.calibrated.request import Request, settle
 from prunus.calibrated.scores import Seen
-from prunus.calibrated.state import State
+from prunus.calibrated.whole_experts import worth_of_experts
 from prunus.checkpoint import extract
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
 from prunus.plan import Entry, Plan
-from prunus.refusals import expect, refuse_unusable
-from prunus.structured import Example, Gates, Whole, pruned_share, reinstate, searchable
+from prunus.refusals import expect
+from prunus.structured import Gates, Whole, pruned_share, reinstate
 from prunus.undo import Undo, structure_kept
-from prunus.unstructured import Call, Spill, Statistics, Stop, Walk, WalkOptions, gather, sparsity_of, walk_options
+from prunus.unstructured import Call, Spill, Statistics, Stop, Walk, WalkOptions, gather, walk_options
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class Request:
-    """A narrowing that was asked for and found possible."""
-
-    model: nn.Module
-    method: Calibrated
-    """With the ratio that its budget comes to."""
-    parts: Anatomy
-    units: tuple[Unit, ...]
-    """Those that are narrowed."""
-    knobs: Sequence[Knob] | None
-    """What a plain config says the result by; None where it need not."""
-    consumers: Mapping[str, Sequence[Consumer]]
-    """Unit → the matrices that read its channels."""
-    batches: Sequence[Any]
-    call: Call | None
-    options: WalkOptions
-    state: State = field(default_factory=State)
-    """Where the weights are, and what was found of them by work that was interrupted."""
-
-    @property
-    def blocks(self) -> dict[str, list[Unit]]:
-        """Block → its units."""
-        found: dict[str, list[Unit]] = {}
-        for unit in self.units:
-            found.setdefault(unit.block, []).append(unit)
-        return found
 
 
 @torch.no_grad()
@@ -102,7 +70,7 @@ def narrow(
     if scores is not None:
         scores.check(method, request.units, request.model)
     kept = None if plan is None else masks_of(plan, request.parts, request.units, request.knobs)
-    gates = Gates(request.model, request.units)
+    gates = Gates(request.model, [unit for unit in request.units if not unit.sliced])
     with Undo() as undo:
         try:
             if kept is None:
@@ -131,75 +99,6 @@ def finished(model: Model, request: Request, plan: Plan, kept: dict[str, Tensor]
         reinstate(model.parameters())
         raise
     return small
-
-
-def settle(
-    model: nn.Module, method: Calibrated, batches: Iterable[Any], call: Call | None, options: WalkOptions,
-    example: Callable[[], object] | None, price: Callable[[Anatomy, nn.Module, Example], Whole] | None = Whole,
-) -> Request:  # fmt: skip
-    """What is narrowed and by how much, checked before anything is touched.
-
-    Args:
-        price: what the budget is held against; None leaves the budget alone.
-    """
-    expect("method", method, Calibrated, "how to narrow, such as prunus.Calibrated(ratio=0.3)")
-    if example is not None and not callable(example):
-        raise PrunusError("example", type(example).__name__, "give what can be called: example=lambda: model(**batch)")
-    inner = searchable(model)
-    parts = anatomy(inner)
-    parts, units, knobs = units_of(inner, parts, method)
-    for unit in units:
-        refuse_unusable(inner, unit.path)
-    consumers = consumers_of(inner, units, survey(inner, parts=parts))
-    refuse_compensation(inner, method, consumers)
-    given = list(checked(batches, calls_the_model(call)))
-    if not given:
-        raise PrunusError("batches", "none", "at least one calibration batch is needed")
-    run = example or partial(call or call_with_batch, inner, given[0])
-    fitted = loadable(inner, method, knobs)
-    if price is not None:
-        fitted = fitted.fit(price(parts, inner, run), units)
-        fitted.check(units)
-    return Request(inner, fitted, parts, units, knobs, consumers, given, call, options)
-
-
-def units_of(
-    model: nn.Module, parts: Anatomy, method: Calibrated
-) -> tuple[Anatomy, tuple[Unit, ...], list[Knob] | None]:
-    """The anatomy in the channels that are meant, the units that are narrowed, and what a plain config says them by.
-
-    Raises:
-        PrunusError: a selector matches nothing, or a plain config cannot say it.
-    """
-    if method.attention == "heads":
-        parts = with_heads(parts)
-    units = parts.select(method.include, method.exclude)
-    if not method.plain:
-        return parts, units, None
-    knobs = knobs_for(model, parts, units, named="*" not in method.include)
-    turned = {unit.name for knob in knobs for unit in knob.units}
-    return parts, tuple(unit for unit in units if unit.name in turned), knobs
-
-
-def refuse_compensation(model: nn.Module, method: Calibrated, consumers: Mapping[str, Sequence[Consumer]]) -> None:
-    """Refuses a compensation that a model cannot have.
-
-    Raises:
-        PrunusError: a consumer has no bias to put it into, or zeros that would be filled.
-    """
-    record = sparsity_of(model)
-    for unit, matrices in consumers.items():
-        for one in matrices:
-            name = one.matrix.name
-            if method.compensation == "bias" and one.bias is None:
-                raise PrunusError(
-                    "compensation", "bias", f"{name} has no bias that could take it; take refit, or exclude {unit}"
-                )
-            if method.compensation == "refit" and record is not None and name in record.matrices:
-                raise PrunusError(
-                    "compensation", "refit", f"it would fill the zeros of {name}, which was pruned; take bias or none, or narrow first and "
-                    "prune afterwards",
-                )  # fmt: skip
 
 
 @contextmanager
@@ -231,6 +130,8 @@ def walking(request: Request, data: Iterable[Any], title: str, sequential: bool)
 def scored(request: Request, gates: Gates, data: Iterable[Any]) -> dict[str, Tensor]:
     """Unit → what its channels are worth in the model as it is, (channels,)."""
     score, worth = request.method.score, dict[str, Tensor]()
+    if score.whole_experts:
+        return weighed(request, data)
     if not score.needs:
         for unit in request.units:
             with request.state.block(unit.block):
@@ -252,6 +153,16 @@ def scored(request: Request, gates: Gates, data: Iterable[Any]) -> dict[str, Ten
                     if unit.layout.mixes:
                         worth[unit.name] = ablated(request.model, unit, request.consumers[unit.name], gates, stop)
             request.state.scored(stop.block, {unit.name: worth[unit.name] for unit in units})
+    return worth
+
+
+def weighed(request: Request, data: Iterable[Any]) -> dict[str, Tensor]:
+    """Set of experts → what each of them is worth, (experts,)."""
+    worth: dict[str, Tensor] = {}
+    with walking(request, data, f"{request.method.score.score} · blocks", sequential=False) as stops:
+        for stop in stops:
+            for unit in request.blocks[stop.block]:
+                worth[unit.name] = worth_of_experts(request.model, unit, stop)
     return worth
 
 
@@ -326,7 +237,9 @@ def decided(request: Request, worth: dict[str, Tensor]) -> dict[str, Tensor]:
     free = method.model_copy(update={"align": 1})  # what is rounded is their common number
     kept = {name: mask.cpu() for name, mask in free.choose(worth, request.units).items()}
     costs = method.unit_costs(request.units)
-    return same_count(kept, worth, request.knobs, costs, method.align, method.min_channels, method.is_limit)
+    return same_count(
+        kept, worth, request.knobs, costs, method.align, method.for_units(request.units).min_channels, method.is_limit
+    )
 
 
 def calibration_of(request: Request) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from prunus.anatomy import anatomy
 from prunus.batches import call_with_batch
 from prunus.calibrated.channel_scores import ChannelScores, Header, digest
 from prunus.calibrated.method import Calibrated
-from prunus.calibrated.narrowing import Request, calibration_of, decided, recorded_plan, scored, settle, units_of
+from prunus.calibrated.narrowing import calibration_of, decided, recorded_plan, scored
 from prunus.calibrated.plain import loadable
+from prunus.calibrated.request import Request, settle, units_of
 from prunus.checkpoint import bare_model
 from prunus.errors import PrunusError
 from prunus.plan import Plan
@@ -47,6 +48,10 @@ def score_channels(
         PrunusError: as `narrow`.
     """
     request = settle(model, method, batches, call, walk_options(options, None), example, None)
+    if method.score.whole_experts:
+        raise PrunusError(
+            "score", method.score.score, "what whole experts are worth is not kept as a file; take narrow"
+        )
     inner, units = request.model, request.units
     gates = Gates(inner, units)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -57,10 +58,20 @@ class Training(Typed):
     workers: int = Field(default=0, ge=0, le=256)
     """Processes that make batches while the model trains; 0 makes them in between. What is learned is the same."""
 
+    report_to: tuple[Literal["tensorboard", "mlflow", "trackio", "wandb"], ...] = ()
+    """Where else losses and metrics are written as they come, by the Trainer: loggers that are installed. What is learned is the same."""
+
     def identity(self) -> dict[str, Any]:
         """The settings that the result depends on, in JSON; as earlier versions wrote them, where nothing new is asked for."""
-        passed_over = {"workers"} | ({"optimizer"} if self.optimizer == "adamw" else set())
+        passed_over = {"workers", "report_to"} | ({"optimizer"} if self.optimizer == "adamw" else set())
         return self.model_dump(mode="json", exclude=passed_over)
+
+    @model_validator(mode="after")
+    def _loggers_are_there(self) -> Training:
+        for name in self.report_to:
+            if find_spec(name) is None:
+                raise PrunusError("report_to", name, f"it is not installed; run: pip install {name}")
+        return self
 
     @model_validator(mode="after")
     def _decay_shrinks(self) -> Training:
@@ -140,7 +151,7 @@ def finetune(
         eval_strategy="steps" if evaluating else "no",
         eval_steps=training.evaluate_every if evaluating else None,
         logging_steps=5,
-        report_to="none",
+        report_to=list(training.report_to) or "none",
         remove_unused_columns=False,
         label_names=[],
         dataloader_num_workers=training.workers,
