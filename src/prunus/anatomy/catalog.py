@@ -247,7 +247,8 @@ def qualified(kind: type) -> str:
 
 def entry(table: Mapping[str, ValueT], module: nn.Module) -> ValueT | None:
     """What a table says of a module's type, or else of the nearest that it inherits from."""
-    return next((table[name] for name in _names(type(module)) if name in table), None)
+    kind: type = type(module)
+    return next((table[name] for name in _names(kind) if name in table), None)
 
 
 @lru_cache(maxsize=4096)
