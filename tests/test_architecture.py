@@ -105,7 +105,7 @@ def test_no_file_is_long(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= 350
 
 
-HEAVY = ("matplotlib", "torchmetrics", "onnx", "lm_eval", "easy_vqa", "transformers", "datasets", "pyarrow")
+HEAVY = ("matplotlib", "gguf", "torchmetrics", "onnx", "lm_eval", "easy_vqa", "transformers", "datasets", "pyarrow")
 """What is imported where it is needed: it takes more memory than a small model, or is an extra."""
 ON_THE_TRAINER = ("prunus.structured.callback", "prunus.training.trainer", "prunus.finished")
 """Modules of ours that import the Trainer, which brings 100 MB along."""

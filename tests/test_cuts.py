@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus import OWL, DSnoT, SparseGPT, WalkOptions, Wanda, allocate, prune
-from prunus.unstructured.recorder import counted_positions
+from prunus.unstructured.padding import counted_positions
 from prunus.unstructured.walk import Visit
 from tests.families import FAMILIES, build
 

@@ -35,9 +35,10 @@ from prunus.allocation import OWL, ECoFLaP
 from prunus.anatomy import survey, weight_of
 from prunus.cli import app
 from prunus.plan import MatrixPlan, SparsityPlan
+from prunus.unstructured.padding import counted_positions
 from prunus.unstructured.products import Products
 from prunus.unstructured.record import named_here, zeros_in
-from prunus.unstructured.recorder import Recorder, counted_positions
+from prunus.unstructured.recorder import Recorder
 from prunus.unstructured.statistics import SquaredNorm
 from prunus.unstructured.walk import Visit, Walk
 from tests.fake_devices import Elsewhere

@@ -187,7 +187,9 @@ def test_attentions_of_conv1d_layers_are_tried(scales: bool) -> None:
 def test_where_nothing_goes_nothing_is_rounded_away() -> None:
     parts = anatomy(model_of(Plain))
     (unit,) = parts
-    knob, whole = Knob("", "width", (unit,)), torch.ones(unit.channels, dtype=torch.bool)
+    knob, whole = Knob("", {"width": 1}, {}, (unit,)), torch.ones(unit.channels, dtype=torch.bool)
     for align in (3, 16):
-        even = same_count({unit.name: whole}, {unit.name: torch.rand(unit.channels)}, [knob], align, 1, True)
+        even = same_count(
+            {unit.name: whole}, {unit.name: torch.rand(unit.channels)}, [knob], {unit.name: 1.0}, align, 1, True
+        )
         assert torch.equal(even[unit.name], whole)

@@ -288,12 +288,6 @@ def test_so_is_what_random_models_make_impossible(change: str, message: str, tmp
         run(parse_recipe(yaml.safe_dump(data), "recipe", (change,)))
 
 
-def test_a_recipe_runs_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(PrunusError, match="one process"):
-        run(demo_recipe((f"output={tmp_path}",)))
-
-
 def test_remedies_are_printed_to_the_letter(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -305,3 +299,13 @@ def test_remedies_are_printed_to_the_letter(
         main()
     said = capsys.readouterr().err
     assert said == "error a[b] = '[bold]': pip install 'prunus[eval]'\n", "one line, to the letter"
+
+
+def test_packaged_recipes_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("recipes/demo.yaml").task.name == load_recipe("demo.yaml").task.name == "easy_vqa"
+    (tmp_path / "demo.yaml").write_text("task: 3")
+    with pytest.raises(PrunusError, match="required"):
+        load_recipe("demo.yaml")
+    with pytest.raises(PrunusError, match="cannot be read"):
+        load_recipe("../recipes/demo.yaml")

@@ -12,7 +12,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from prunus import OWL, DSnoT, PrunusError, WalkOptions, allocate, matrices, prune, prune_matrix
 from prunus.unstructured import Scored, Seen, Statistic, refuse_gradients
-from prunus.unstructured.recorder import counted_positions, gather, has_padding, sequences_of
+from prunus.unstructured.padding import counted_positions, has_padding, sequences_of
+from prunus.unstructured.recorder import gather
 from prunus.unstructured.statistics import Gram, SquaredNorm, Statistics, Sum, Variance
 from prunus.unstructured.walk import Visit, Walk
 from tests.families import build

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from benchmarks.evidence import DOCS, page
 
 from prunus import PrunusError
 from prunus.cli import app
@@ -293,3 +294,9 @@ def test_the_small_version_of_our_study_runs(cells: str, tmp_path: Path, monkeyp
     study = load_study(study_file("structured"), data=str(data), output=str(tmp_path / "study"))
     results = carry_out(study, smoke=True, only=lambda name: fnmatchcase(name, cells))
     assert (len(results.outcomes), results.failed) == (1, {})
+
+
+def test_the_evidence_page_is_what_its_results_say() -> None:
+    if not (DOCS / "evidence.md").exists():
+        pytest.skip("no results are committed yet")
+    assert (DOCS / "evidence.md").read_text() == page(), "run: python -m benchmarks.evidence"

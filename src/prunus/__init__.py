@@ -17,6 +17,7 @@ from prunus.calibrated import (
     ChannelMagnitude,
     ChannelScores,
     Fluctuation,
+    RouterWeighted,
     Score,
     SurgeonCost,
     WeightedNorm,
@@ -25,7 +26,7 @@ from prunus.calibrated import (
     score_channels,
 )
 from prunus.calibration import image_batches, pair_batches, text_batches
-from prunus.checkpoint import extract, load_model, plan_of, prune_folder
+from prunus.checkpoint import extract, extract_to, load_model, plan_of, prune_folder
 from prunus.errors import PrunusError
 from prunus.plan import Plan, SparsityPlan, draw_plans
 from prunus.repair import RESSA, Distillation, Lesson, LoRA, MaskedFinetune, MaskedLoRA, hold_zeros, repair
@@ -84,10 +85,10 @@ __all__ = [
     "OWL", "RESSA", "Anatomy", "AtEnd", "Budget", "Calibrated", "Chance", "ChannelMagnitude", "ChannelScores", "Closing", "ComponentRatios", "Composed",
     "DSnoT", "Decision", "Distillation", "ECoFLaP", "Everyone", "Fluctuation", "GateGradient", "Importance", "IterativeGlobal",
     "IterativeMagnitude", "IterativeSTE", "Lesson", "LoRA", "Magnitude", "Manual", "MaskBased", "MaskedFinetune", "MaskedLoRA", "Matrix",
-    "Parts", "Plan", "Progressive", "PrunusError", "RateGate", "Rounds", "Scope", "Score", "Search", "SearchCallback", "SearchMethod",
+    "Parts", "Plan", "Progressive", "PrunusError", "RateGate", "Rounds", "RouterWeighted", "Scope", "Score", "Search", "SearchCallback", "SearchMethod",
     "SparseGPT", "SparsityPlan", "Storage", "StraightThrough", "Structured", "SurgeonCost", "Taylor", "TrainedGate", "Training", "UPop", "Unified",
     "Uniform", "WalkOptions", "Wanda", "WeightMagnitude", "WeightedNorm", "WithinComponent", "WithinUnit", "accelerate_2to4", "allocate",
-    "anatomy", "convert", "draw_plans", "extract", "finetune", "hold_zeros", "image_batches", "load_model", "matrices", "mirrored", "narrow",
+    "anatomy", "convert", "draw_plans", "extract", "extract_to", "finetune", "hold_zeros", "image_batches", "load_model", "matrices", "mirrored", "narrow",
     "pair_batches", "plan_channels", "plan_of", "prune", "prune_folder", "prune_matrix", "repair", "score_channels", "sparsity_of", "text_batches",
 ]  # fmt: skip
 

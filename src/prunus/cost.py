@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import statistics
 import sys
 import time
@@ -13,12 +12,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
 from prunus.anatomy import Anatomy, Layer, Site, Unit, anatomy, linears
+
+resource: Any
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,19 @@ class Size:
 def size(model: nn.Module, parts: Anatomy | None = None) -> Size:
     """Counts parameters; `parts` is the model's anatomy, where it has been read already."""
     parts = anatomy(model) if parts is None else parts
-    return Size(parts.parameters, sum(p.numel() * p.element_size() for p in model.parameters()), parts.tower_parameters)
+    return Size(parts.parameters, stored_bytes(model), parts.tower_parameters)
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters as they are kept: of a quantised weight its whole numbers and their scales."""
+    return sum(part.numel() * part.element_size() for weight in model.parameters() for part in parts_of(weight))
+
+
+def parts_of(weight: Tensor) -> list[Tensor]:
+    """The tensors that a weight is kept as: itself, or what a packed one (a tensor subclass, as torchao's) is made of."""
+    if type(weight) in (Tensor, nn.Parameter) or not hasattr(weight, "__tensor_flatten__"):
+        return [weight.detach()]
+    return [part for name in weight.__tensor_flatten__()[0] for part in parts_of(getattr(weight, name))]
 
 
 def _fused_attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
@@ -220,14 +238,17 @@ def latencies(runs: dict[str, Callable[[], object]], repeats: int = 5, warmup: i
 def peak_memory() -> int:
     """Peak resident memory of this process so far, in bytes.
 
-    Linux's `getrusage` would also count the parent at the moment it forked, so the peak is read from /proc there.
+    Linux's `getrusage` would also count the parent at the moment it forked, so the peak is read from /proc where there is one, and from
+    psutil, which accelerate brings along, where there is no `getrusage`.
     """
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
+    if resource is None:
+        return int(psutil.Process().memory_info().peak_wset)  # Windows
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def human(count: float, unit: str = "") -> str:

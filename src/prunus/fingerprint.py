@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.errors import refusing
+from prunus.errors import PrunusError, refusing
+from prunus.parallel import everyones
 
 
 class Fingerprint:
@@ -42,6 +43,19 @@ class Fingerprint:
     def digest(self) -> str:
         """SHA-256 of the names, shapes, types and bytes of every tensor so far."""
         return self._hash.hexdigest()
+
+    def check_same(self) -> None:
+        """Refuses data that are not the same in all processes.
+
+        Raises:
+            PrunusError: see above.
+        """
+        seen = everyones(self.digest)
+        if len(set(seen)) > 1:
+            raise PrunusError(
+                "batches", f"{len(set(seen))} kinds of data", "every process is to be given all of the batches, the same in each, and takes its part "
+                "of them; leave out what shares them out, and fix the seed of what is drawn",
+            )  # fmt: skip
 
     def summary(self, **how: Any) -> dict[str, Any]:
         """For the record: how many batches and sequences, their hash, and whatever else is given."""

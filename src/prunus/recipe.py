@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +56,11 @@ class Recipe(Typed):
     def _steps_follow(self) -> Recipe:
         for number, step in enumerate(self.steps):
             try:
+                packed = next((one.step for one in self.steps[:number] if one.packs), None)
+                if packed is not None:
+                    raise PrunusError(
+                        "step", step.step, f"nothing can follow the step {packed}, which packs the weights; put it last"
+                    )
                 step.follow(self.steps[:number])
                 step.suit(self.task)
             except PrunusError as error:
@@ -68,7 +72,7 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = (), variant: str 
     """Reads a recipe from YAML.
 
     Args:
-        path: the file.
+        path: the file; where there is none, the one of this name that is part of the package, such as `recipes/demo.yaml`.
         variant: which of several, where the file has `variants`.
         overrides: "dotted.field=value" assignments, values in YAML, such as "steps.0.method.ratio=0.7".
 
@@ -89,7 +93,7 @@ def recipe_variants(path: str | Path) -> list[str]:
 
 def _text_of(path: str | Path) -> str:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(_place(Path(path)), encoding="utf-8") as file:
             text = file.read(TEXT_LIMIT + 1)
     except OSError as error:
         raise PrunusError("recipe", str(path), f"it cannot be read ({error.strerror}); give a YAML file") from None
@@ -98,10 +102,17 @@ def _text_of(path: str | Path) -> str:
     return text
 
 
+def _place(path: Path) -> Path:
+    """The file, or the packaged one of this name."""
+    parts = path.parts[1:] if path.parts[:1] == ("recipes",) else path.parts
+    packaged = Path(__file__).parent.joinpath("recipes", *parts)
+    is_packaged = not path.is_absolute() and ".." not in parts and packaged.is_file() and not path.exists()
+    return packaged if is_packaged else path
+
+
 def demo_recipe(overrides: tuple[str, ...] = ()) -> Recipe:
     """The recipe of `prunus demo`."""
-    text = resources.files("prunus").joinpath("recipes/demo.yaml").read_text()
-    return parse_recipe(text, "demo.yaml", overrides)
+    return parse_recipe(_text_of(Path(__file__).parent / "recipes" / "demo.yaml"), "demo.yaml", overrides)
 
 
 def parse_recipe(text: str, source: str, overrides: tuple[str, ...] = (), variant: str | None = None) -> Recipe:

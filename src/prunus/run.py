@@ -7,7 +7,8 @@ anywhere goes on from its last checkpoint when it is started again with the same
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from rich.console import Console
 
 from prunus.errors import PrunusError
+from prunus.parallel import after_first, agreeing, in_first, is_first, join_group, of_first
 from prunus.recipe import Recipe, dump_recipe, load_recipe
 from prunus.report import Report, compare, write_report
 from prunus.sources import dense_folder
@@ -26,37 +28,42 @@ RECORD = "recipe.yaml"
 """Says which run a folder belongs to."""
 
 
-def run(recipe: Recipe, console: Console | None = None) -> Report:
-    """Carries out a recipe, or goes on with it.
+def run(recipe: Recipe, console: Console | None = None) -> Report | None:
+    """Carries out a recipe, or goes on with it. Under `torchrun` all processes take part in its steps, and the first writes, evaluates and
+    reports.
 
     Returns:
-        The report, which also lies in the run folder as `report.json` and `report.html`.
+        The report, which also lies in the run folder as `report.json` and `report.html`; None in all processes but the first.
 
     Raises:
         PrunusError: before any training starts, if the recipe cannot work; or if the folder holds another run.
     """
     folder = recipe.output
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise PrunusError(
-            "WORLD_SIZE", os.environ["WORLD_SIZE"], "a recipe runs in one process; in several, call prunus.repair, prunus.finetune "
-            "or SearchCallback from a script of your own",
-        )  # fmt: skip
+    join_group()
     recipe.task.check()
     places_in(recipe)  # what a new process cannot import is refused now, not when the result is evaluated
     refuse_nameless(recipe, Recipe.model_validate(recipe.model_dump(mode="json")))
     check(recipe)
-    given = recipe.model.folder(cache_folder())
+    given = after_first(lambda: recipe.model.folder(cache_folder()))
     if given is not None:
         recipe.task.for_model(given).check_model(given)
-    claim_folder(folder, RECORD)
     try:
-        with locked(folder):
-            return _carry_out(recipe, console or Console())
+        with in_first(_taken(recipe)):
+            return _carry_out(recipe, console or Console() if is_first() else Console(quiet=True))
     except OSError as error:
         where, why = error.filename2 or error.filename or folder, error.strerror or error
         raise PrunusError(
             "output", str(where), f"it cannot be written or read ({why}); the run goes on once it can"
         ) from error
+
+
+@contextmanager
+def _taken(recipe: Recipe) -> Iterator[None]:
+    """While the context is open, the folder of the recipe is that of this run."""
+    claim_folder(recipe.output, RECORD)
+    with locked(recipe.output):
+        _claim(recipe)
+        yield
 
 
 def finished(recipe: Recipe) -> Report | None:
@@ -93,13 +100,12 @@ def check(recipe: Recipe) -> None:
             raise PrunusError(f"steps.{number}: {error.field}", error.value, error.remedy) from None
 
 
-def _carry_out(recipe: Recipe, console: Console) -> Report:
-    _claim(recipe)
+def _carry_out(recipe: Recipe, console: Console) -> Report | None:
     dense = dense_folder(recipe.model, recipe.task, recipe.seed, console)
     task = recipe.task.for_model(dense)
     recipe = recipe.model_copy(update={"task": task})
     task.check_model(dense)
-    task.train_data()
+    after_first(task.train_data)
     recipe.model.check(task, dense)
     current, unpruned = dense, dense
     courses: list[dict[str, Any]] = []
@@ -108,6 +114,8 @@ def _carry_out(recipe: Recipe, console: Console) -> Report:
         courses.append({"step": step.step, **_history(step, bench, f"{number}. {step.step}", console)})
         current = bench.output
         unpruned = unpruned if any(done.prunes for done in recipe.steps[:number]) else current
+    if not is_first():
+        return None
     console.rule("evaluation")
     report = compare(recipe, dense, current, courses)
     write_report(report, recipe.output)
@@ -117,7 +125,7 @@ def _carry_out(recipe: Recipe, console: Console) -> Report:
 def _history(step: Step, bench: Bench, title: str, console: Console) -> dict[str, Any]:
     """What a step has to tell, which is carried out unless it has been; the file of it is written last."""
     file = bench.folder / "course.json"
-    if not (bench.output.exists() and file.exists()):
+    if not of_first(bench.output.exists() and file.exists()):
         console.rule(title)
         bench.seed_generators()
         history = step.carry_out(bench)
@@ -125,9 +133,11 @@ def _history(step: Step, bench: Bench, title: str, console: Console) -> dict[str
             raise PrunusError(
                 "step", step.step, f'carry_out returned {history!r}; it is to return {{"log": […]}} or more'
             )
-        if not bench.output.exists():
-            raise PrunusError("step", step.step, "carry_out has made no bench.output, such as by bench.save(model)")
-        write_text(file, _as_json(step, history))
+        with agreeing():
+            if not bench.output.exists():
+                raise PrunusError("step", step.step, "carry_out has made no bench.output, such as by bench.save(model)")
+            if is_first():
+                write_text(file, _as_json(step, history))
     try:
         return dict(json.loads(file.read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError):

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from prunus.errors import PrunusError
+
+fcntl: Any
+msvcrt: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+    fcntl = None
 
 NAME_LIMIT = 200
 """Bytes of a file's name. File systems take 255, and what is being written has a few more until it is whole."""
@@ -90,6 +100,7 @@ def claim_folder(path: Path, ours: str, field: str = "output") -> None:
 
 
 LOCK = ".prunus-lock"
+LOCKED_BYTE = 1 << 20
 
 
 @contextmanager
@@ -102,8 +113,8 @@ def locked(folder: Path, field: str = "output", wait: bool = False) -> Iterator[
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+            _lock(file, wait)
+        except (BlockingIOError, PermissionError):
             file.seek(0)
             holder = file.read(20).strip()
             raise PrunusError(
@@ -113,6 +124,22 @@ def locked(folder: Path, field: str = "output", wait: bool = False) -> Iterator[
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _lock(file: IO[str], wait: bool) -> None:
+    """Takes the lock of a file, which the system gives up when the process ends."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        return
+    file.seek(LOCKED_BYTE)  # Windows; nobody can read what is locked there, so that is behind what is written
+    while True:
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            return
+        except PermissionError:
+            if not wait:
+                raise
+            time.sleep(0.1)
 
 
 def write_text(path: Path, text: str) -> None:

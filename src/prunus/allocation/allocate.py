@@ -13,6 +13,7 @@ from prunus.batches import checked
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
 from prunus.losses import Loss, own_loss
+from prunus.parallel import of_first
 from prunus.plan import Entry, MatrixPlan, SparsityPlan
 from prunus.refusals import expect, plain_model
 
@@ -28,6 +29,8 @@ def allocate(
     progress: bool = True,
 ) -> SparsityPlan:
     """Decides how sparse every matrix of a model is to become, by a method such as `ECoFLaP(sparsity=0.5)`.
+
+    Of several processes every one is given the same model and the same batches, and looks at its part of them; all get the same plan.
 
     Args:
         model: any model that `anatomy` knows; it is only read, in eval mode.
@@ -50,9 +53,10 @@ def allocate(
     chosen = method.choose(candidates, include, exclude)
     seen = Fingerprint(checked(batches, loss is own_loss))
     held = list(seen)
+    seen.check_same()
     if method.needs_batches and not held:
         raise PrunusError("batches", "none", f"{type(method).__name__} looks at data; give calibration batches")
-    answer = method.answer(Question(model, chosen, held, loss, bf16, progress))
+    answer = of_first(method.answer(Question(model, chosen, held, loss, bf16, progress)))
     by_batch = {"depends_on_batch_size": seen.largest} if method.by_batch else {}
     decided = Entry.of("allocation", method, scores=answer.scores, data=seen.summary(bf16=bf16), **by_batch)
     return SparsityPlan(

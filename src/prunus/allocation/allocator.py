@@ -16,6 +16,7 @@ from prunus.anatomy import Matrix, choose, per_tower
 from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.losses import Loss, own_loss
+from prunus.parallel import is_ours
 from prunus.plan import part_of
 from prunus.refusals import refuse_weights, unusable
 from prunus.typed import Share, Typed
@@ -36,6 +37,11 @@ class Question:
     """Whether the model is run under bf16 autocast."""
     progress: bool = False
     """Whether bars are shown."""
+
+    @property
+    def own_batches(self) -> list[tuple[int, Any]]:
+        """Those that this process takes, with their numbers; alone, all of them."""
+        return [(number, batch) for number, batch in enumerate(self.batches) if is_ours(number)]
 
     def autocast(self) -> torch.autocast:
         """For running the model; without the cache of cast weights, which would be half a second copy of it."""

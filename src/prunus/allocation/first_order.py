@@ -12,6 +12,7 @@ from torch import Tensor
 from prunus.allocation.allocator import Question
 from prunus.anatomy import Matrix
 from prunus.errors import PrunusError
+from prunus.parallel import agreeing, summed
 from prunus.progress import track
 from prunus.unstructured import Take, give_gradients
 
@@ -46,6 +47,7 @@ def gradient_scores(question: Question, reduce: Reduce) -> dict[str, float]:
         totals[matrix.name] += float(reduce(weight, gradient))
 
     backward_each(question, take, "gradients · batches")
+    totals = summed(totals)
     for name, total in totals.items():
         if not math.isfinite(total):
             raise PrunusError(
@@ -55,14 +57,15 @@ def gradient_scores(question: Question, reduce: Reduce) -> dict[str, float]:
 
 
 def backward_each(question: Question, take: Take, title: str) -> None:
-    """One backward pass per batch; each matrix gradient is given to `take`, and then freed.
+    """One backward pass per batch of this process; each matrix gradient is given to `take`, and then freed.
 
     Raises:
         PrunusError: weights are not in memory, or the loss depends on nothing.
     """
     question.refuse_absent_weights()
-    batches = track(question.batches, title, question.progress)
-    give_gradients(question.model, question.chosen, map(question.scalar_loss, batches), take)
+    batches = track([batch for _, batch in question.own_batches], title, question.progress)
+    with agreeing():
+        give_gradients(question.model, question.chosen, map(question.scalar_loss, batches), take)
 
 
 def _norm(gradient: Tensor) -> Tensor:

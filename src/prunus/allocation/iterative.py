@@ -15,6 +15,7 @@ from prunus.allocation.first_order import backward_each
 from prunus.allocation.grouping import budgets
 from prunus.anatomy import Matrix
 from prunus.errors import PrunusError
+from prunus.parallel import add_up
 from prunus.plan import part_of
 
 
@@ -54,6 +55,7 @@ def _weight_scores(question: Question, title: str) -> dict[str, Tensor]:
         scores[matrix.name] += gradient.abs()
 
     backward_each(question, take, title)
+    add_up(list(scores.values()))
     for matrix in question.chosen:
         score = scores[matrix.name].mul_(matrix.view(question.model).abs())
         if not torch.isfinite(score).all():

@@ -60,7 +60,10 @@ class OWL(Allocator):
         found: dict[str, float] = {}
         question.refuse_absent_weights()
         blocks = by_block(question.chosen)
-        with question.autocast(), Walk(model, question.batches, list(blocks), call, sequential=False) as walk:
+        with (
+            question.autocast(),
+            Walk(model, question.batches, list(blocks), call, sequential=False, spread=True) as walk,
+        ):
             for stop in track(walk, "outliers · blocks", question.progress, len(blocks)):
                 statistics = gather(model, blocks[stop.block], method.needs, stop)
                 groups: dict[str, dict[str, Tensor]] = {}

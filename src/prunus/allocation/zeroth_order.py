@@ -26,6 +26,7 @@ from prunus.anatomy import Matrix, by_block, matrices, sharing
 from prunus.batches import input_device
 from prunus.errors import PrunusError
 from prunus.modules import quiet
+from prunus.parallel import agreeing, is_first, summed
 
 
 class Disturbance:
@@ -82,10 +83,10 @@ def loss_changes(
                 "take order='first', or exclude the experts",
             )  # fmt: skip
     device = input_device(model)
-    bar = Progress(transient=True, disable=not question.progress)
-    with bar, torch.no_grad(), quiet(model), blocks.active():
-        task = bar.add_task("noise · matrices", total=len(question.chosen) * len(question.batches))
-        for number, batch in enumerate(question.batches):
+    bar = Progress(transient=True, disable=not (question.progress and is_first()))
+    with agreeing(), bar, torch.no_grad(), quiet(model), blocks.active():
+        task = bar.add_task("noise · matrices", total=len(question.chosen) * len(question.own_batches))
+        for number, batch in question.own_batches:
             with blocks.recording(), _measuring(layers) as gains:
                 loss = question.scalar_loss(batch)
             if not torch.isfinite(loss):
@@ -106,7 +107,7 @@ def loss_changes(
                         for noise, change in zip(noises, _changes(question, batch, noises), strict=True):
                             totals[noise.matrix.name] += abs(change) / (2 * noise.size * draws)
                 bar.advance(task, len(members))
-    return totals
+    return summed(totals)
 
 
 @contextmanager

@@ -35,9 +35,10 @@ from prunus.anatomy.towers import (
 )
 from prunus.anatomy.trial import MisfitError, linear_at
 from prunus.anatomy.units import Anatomy, Unit, Unmapped, gated, has_module, linears, module_of
+from prunus.anatomy.whole_experts import INSIDE
 
 __all__ = [
-    "ADAPTER", "CATALOG", "CONNECTOR", "CONNECTORS", "LANGUAGE", "MEANT_DENSE", "TOWERS", "Anatomy", "Attention",
+    "ADAPTER", "CATALOG", "CONNECTOR", "CONNECTORS", "INSIDE", "LANGUAGE", "MEANT_DENSE", "TOWERS", "Anatomy", "Attention",
     "Cuts", "Labelled", "Layer", "Layout", "LeftDense", "Location", "Matrix", "MisfitError", "Mlp", "Place", "Site", "Sites", "Survey",
     "Unit", "Unmapped", "anatomy", "by_block", "by_name", "by_parameter", "choose", "cut", "declared_mirrors", "describe", "gated", "has_module", "is_inside",
     "linear_at", "linears", "locate", "matrices", "mirrored", "module_of", "per_tower", "place_of", "select", "sharing", "survey", "towers_meant",

@@ -143,7 +143,7 @@ FORMS = (lambda x: (x, None), lambda x: x, lambda x: (x, None, None))
 """What an attention may give."""
 
 
-class _StandIn(nn.Module):
+class StandIn(nn.Module):
     """In place of an attention or anything else that has matrices."""
 
     def __init__(self, form: int):
@@ -194,7 +194,7 @@ def _replace(module: nn.Module, prefix: str, kept: tuple[str, ...], form: int) -
         if any(one.startswith(f"{path}.") for one in kept):
             _replace(child, f"{path}.", kept, form)
         elif any(parameter.ndim > 1 for parameter in child.parameters()):
-            module._modules[name] = _StandIn(form)
+            module._modules[name] = StandIn(form)
 
 
 def _output(block: nn.Module, layout: Mlp, fill: float | None) -> Tensor:

@@ -19,6 +19,7 @@ from prunus.anatomy.conventions import AttentionByConvention
 from prunus.anatomy.experts import Experts
 from prunus.anatomy.forwards import fused_attention, windowed_attention
 from prunus.anatomy.layouts import Attention, Layout, Mlp, StaysDense, TriedMlp
+from prunus.anatomy.whole_experts import INSIDE, WholeExperts
 from prunus.errors import PrunusError
 
 ValueT = TypeVar("ValueT")
@@ -247,14 +248,13 @@ def qualified(kind: type) -> str:
 
 def entry(table: Mapping[str, ValueT], module: nn.Module) -> ValueT | None:
     """What a table says of a module's type, or else of the nearest that it inherits from."""
-    kind: type = type(module)
-    return next((table[name] for name in _names(kind) if name in table), None)
+    return next((table[name] for name in _names(type(module).__mro__) if name in table), None)
 
 
 @lru_cache(maxsize=4096)
-def _names(kind: type) -> tuple[str, ...]:
+def _names(kinds: tuple[type, ...]) -> tuple[str, ...]:
     """Of a type and of all that it inherits from, the nearest first."""
-    return tuple(map(qualified, kind.__mro__))
+    return tuple(map(qualified, kinds))
 
 
 def layouts_of(module: nn.Module) -> tuple[Layout, ...]:
@@ -265,3 +265,10 @@ def layouts_of(module: nn.Module) -> tuple[Layout, ...]:
     if type(module).__module__.startswith("torch."):
         return tuple(layout for layout in BY_SHAPE if type(module) is nn.Sequential and layout.resembles(module))
     return tuple(layout for layout in (*CONVENTIONS, *BY_SHAPE) if layout.resembles(module))
+
+
+def sets_of(module: nn.Module) -> tuple[WholeExperts, ...]:
+    """The layouts to try on a block whose experts may leave as a whole."""
+    inside = module._modules.get(INSIDE)
+    known = () if inside is None else layouts_of(inside)
+    return tuple(WholeExperts(layout) for layout in known if isinstance(layout, Experts))

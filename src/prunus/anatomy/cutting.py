@@ -24,6 +24,10 @@ def cut(module: nn.Module, layout: Layout, sites: Sites, kept: Tensor, done: Cut
         kept: channels that stay, sorted, int64, on the CPU.
         done: parameters that were cut before, with whom others share them.
     """
+    if sites.sliced:
+        _cut_slices(module, sites, kept, done)
+        layout.shrink(module, kept, sites)
+        return
     share = len(kept) / sites.channels
     for site in (*sites.producers, *sites.centred):
         layer = layer_at(module, site)
@@ -44,6 +48,21 @@ def cut(module: nn.Module, layout: Layout, sites: Sites, kept: Tensor, done: Cut
     layer.owner._parameters[layer.name] = _sliced(layer, layer.weight, layer.side, index, change, done)
     resize(layer)
     layout.shrink(module, kept, sites)
+
+
+def _cut_slices(module: nn.Module, sites: Sites, kept: Tensor, done: Cuts) -> None:
+    """Keeps some slices of every parameter and buffer that is named; what two modules share stays shared."""
+    for site in (*sites.producers, sites.consumer):
+        path, _, name = site.linear.rpartition(".")
+        owner = module.get_submodule(path)
+        tensor: Tensor = getattr(owner, name)
+        if name in owner._buffers:
+            owner._buffers[name] = tensor.index_select(site.side, kept.to(tensor.device))
+            continue
+        if id(tensor) not in done:
+            part = tensor.index_select(site.side, kept.to(tensor.device))
+            done[id(tensor)] = tensor, nn.Parameter(part, tensor.requires_grad)
+        owner._parameters[name] = done[id(tensor)][1]
 
 
 def silence(module: nn.Module, sites: Sites, kept: Tensor) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from prunus.anatomy.catalog import BY_SHAPE, CROSS_ATTENTION, OPAQUE, entry, layouts_of
+from prunus.anatomy.catalog import BY_SHAPE, CROSS_ATTENTION, OPAQUE, entry, layouts_of, sets_of
 from prunus.anatomy.layers import layer_at
 from prunus.anatomy.mirrors import copies_of, is_inside, mirrors_of
 from prunus.anatomy.proof import settle
 from prunus.anatomy.routers import ROUTER, is_router
 from prunus.anatomy.towers import Location, locate
-from prunus.anatomy.trial import MisfitError
+from prunus.anatomy.trial import MisfitError, on_the_cpu
 from prunus.anatomy.units import Anatomy, Unit, Unmapped, gated, linears
+from prunus.parallel import type_of
 
 
 def anatomy(model: nn.Module, mirrors: Mapping[str, str] | None = None) -> Anatomy:
@@ -30,7 +30,7 @@ def anatomy(model: nn.Module, mirrors: Mapping[str, str] | None = None) -> Anato
     Raises:
         PrunusError: a mirror path does not exist or has another structure than its original.
     """
-    with torch.device("cpu"):  # trial runs need real numbers, also where the caller builds on meta
+    with on_the_cpu():  # trial runs need real numbers, also where the caller builds on meta
         return _anatomy(model, mirrors_of(model, mirrors))
 
 
@@ -65,17 +65,39 @@ def _anatomy(model: nn.Module, mirrors: dict[str, str]) -> Anatomy:
             is_found, is_described = True, is_described or not layout.name
     units = _merge_twins(model, list(found.values()))
     units = [replace(unit, mirrors=copies_of(unit.path, mirrors)) for unit in units]
+    sets, whole = _expert_sets(model, places, mirrors)
     unmapped, dense, tower_parameters = _account(model, places, units, refused, mirrors)
     return Anatomy(
-        model=type(model).__name__,
+        model=type_of(model).__name__,
         model_type=getattr(getattr(model, "config", None), "model_type", "unknown"),
         units=tuple(units),
+        sets=tuple(sets),
+        sets_refused=whole,
         unmapped=tuple(unmapped),
         dense=dense,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         tower_parameters=tower_parameters,
         mirrors=mirrors,
     )
+
+
+def _expert_sets(
+    model: nn.Module, places: Mapping[str, Location], mirrors: Mapping[str, str]
+) -> tuple[list[Unit], dict[str, str]]:
+    """Experts that can leave as a whole, and blocks of which none can, with the reason."""
+    found, refused = list[Unit](), dict[str, str]()
+    for path, module in model.named_modules():
+        for layout in () if is_inside(path, mirrors) else sets_of(module):
+            tower, block = places[path]
+            try:
+                found_layout, sites = settle(layout, module)
+            except MisfitError as misfit:
+                refused[path] = str(misfit)
+                continue
+            name = f"{path}.{layout.name}".removeprefix(".")
+            about = {"name": name, "path": path, "kind": layout.kind, "tower": tower, "block": block}
+            found.append(Unit(**vars(sites), **about, layout=found_layout))
+    return [replace(one, mirrors=copies_of(one.path, mirrors)) for one in _merge_twins(model, found)], refused
 
 
 def _kind_by_place(path: str) -> str:

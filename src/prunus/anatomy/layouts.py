@@ -39,6 +39,10 @@ class Sites:
     """Norms over the features, and tables that multiply them, which lose as many weights."""
     centred: tuple[Site, ...] = ()
     """Those that take off their mean, and so give something where a channel is silent: gates act behind them, too."""
+    sliced: bool = False
+    """A channel is one slice, along `side`, of every parameter or buffer that a site names: an expert as a whole."""
+    least: int = 1
+    """Channels without which its module cannot run."""
     turned: int = 0
     """Features of each repeat that rotary positions turn, where the layout has to know."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -33,6 +33,12 @@ class MisfitError(Exception):
     """A layout does not describe a module; the message says why."""
 
 
+def on_the_cpu() -> AbstractContextManager[object]:
+    """While the context is open, tensors are made on the CPU. Where they are anyway there is nothing to do, and torch need not look into
+    every call."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+
+
 @contextmanager
 def trial_numbers() -> Iterator[None]:
     """While the context is open, numbers are made on the CPU and in fp32, wherever and in which type a model is just being built, and
@@ -40,7 +46,7 @@ def trial_numbers() -> Iterator[None]:
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), on_the_cpu():
             yield
     finally:
         torch.set_default_dtype(default)

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import nn
 
-from prunus.anatomy.catalog import layouts_of
+from prunus.anatomy.catalog import layouts_of, sets_of
 from prunus.anatomy.layers import Layer, Site, layer_at
 from prunus.anatomy.layouts import Layout, Sites
 from prunus.anatomy.towers import select
@@ -91,6 +91,11 @@ class Anatomy:
     parameters: int
     tower_parameters: dict[str, int]
     mirrors: dict[str, str] = field(default_factory=dict)
+    sets: tuple[Unit, ...] = ()
+    """Sets of experts that can leave as a whole. Their weights are those of units, too, so that nothing counts them twice: whoever iterates
+    over an anatomy meets units alone."""
+    sets_refused: dict[str, str] = field(default_factory=dict)
+    """Path of a block whose experts cannot → why."""
 
     def __iter__(self) -> Iterator[Unit]:
         return iter(self.units)
@@ -100,8 +105,8 @@ class Anatomy:
 
     @cached_property
     def by_name(self) -> dict[str, Unit]:
-        """Name → unit."""
-        return {unit.name: unit for unit in self.units}
+        """Name → unit, or set of experts."""
+        return {unit.name: unit for unit in (*self.units, *self.sets)}
 
     def __getitem__(self, name: str) -> Unit:
         if name not in self.by_name:
@@ -135,6 +140,17 @@ class Anatomy:
             )
         return select(self.units, include, exclude, "unit")
 
+    def select_sets(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> tuple[Unit, ...]:
+        """Sets of experts likewise.
+
+        Raises:
+            PrunusError: as `select`.
+        """
+        if not self.sets:
+            why = "".join(f"; {path}: {reason}" for path, reason in list(self.sets_refused.items())[:1])
+            raise PrunusError("model", self.model, f"it has no experts that can leave as a whole{why}")
+        return select(self.sets, include, exclude, "set of experts")
+
     def __str__(self) -> str:
         lines = [
             f"{self.model} ({self.model_type}): {self.parameters:,} parameters, "
@@ -147,6 +163,9 @@ class Anatomy:
             prunable = sum(unit.channels * unit.channel_cost for unit in units)
             channels, cost = (_extent([getattr(u, key) for u in units]) for key in ("channels", "channel_cost"))
             lines.append(f"{name:<26}{len(units):>6}{blocks:>8}{channels:>16}{cost:>20}{prunable:>15,}")
+        if self.sets:
+            counts, costs = (_extent([getattr(one, key) for one in self.sets]) for key in ("channels", "channel_cost"))
+            lines += ["", f"whole experts can leave, too: {len(self.sets)} sets of {counts}, {costs} parameters each"]
         lines += ["", f"{'not prunable':<60}{'parameters':>15}"]
         lines += [f"{reason:<60}{count:>15,}" for reason, count in self.dense.items()]
         if self.unmapped:
@@ -180,7 +199,8 @@ def module_of(model: nn.Module, name: str) -> str | None:
     path, _, suffix = name.rpartition(".")
     if not has_module(model, path):
         return None
-    return path if any(layout.name == suffix for layout in layouts_of(model.get_submodule(path))) else None
+    module = model.get_submodule(path)
+    return path if any(layout.name == suffix for layout in (*layouts_of(module), *sets_of(module))) else None
 
 
 def has_module(model: nn.Module, path: str) -> bool:

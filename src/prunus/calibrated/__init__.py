@@ -6,9 +6,18 @@ from prunus.calibrated.method import Calibrated, Compensation
 from prunus.calibrated.narrowing import narrow, refuse_compensation, units_of
 from prunus.calibrated.plain import loadable
 from prunus.calibrated.planning import plan_channels, score_channels
-from prunus.calibrated.scores import AnyScore, ChannelMagnitude, Fluctuation, Score, Seen, SurgeonCost, WeightedNorm
+from prunus.calibrated.scores import (
+    AnyScore,
+    ChannelMagnitude,
+    Fluctuation,
+    RouterWeighted,
+    Score,
+    Seen,
+    SurgeonCost,
+    WeightedNorm,
+)
 
 __all__ = [
-    "AnyScore", "Calibrated", "ChannelMagnitude", "ChannelScores", "Compensation", "Fluctuation", "Score", "Seen", "SurgeonCost", "WeightedNorm",
+    "AnyScore", "Calibrated", "ChannelMagnitude", "ChannelScores", "Compensation", "Fluctuation", "RouterWeighted", "Score", "Seen", "SurgeonCost", "WeightedNorm",
     "consumers_of", "loadable", "narrow", "plan_channels", "refuse_compensation", "score_channels", "units_of",
 ]  # fmt: skip

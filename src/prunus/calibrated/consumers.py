@@ -43,14 +43,14 @@ class Consumer:
 
 
 def consumers_of(model: nn.Module, units: Sequence[Unit], found: Survey) -> dict[str, list[Consumer]]:
-    """Unit → the matrices that read its channels.
+    """Unit → the matrices that read its channels; none of whole experts.
 
     Raises:
         PrunusError: no statistics can be taken of a layer, because it is in a form that is unknown.
     """
     known = by_parameter(found.matrices)
     holders = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    return {unit.name: _of_unit(model, unit, known, holders) for unit in units}
+    return {unit.name: _of_unit(model, unit, known, holders) for unit in units if not unit.sliced}
 
 
 def _of_unit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -21,7 +22,7 @@ class Calibrated(Budget):
 
     method: Literal["calibrated"] = "calibrated"
     score: AnyScore = SurgeonCost()
-    """What a channel is worth, such as `SurgeonCost()` or `Fluctuation()`."""
+    """What a channel is worth, such as `SurgeonCost()` or `Fluctuation()`; with `RouterWeighted()` whole experts leave."""
     scope: AnyScope = WithinUnit()
     """Who competes with whom, such as `WithinUnit()` or `Everyone()`."""
     compensation: Compensation = "refit"
@@ -66,7 +67,12 @@ class Calibrated(Budget):
         """
         ranked = {name: -value.cpu() for name, value in worth.items()}
         scope: Scope = self.scope
-        return scope.keep(scope.comparable(ranked, units), units, self, self.goal)
+        return scope.keep(scope.comparable(ranked, units), units, self.for_units(units), self.goal)
+
+    def for_units(self, units: Sequence[Unit]) -> Calibrated:
+        """The same with the channels that units cannot do without as a floor."""
+        floor = max([self.min_channels, *(unit.least for unit in units)])
+        return self.model_copy(update={"min_channels": floor})
 
     def check(self, units: tuple[Unit, ...]) -> None:
         """Refuses a ratio out of reach.

@@ -23,6 +23,7 @@ from prunus.calibrated.heads import with_heads
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.plain import Knob, knobs_for, loadable, make_plain, same_count
 from prunus.calibrated.scores import Seen
+from prunus.calibrated.whole_experts import refuse_for_whole_experts, worth_of_experts
 from prunus.checkpoint import extract
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
@@ -99,7 +100,7 @@ def narrow(
     if scores is not None:
         scores.check(method, request.units, request.model)
     kept = None if plan is None else masks_of(plan, request.parts, request.units, request.knobs)
-    gates = Gates(request.model, request.units)
+    gates = Gates(request.model, [unit for unit in request.units if not unit.sliced])
     data = Fingerprint(request.batches)
     with Undo() as undo:
         try:
@@ -170,10 +171,11 @@ def units_of(
     """
     if method.attention == "heads":
         parts = with_heads(parts)
-    units = parts.select(method.include, method.exclude)
+    is_whole = method.score.whole_experts
+    units = (parts.select_sets if is_whole else parts.select)(method.include, method.exclude)
     if not method.plain:
         return parts, units, None
-    knobs = knobs_for(model, parts, units, named="*" not in method.include)
+    knobs = knobs_for(model, parts.sets if is_whole else parts, units, named="*" not in method.include)
     turned = {unit.name for knob in knobs for unit in knob.units}
     return parts, tuple(unit for unit in units if unit.name in turned), knobs
 
@@ -185,6 +187,8 @@ def refuse_compensation(model: nn.Module, method: Calibrated, consumers: Mapping
         PrunusError: a consumer has no bias to put it into, or zeros that would be filled.
     """
     record = sparsity_of(model)
+    if method.score.whole_experts:
+        refuse_for_whole_experts(method, record is not None)
     for unit, matrices in consumers.items():
         for one in matrices:
             name = one.matrix.name
@@ -227,6 +231,8 @@ def walking(request: Request, data: Fingerprint, title: str, sequential: bool) -
 def scored(request: Request, gates: Gates, data: Fingerprint) -> dict[str, Tensor]:
     """Unit → what its channels are worth in the model as it is, (channels,)."""
     score = request.method.score
+    if score.whole_experts:
+        return weighed(request, data)
     if not score.needs:
         return {unit.name: score_of(request, unit, {}) for unit in request.units}
     worth: dict[str, Tensor] = {}
@@ -241,6 +247,16 @@ def scored(request: Request, gates: Gates, data: Fingerprint) -> dict[str, Tenso
                 for unit in units:
                     if unit.layout.mixes:
                         worth[unit.name] = ablated(request.model, unit, request.consumers[unit.name], gates, stop)
+    return worth
+
+
+def weighed(request: Request, data: Fingerprint) -> dict[str, Tensor]:
+    """Set of experts → what each of them is worth, (experts,)."""
+    worth: dict[str, Tensor] = {}
+    with walking(request, data, f"{request.method.score.score} · blocks", sequential=False) as stops:
+        for stop in stops:
+            for unit in request.blocks[stop.block]:
+                worth[unit.name] = worth_of_experts(request.model, unit, stop)
     return worth
 
 
@@ -308,7 +324,9 @@ def decided(request: Request, worth: dict[str, Tensor]) -> dict[str, Tensor]:
     free = method.model_copy(update={"align": 1})  # what is rounded is their common number
     kept = {name: mask.cpu() for name, mask in free.choose(worth, request.units).items()}
     costs = method.unit_costs(request.units)
-    return same_count(kept, worth, request.knobs, costs, method.align, method.min_channels, method.is_limit)
+    return same_count(
+        kept, worth, request.knobs, costs, method.align, method.for_units(request.units).min_channels, method.is_limit
+    )
 
 
 def plan_of(

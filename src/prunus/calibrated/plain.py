@@ -62,7 +62,7 @@ def knobs_for(model: nn.Module, parts: Iterable[Unit], wanted: Sequence[Unit], n
     """The knobs that set the widths of the units that are to be narrowed; others stay whole.
 
     Args:
-        parts: all units of the model.
+        parts: all units of the model, or all its sets of experts.
         wanted: units that were selected.
         named: whether they were named, so that each must have a knob.
 
@@ -99,7 +99,7 @@ def knobs_for(model: nn.Module, parts: Iterable[Unit], wanted: Sequence[Unit], n
 def loadable(model: nn.Module, method: Calibrated, knobs: Iterable[Knob] | None) -> Calibrated:
     """The method with the alignment that stock kernels need: those that multiply all experts at once want rows of whole 16 bytes, which eight
     numbers of two bytes are."""
-    fused = any(linears(model, unit)[-1][1].is_fused for knob in knobs or () for unit in knob.units)
+    fused = any(not unit.sliced and linears(model, unit)[-1][1].is_fused for knob in knobs or () for unit in knob.units)
     return method.model_copy(update={"align": max(method.align, EXPERTS_ALIGN)}) if fused else method
 
 
@@ -293,6 +293,10 @@ def _shapes_without(unit: Unit, shapes: Mapping[str, torch.Size], gone: int) -> 
     for path in (unit.path, *unit.twins, *unit.mirrors):
         for site in (*unit.producers, *unit.norms, *unit.centred, unit.consumer):
             where = f"{path}.{site.linear}".removeprefix(".")
+            if unit.sliced:
+                sizes = [size - gone * (side == site.side) for side, size in enumerate(shapes[where])]
+                yield where, torch.Size(sizes)
+                continue
             fewer = unit.features_per_channel(site) * gone
             for name in (where, f"{where}_bias", f"{where}.weight", f"{where}.bias"):
                 is_bias = name.endswith("bias")

@@ -48,6 +48,10 @@ def score_channels(
         PrunusError: as `narrow`.
     """
     request = settle(model, method, batches, call, walk_options(options, None), example, None)
+    if method.score.whole_experts:
+        raise PrunusError(
+            "score", method.score.score, "what whole experts are worth is not kept as a file; take narrow"
+        )
     inner, units = request.model, request.units
     gates, data = Gates(inner, units), Fingerprint(request.batches)
     try:

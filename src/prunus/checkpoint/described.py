@@ -56,7 +56,7 @@ def card(model: PreTrainedModel) -> str:
     about = ModelCardData(library_name="transformers", tags=tags, base_model=base)
     removed: dict[str, int] = {}
     channels: dict[str, tuple[int, int]] = {}
-    units, places = {unit.name: unit for unit in parts}, locate(model)
+    units, places = parts.by_name, locate(model)
     home = _home(type(model))
     for unit_name, unit_plan in (plan.units if plan else {}).items():
         if unit_name in units:

@@ -78,6 +78,13 @@ def extract(model: Model, plan: Plan, inplace: bool = False, parts: Anatomy | No
     if not applied:
         plan.check(parts)
     zeros = sparsity_of(inner)
+    leaving = [name for name in plan.units if not applied and parts[name].sliced]
+    if zeros is not None and leaving:
+        raise PrunusError(
+            "plan",
+            leaving[0],
+            "the model was pruned, and its record names experts by number; drop whole experts first, and prune afterwards",
+        )
     small: Model = inner if inplace else copy.deepcopy(inner)  # type: ignore[assignment]
     fold_gates(small)
     remove_gates(small)
@@ -148,8 +155,8 @@ def _narrow_part(part: PreTrainedModel, record: Narrowing) -> None:
         record.copies.keys() - record.units.keys()
     )  # what is both is said by the whole, which knows its momentum copies
     parts = anatomy(part, {})  # copies are recorded by themselves
-    known = {unit.name: unit for unit in parts}
-    followers = {twin + unit.name.removeprefix(unit.path) for unit in parts for twin in unit.twins}
+    known = parts.by_name
+    followers = {twin + unit.name.removeprefix(unit.path) for unit in known.values() for twin in unit.twins}
     wide: dict[str, UnitPlan] = {}
     for name, unit in planned.items():
         where = f"config.{RECORD}.units[{name}]"

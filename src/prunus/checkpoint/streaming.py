@@ -29,6 +29,7 @@ from prunus.checkpoint.on_use import OnUse, hollow
 from prunus.checkpoint.shards import Shards
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
+from prunus.parallel import agreeing, is_first, of_first
 from prunus.plan import SparsityPlan
 from prunus.storage import LOCK, claim_folder, locked, writable_path, write_text
 from prunus.unstructured import (
@@ -69,7 +70,8 @@ def prune_folder(
             same arguments, the work goes on where it was. A request that is refused leaves none behind.
         device: where blocks are run and pruned.
 
-    The other arguments, the result and the errors are those of `prune`.
+    The other arguments, the result and the errors are those of `prune`. Of several processes all read, and the first writes: the folders
+    are on a disk that all of them see.
 
     Raises:
         PrunusError: `output` exists, lies in the source, or cannot be written; its partial folder belongs to other work; weights are missing,
@@ -104,21 +106,19 @@ def prune_folder(
     work = _Work(output.with_name(output.name + ".partial"), hashlib.sha256(json.dumps(asked).encode()).hexdigest())
     call = call or partial(call_with_batch, device=torch.device(device))
     request = Request(model, method, plan, chosen, seen, call, options, keep_zeros)
-    with work.taken():
-        work.begin(shards, dtypes)
+    with ExitStack() as held:
+        with agreeing():
+            if is_first():
+                held.enter_context(work.taken())
+                work.begin(shards, dtypes)
+        work.done, work.calibration = of_first((work.done, work.calibration))
         weights = _FolderWeights(model, parts, work, seen, torch.device(device), options.sequential)
         with work.unless_refused(), weights.on_use:
             achieved = carry_out(request, weights, work.done)
-        with work.writing():
-            config = json.loads((work.folder / "config.json").read_text())
-            record = achieved.after(earlier).model_dump(mode="json")
-            write_text(work.folder / "config.json", json.dumps({**config, RECORD: record}, indent=2) + "\n")
-            setattr(model.config, RECORD, record)
-            describe(work.folder, model)
-            write_checksums(work.folder)
-            work.folder.rename(output)
-            for name in (JOURNAL, LOCK):
-                (output / name).unlink()
+        setattr(model.config, RECORD, achieved.after(earlier).model_dump(mode="json"))
+        with agreeing():
+            if is_first():
+                work.complete(model, output)
     return achieved
 
 
@@ -182,6 +182,18 @@ class _Work:
         """Notes a block whose weights are on disk."""
         self.done[block], self.calibration = dict(counts), calibration
         self._write()
+
+    def complete(self, model: PreTrainedModel, output: Path) -> None:
+        """Gives the folder its record and its name."""
+        with self.writing():
+            config = json.loads((self.folder / "config.json").read_text())
+            record = getattr(model.config, RECORD)
+            write_text(self.folder / "config.json", json.dumps({**config, RECORD: record}, indent=2) + "\n")
+            describe(self.folder, model)
+            write_checksums(self.folder)
+            self.folder.rename(output)
+            for name in (JOURNAL, LOCK):
+                (output / name).unlink()
 
     @contextmanager
     def unless_refused(self) -> Iterator[None]:
@@ -285,14 +297,20 @@ class _FolderWeights(Weights):
             self.on_use.release()
 
     def changed(self, path: str, pruned: Mapping[str, int]) -> None:
-        for group in dict.fromkeys(self._group(name) for name in pruned):
+        groups = dict.fromkeys(self._group(name) for name in pruned)
+        with agreeing():
+            if is_first():
+                self._write(groups)
+                with self._work.writing():
+                    self._work.finish(path, pruned, self._fingerprint.digest)
+        self._pruned |= groups.keys()
+
+    def _write(self, groups: Iterable[Group]) -> None:
+        for group in groups:
             names = [name for name, other in self._parts.groups.items() if other is group]
             tensors = group.save(self._model, {name: self._model.get_parameter(name).detach() for name in names})
             with self._work.writing():
                 self._target.write(tensors)
-            self._pruned.add(group)
-        with self._work.writing():
-            self._work.finish(path, pruned, self._fingerprint.digest)
 
     def _group(self, matrix: str) -> Group:
         return self._sources[self._model.get_parameter(place_of(self._model, matrix).parameter)][1]

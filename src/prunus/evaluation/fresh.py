@@ -51,7 +51,7 @@ def in_fresh_process(
         text=True,
         check=False,
         env={
-            **os.environ,
+            **_without_launcher(),
             **(environment or {}),
             "PYTHONPATH": os.pathsep.join(place or os.getcwd() for place in sys.path),
         },
@@ -62,3 +62,13 @@ def in_fresh_process(
     if "refused" in answer:
         raise PrunusError(*answer["refused"])
     return answer["returned"]
+
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun and its like tell a process about the others."""
+
+
+def _without_launcher() -> dict[str, str]:
+    """The environment of a process that is alone."""
+    kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+    return {name: value for name, value in kept.items() if not name.startswith(("TORCHELASTIC_", "ROLE_"))}

@@ -20,13 +20,14 @@ from prunus.models.packaged import (
 )
 from prunus.models.segmenter import SegmenterConfig, SegmenterForSemanticSegmentation, in_windows
 from prunus.models.smollm2 import smollm2
+from prunus.models.towers import TowerSizes, bare_with_towers, save_with_towers
 from prunus.models.warm_blip import question_states, warm_blip
 
 __all__ = [
     "DEC", "SEP", "SPECIAL_TOKENS", "Blip2Images", "Blip2ImagesConfig", "BlipForImagesAndTextClassification", "BlipForRetrievalTraining", "BlipForVqa",
     "BlipNlvrConfig", "BlipRetrievalConfig", "BlipVqaConfig", "CLIPForRetrieval", "CLIPRetrievalConfig", "EvaVitConfig",
     "EvaVitForImageClassification", "InstructBlipImages", "InstructBlipImagesConfig", "Published",
-    "PublishedCount", "Rule", "SegmenterConfig", "SegmenterForSemanticSegmentation", "as_published", "bare_blip", "consumed",
-    "convert", "families", "image_processor", "in_windows", "published_skeleton", "question_states", "small_blip", "smollm2", "warm_blip", "whiten",
+    "PublishedCount", "Rule", "SegmenterConfig", "SegmenterForSemanticSegmentation", "TowerSizes", "as_published", "bare_blip", "bare_with_towers", "consumed",
+    "convert", "families", "image_processor", "in_windows", "published_skeleton", "question_states", "save_with_towers", "small_blip", "smollm2", "warm_blip", "whiten",
     "word_tokenizer",
 ]  # fmt: skip

@@ -42,7 +42,7 @@ ADDED = ("[DEC]", "[ENC]")
 Weights = dict[str, Tensor]
 
 
-class Sizes:
+class TowerSizes:
     """How large a model is to be, and the configs that say so."""
 
     def __init__(self, image_size: int, vision_layers: int, text_layers: int, labels: int):
@@ -104,39 +104,39 @@ SEPARATES, DECODES, VOCABULARY = 102, 30522, 30524
 """Of BERT's vocabulary without capitals: [SEP], and what BLIP adds behind it, [DEC] and [ENC]."""
 
 
-def _classifier(sizes: Sizes) -> ViTForImageClassification:
+def _classifier(sizes: TowerSizes) -> ViTForImageClassification:
     return ViTForImageClassification(sizes.vit)
 
 
-def _segmenter(sizes: Sizes) -> SegmenterForSemanticSegmentation:
+def _segmenter(sizes: TowerSizes) -> SegmenterForSemanticSegmentation:
     return SegmenterForSemanticSegmentation(SegmenterConfig(vision_config=sizes.vit.to_dict(), num_labels=sizes.labels))
 
 
-def _dual_encoder(sizes: Sizes) -> VisionTextDualEncoderModel:
+def _dual_encoder(sizes: TowerSizes) -> VisionTextDualEncoderModel:
     return VisionTextDualEncoderModel(
         VisionTextDualEncoderConfig.from_vision_text_configs(sizes.vit, sizes.bert, projection_dim=256)
     )
 
 
-def _captioner(sizes: Sizes) -> BlipForConditionalGeneration:
+def _captioner(sizes: TowerSizes) -> BlipForConditionalGeneration:
     return BlipForConditionalGeneration(BlipConfig(**sizes.blip))
 
 
-def _answerer(sizes: Sizes) -> BlipForQuestionAnswering:
+def _answerer(sizes: TowerSizes) -> BlipForQuestionAnswering:
     return BlipForQuestionAnswering(BlipConfig(**sizes.blip))
 
 
-def _reasoner(sizes: Sizes) -> BlipForImagesAndTextClassification:
+def _reasoner(sizes: TowerSizes) -> BlipForImagesAndTextClassification:
     return BlipForImagesAndTextClassification(
         BlipNlvrConfig(merge_from_layer=sizes.text_layers // 2, num_labels=2, **sizes.blip)
     )
 
 
-def _matcher(sizes: Sizes) -> BlipForRetrievalTraining:
+def _matcher(sizes: TowerSizes) -> BlipForRetrievalTraining:
     return BlipForRetrievalTraining(BlipRetrievalConfig(queue_size=1024, image_text_hidden_size=256, **sizes.blip))
 
 
-SHAPES: dict[str, Callable[[Sizes], PreTrainedModel]] = {
+SHAPES: dict[str, Callable[[TowerSizes], PreTrainedModel]] = {
     "classifier": _classifier, "segmenter": _segmenter, "dual_encoder": _dual_encoder, "captioner": _captioner, "answerer": _answerer,
     "reasoner": _reasoner, "matcher": _matcher,
 }  # fmt: skip
@@ -150,13 +150,13 @@ READS = {
 """Where text towers lie."""
 
 
-def bare(shape: str, sizes: Sizes) -> PreTrainedModel:
+def bare_with_towers(shape: str, sizes: TowerSizes) -> PreTrainedModel:
     """The model of a shape with random weights, on the current device."""
     return SHAPES[shape](sizes)
 
 
 @torch.no_grad()
-def assemble(shape: str, sizes: Sizes, pictures: Sequence[Image] = ()) -> PreTrainedModel:
+def with_towers(shape: str, sizes: TowerSizes, pictures: Sequence[Image] = ()) -> PreTrainedModel:
     """The model of a shape with pretrained towers. Whatever has no pretrained weights is as transformers begins it, by torch's generator.
 
     Args:
@@ -167,7 +167,7 @@ def assemble(shape: str, sizes: Sizes, pictures: Sequence[Image] = ()) -> PreTra
     Raises:
         PrunusError: a package is not installed.
     """
-    model = bare(shape, sizes)
+    model = bare_with_towers(shape, sizes)
     seen = _image_tower(sizes, pictures)
     tower = model.get_submodule(SEES.get(shape, "vision_model"))
     filled = tower.load_state_dict(seen if isinstance(tower, BlipVisionModel) else _as_vit(seen), strict=False)
@@ -192,13 +192,13 @@ def assemble(shape: str, sizes: Sizes, pictures: Sequence[Image] = ()) -> PreTra
     return model
 
 
-def save_assembled(shape: str, sizes: Sizes, pictures: Sequence[Image], folder: Path) -> Path:
-    """Writes the model of `assemble` to a folder, unless it is there, with what turns pictures and words into its inputs."""
+def save_with_towers(shape: str, sizes: TowerSizes, pictures: Sequence[Image], folder: Path) -> Path:
+    """Writes the model of `with_towers` to a folder, unless it is there, with what turns pictures and words into its inputs."""
     if (folder / "config.json").exists():
         return folder
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = assemble(shape, sizes, pictures)
+        model = with_towers(shape, sizes, pictures)
     with new_folder(folder) as partial:
         model.save_pretrained(partial)
         image_processor(sizes.image_size).save_pretrained(partial)
@@ -208,7 +208,7 @@ def save_assembled(shape: str, sizes: Sizes, pictures: Sequence[Image], folder: 
     return folder
 
 
-def _image_tower(sizes: Sizes, pictures: Sequence[Image]) -> Weights:
+def _image_tower(sizes: TowerSizes, pictures: Sequence[Image]) -> Weights:
     """Weights of `BlipVisionModel`."""
     weights = dinov2_weights(sizes.image_size, sizes.vision_layers)
     if not pictures:
@@ -241,7 +241,7 @@ def _as_vit(weights: Weights) -> Weights:
     return found
 
 
-def _fitting(shape: str, weights: Weights, sizes: Sizes) -> Weights:
+def _fitting(shape: str, weights: Weights, sizes: TowerSizes) -> Weights:
     """Weights of `BlipTextModel` for what reads in a shape."""
     if shape == "dual_encoder":
         found = {name: weight for name, weight in weights.items() if "crossattention" not in name}

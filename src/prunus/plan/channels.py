@@ -129,18 +129,22 @@ class Plan(Recorded, PlanFile):
         Raises:
             PrunusError: a unit is missing or has another width.
         """
-        widths = {unit.name: unit.channels for unit in anatomy}
         for name, plan in self.units.items():
             where = f"plan.units[{name}]"
-            if name not in widths:
+            if name not in anatomy.by_name:
                 raise PrunusError(
                     where, plan.channels, f"this {anatomy.model} has no such unit; the plan is for another model"
                 )
-            if widths[name] != plan.channels:
+            unit = anatomy[name]
+            if unit.channels != plan.channels:
                 raise PrunusError(
-                    where, plan.channels, f"in this {anatomy.model} the unit has {widths[name]} channels; "
+                    where, plan.channels, f"in this {anatomy.model} the unit has {unit.channels} channels; "
                     "the plan is for another model, or was already applied",
                 )  # fmt: skip
+            if len(plan.kept) < unit.least:
+                raise PrunusError(
+                    where, len(plan.kept), f"it needs {unit.least} at least: its router sends every token to so many"
+                )
 
     def after(self, earlier: Plan) -> Plan:
         """One plan for the dense model that does what `earlier` and then this one did."""

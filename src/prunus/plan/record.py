@@ -194,7 +194,7 @@ def _whole_of(model: nn.Module, units: Mapping[str, UnitPlan]) -> Whole:
     for whole in known:
         if whole.units == digest:
             return whole
-    costs = {unit.name: unit.channel_cost for unit in anatomy(model)}
+    costs = {name: unit.channel_cost for name, unit in anatomy(model).by_name.items()}
     if not costs.keys() >= units.keys():
         costs = dict.fromkeys(units, 1)
     total = sum(costs[name] * unit.channels for name, unit in units.items())

@@ -11,6 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from prunus.anatomy import Place, matrices, place_of, weight_of
 from prunus.errors import PrunusError
+from prunus.parallel import everyones, has_shards, is_sharded, local
 from prunus.unstructured import sparsity_of
 
 BITS = tuple(1 << bit for bit in range(8))
@@ -41,19 +42,32 @@ def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
 
 
 def zeros_of(model: nn.Module) -> dict[str, BitMask]:
-    """The zero pattern of every pruned matrix: those that the model's record of pruning names, or, without a record,
-    those that have zeros.
+    """The zero pattern of every pruned matrix (of a sharded one, of its rows in this process): those that the model's record of pruning
+    names, or, without a record, those that have zeros.
 
     Raises:
         PrunusError: nothing in the model is pruned.
     """
     record = sparsity_of(model)
-    names = [m.name for m in matrices(model)] if record is None else list(record.matrices)
-    found = {name: BitMask(weight_of(model, name) != 0) for name in names}
+    named = [m.name for m in matrices(model, any_type=has_shards(model))] if record is None else list(record.matrices)
+    found = {name: BitMask(_weight_here(model, name) != 0) for name in named}
     pruned = {name: mask for name, mask in found.items() if not bool(mask.unpack().all())}
-    if not pruned:
+    if not any(everyones(bool(pruned))):
         raise PrunusError("model", type(model).__name__, "none of its weights is zero; prune it before it is repaired")
     return pruned
+
+
+def _weight_here(model: nn.Module, name: str) -> Tensor:
+    """The weight of a matrix, or its rows in this process, where `fully_shard` has spread it."""
+    place = place_of(model, name)
+    parameter = model.get_parameter(place.parameter)
+    if place.index is not None and is_sharded(parameter):
+        raise PrunusError(
+            "model",
+            name,
+            "it is one of several experts in a parameter that is sharded; train it with whole weights (DDP)",
+        )
+    return place.part(local(parameter.detach()))
 
 
 @contextmanager
@@ -105,7 +119,7 @@ class HeldZeros:
     @torch.no_grad()
     def _put_zeros(self) -> None:
         for name, mask in self._masks.items():
-            weight = weight_of(self._model, name)
+            weight = _weight_here(self._model, name)
             weight.masked_fill_(~mask.unpack(weight.device), 0)
 
 
@@ -116,7 +130,8 @@ def hold_zeros(model: nn.Module) -> HeldZeros:
     adds (momentum from before, weight decay, an orthogonalised update). All else trains.
 
     Args:
-        model: pruned by prunus, or with zeros from elsewhere in the matrices that prunus knows.
+        model: pruned by prunus, or with zeros from elsewhere in the matrices that prunus knows. Under `fully_shard` (FSDP2), which is called
+            before, each process holds the zeros that it has.
 
     Raises:
         PrunusError: nothing in the model is pruned.
@@ -134,7 +149,7 @@ class _Masking:
 
     def __call__(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
-            self._place.part(parameter.grad).mul_(self._mask.unpack(parameter.grad.device))
+            self._place.part(local(parameter.grad)).mul_(self._mask.unpack(parameter.grad.device))
 
 
 def check_zeros(model: nn.Module, masks: dict[str, BitMask]) -> None:

@@ -18,6 +18,7 @@ from prunus.anatomy import Matrix, matrices, weight_of
 from prunus.batches import check_batch, input_device
 from prunus.errors import PrunusError, refusing
 from prunus.losses import Predict, own_prediction
+from prunus.parallel import join_group, of_first
 from prunus.plan import Entry
 from prunus.refusals import expect, is_absent, plain_model, refuse_weight
 from prunus.repair.distillation import Distillation, Lesson, Teacher, beside
@@ -50,6 +51,9 @@ def repair(
 ) -> list[dict[str, float]]:
     """Trains a pruned model in place, under `transformers.Trainer`; its zeros stay exactly where they are.
 
+    Of several processes (`torchrun`) every one is given the same model and data, and trains on its part of each batch; all end with the same
+    weights. The teacher is in each.
+
     Args:
         model: pruned by `prune`, or any model with zeros in its blocks' linear weights.
         method: `RESSA`, `MaskedLoRA`, `LoRA` or `MaskedFinetune`.
@@ -69,6 +73,7 @@ def repair(
         PrunusError: nothing is pruned, or all of it is frozen; a compiled, quantised or absent weight; data that are no items
             by index, or none that the model can take; distillation without a teacher; or a zero that was lost.
     """
+    join_group()
     model = plain_model(model)
     expect("training", training, Training, "prunus.Training(steps=..., learning_rate=...)")
     masks, trainable = _what_to_train(model, method, data, teacher)
@@ -83,7 +88,7 @@ def repair(
             undo.keep(tensor)
         cleanup.callback(_set_modes, {module: module.training for module in model.modules()})
         cleanup.callback(_set_gradients, [(parameter, parameter.grad) for parameter in trainable])
-        place = Path(folder) if folder is not None else Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
+        place = Path(of_first(cleanup.enter_context(tempfile.TemporaryDirectory()))) if folder is None else Path(folder)
         dense = None if method.distillation is None else _opened(teacher)
         own_teacher = cleanup.enter_context(method.around(model, masks, dense, seed))
         if own_teacher is None and dense is not None:

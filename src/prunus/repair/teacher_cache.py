@@ -21,6 +21,7 @@ from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
 from prunus.losses import Predict
 from prunus.modules import quiet
+from prunus.parallel import agreeing, is_ours
 from prunus.progress import track
 from prunus.repair.distillation import Distillation, Teacher, top_k_divergence
 from prunus.storage import write_bytes
@@ -63,11 +64,18 @@ class TeacherCache:
         size = len(self.data)
         with teacher() as model, quiet(model if device is None else model.to(device)):
             self._about = {"k": str(self.method.top_k), "items": str(size), "teacher": str(_checksum(model))}
-            for start in track(range(0, size, ITEMS_PER_FILE), "teacher"):
-                path = self.folder / f"{start:08d}.safetensors"
-                if not path.exists():
-                    write_bytes(path, self._ask(model, range(start, min(start + ITEMS_PER_FILE, size))))
-                self._read(path)
+            starts = range(0, size, ITEMS_PER_FILE)
+            with agreeing():  # each process asks about a part
+                for number, start in enumerate(track(starts, "teacher")):
+                    if is_ours(number) and not self._file(start).exists():
+                        write_bytes(
+                            self._file(start), self._ask(model, range(start, min(start + ITEMS_PER_FILE, size)))
+                        )
+            for start in starts:
+                self._read(self._file(start))
+
+    def _file(self, start: int) -> Path:
+        return self.folder / f"{start:08d}.safetensors"
 
     def collate(self, items: list[tuple[int, Any]]) -> dict[str, Any]:
         """A batch with the teacher's logits, (positions, k), in the order of the student's counted positions.

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from transformers import PreTrainedModel
 
 from prunus.anatomy import Anatomy, Unit, anatomy
 from prunus.checkpoint import load_model, plan_of
 from prunus.cost import latencies, multiply_accumulates, size
 from prunus.evaluation import evaluate_elsewhere
 from prunus.plan import MatrixPlan, Plan, SparsityPlan
-from prunus.recipe import Recipe
+from prunus.recipe import Measure, Recipe
 from prunus.report.report import Report
+from prunus.tasks import Task
 from prunus.unstructured import sparsity_of
 
 
@@ -26,28 +29,12 @@ def compare(recipe: Recipe, dense: Path, compressed: Path, courses: list[dict[st
         recipe: names the task and how to measure.
         courses: per step, its name and its history.
     """
-    folders, measure = {"dense": dense, "compressed": compressed}, recipe.measure
-    evaluations = {
-        name: evaluate_elsewhere(folder, recipe.task, measure.batch_size, recipe.evaluate_limit)
-        for name, folder in folders.items()
-    }
+    folders, task = {"dense": dense, "compressed": compressed}, recipe.task
     models = {name: load_model(folder).eval() for name, folder in folders.items()}
-    examples = {name: recipe.task.example(model, measure.batch_size) for name, model in models.items()}
-    times = latencies(examples, measure.repeats)
     parts = {name: anatomy(model) for name, model in models.items()}
+    columns = measured(folders, models, parts, dict.fromkeys(folders, task), recipe.measure, recipe.evaluate_limit)
     plan = plan_of(models["compressed"]) or Plan(model=type(models["dense"]).__name__, ratio=0.0, units={})
     sparsity = sparsity_of(models["compressed"])
-    columns = {}
-    for name, model in models.items():
-        counted = size(model, parts[name])
-        columns[name] = {
-            "metrics": evaluations[name].metrics,
-            "parameters": {**counted.towers, "total": counted.parameters},
-            "multiply_accumulates": multiply_accumulates(model, examples[name], parts[name]),
-            "bytes": counted.bytes,
-            "latency": asdict(times[name]),
-            "peak_memory": evaluations[name].peak_memory,
-        }
     return Report(
         headline=recipe.task.headline,
         metrics=dict(recipe.task.metrics),
@@ -60,6 +47,37 @@ def compare(recipe: Recipe, dense: Path, compressed: Path, courses: list[dict[st
         folders={name: str(folder) for name, folder in folders.items()},
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
     )
+
+
+def measured(
+    folders: Mapping[str, Path], models: Mapping[str, PreTrainedModel], parts: Mapping[str, Anatomy], tasks: Mapping[str, Task], measure: Measure, limit: int | None
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """What is shown of saved models, by name: `metrics` and `peak_memory`, each found in a process of its own; `parameters`,
+    `multiply_accumulates`, `bytes`, and `latency`, which is taken here and in turn.
+
+    Args:
+        models: the same, loaded.
+        parts: what they are made of.
+        tasks: of each.
+        limit: items of the evaluation split; None takes all.
+    """
+    evaluations = {
+        name: evaluate_elsewhere(folder, tasks[name], measure.batch_size, limit) for name, folder in folders.items()
+    }
+    examples = {name: tasks[name].example(model, measure.batch_size) for name, model in models.items()}
+    times = latencies(examples, measure.repeats)
+    columns = {}
+    for name, model in models.items():
+        counted = size(model, parts[name])
+        columns[name] = {
+            "metrics": evaluations[name].metrics,
+            "parameters": {**counted.towers, "total": counted.parameters},
+            "multiply_accumulates": multiply_accumulates(model, examples[name], parts[name]),
+            "bytes": counted.bytes,
+            "latency": asdict(times[name]),
+            "peak_memory": evaluations[name].peak_memory,
+        }
+    return columns
 
 
 def retained(dense: Anatomy, plan: Plan, sparsity: SparsityPlan | None) -> dict[str, list[float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from prunus.metric import Metric
@@ -68,6 +69,32 @@ def plot_course(courses: list[dict[str, Any]], headline: str, metric: Metric) ->
     for axes in panels[1:] if metric.unit == "share" else panels[1:2]:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     panels[-1].set_xlabel("step")
+    return _png(figure)
+
+
+def plot_sides(models: Mapping[str, dict[str, Any]], headline: str, metric: Metric) -> bytes:
+    """A metric of several models against parameters, latency and bytes: a point a model."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    costs = {
+        "parameters": [found["parameters"]["total"] for found in models.values()],
+        "latency of a batch, s": [found["latency"]["median"] for found in models.values()],
+        "weights on disk, bytes": [found["bytes"] for found in models.values()],
+    }
+    scores = [found["metrics"][headline] for found in models.values()]
+    figure = Figure(figsize=(11, 3.6 + 0.12 * len(models)), layout="constrained")
+    panels: Any = figure.subplots(1, len(costs), sharey=True)
+    for axes, (title, values) in zip(panels, costs.items(), strict=True):
+        for place, (name, value, score) in enumerate(zip(models, values, scores, strict=True)):
+            axes.plot(value, score, "o", color=f"C{place % 10}", label=name)
+        axes.set_xlabel(title)
+        axes.set_xlim(0, 1.1 * max(values))
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(metric.title(headline))
+    if metric.unit == "share":
+        panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(models), 4))
     return _png(figure)
 
 

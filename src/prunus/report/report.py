@@ -55,6 +55,7 @@ class Report(BaseModel):
         """What was done to the model, in a few words."""
         said = [f"{self.ratio:.1%} of the searched units' cost removed"] if self.ratio else []
         said += [f"{self.sparsity:.1%} of the weights in blocks set to zero"] if self.sparsity else []
+        said += [course["said"] for course in self.courses if course.get("said")]
         return " and ".join(said) or "nothing removed"
 
     @classmethod

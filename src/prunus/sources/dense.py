@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from prunus.parallel import after_first, in_first, is_first, of_first
 from prunus.sources.source import Source
 from prunus.steps import Bench
 from prunus.storage import cache_folder, locked, write_text
@@ -20,14 +21,14 @@ SETTINGS_OF_0_1 = ("path", "packaged", "random", "warm_start")
 
 def dense_folder(source: Source, task: Task, seed: int, console: Console) -> Path:
     """Folder of the dense model: the given one, or a freshly made one, from the cache if it is there."""
-    given = source.folder(cache_folder())
+    given = after_first(lambda: source.folder(cache_folder()))
     if given is not None and not source.train:
         return given
     folder = cache_folder() / f"dense-{task.name}-{_key(source, task, seed)}"
     start = given or folder / "model"
     bench = Bench(task, seed, folder, current=start, unpruned=start, dense=start)
-    with locked(folder, "cache", wait=True):
-        if bench.output.exists():
+    with in_first(locked(folder, "cache", wait=True)):
+        if of_first(bench.output.exists()):
             console.print(f"dense model: cached in {folder}")
             return bench.output
         console.rule("dense model")
@@ -38,7 +39,8 @@ def dense_folder(source: Source, task: Task, seed: int, console: Console) -> Pat
         for phase, training in enumerate(source.train, start=1):
             title = f"dense {phase}/{len(source.train)}" if len(source.train) > 1 else "dense"
             course += bench.train(model, training, title, folder=folder / f"phase-{phase}")
-        write_text(folder / "course.json", json.dumps({"log": course}))
+        if is_first():
+            write_text(folder / "course.json", json.dumps({"log": course}))
         bench.save(model)
     return bench.output
 

@@ -9,7 +9,7 @@ from typing import Literal
 from transformers import PreTrainedModel
 
 from prunus.data import AnyData, open_image
-from prunus.models.towers import Sizes, bare, save_assembled
+from prunus.models import TowerSizes, bare_with_towers, save_with_towers
 from prunus.sources.source import Source
 from prunus.tasks import Task
 from prunus.typed import Count
@@ -38,12 +38,12 @@ class TowersSource(Source):
     """Pictures on which the image tower's features get mean zero and variance one; None leaves them as they are."""
 
     @property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> TowerSizes:
         """How large it is to be."""
-        return Sizes(self.image_size, self.vision_layers, self.text_layers, self.labels)
+        return TowerSizes(self.image_size, self.vision_layers, self.text_layers, self.labels)
 
     def skeleton(self, task: Task) -> PreTrainedModel:
-        return bare(self.towers, self.sizes)
+        return bare_with_towers(self.towers, self.sizes)
 
     def folder(self, cache: Path) -> Path:
         settings = self.model_dump_json(exclude={"train"})
@@ -56,4 +56,4 @@ class TowersSource(Source):
             rows = self.pictures.read(("image",))
             places = range(0, len(rows), max(1, len(rows) // SEEN))[:SEEN]
             shown = [open_image(rows[number]["image"]) for number in places]
-        return save_assembled(self.towers, self.sizes, shown, place)
+        return save_with_towers(self.towers, self.sizes, shown, place)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from prunus.steps.bench import Bench
 from prunus.steps.narrow import NarrowStep
 from prunus.steps.prune import Calibration, PruneStep
+from prunus.steps.quantise import QuantiseStep
 from prunus.steps.repair import RepairStep
 from prunus.steps.retrain import RetrainStep
 from prunus.steps.search import SearchStep
@@ -18,5 +19,5 @@ else:
 """Any step, by its name in a recipe."""
 
 __all__ = [
-    "AnyStep", "Bench", "Calibration", "History", "NarrowStep", "PruneStep", "RepairStep", "RetrainStep", "SearchStep", "Sketch", "Step",
+    "AnyStep", "Bench", "Calibration", "History", "NarrowStep", "PruneStep", "QuantiseStep", "RepairStep", "RetrainStep", "SearchStep", "Sketch", "Step",
 ]  # fmt: skip

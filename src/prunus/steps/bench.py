@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from prunus.batches import default_device
 from prunus.checkpoint import load_model, write_checksums
 from prunus.losses import Loss
+from prunus.parallel import agreeing, is_first
+from prunus.plan import Plan, SparsityPlan
 from prunus.storage import new_folder
 from prunus.tasks import Task
 from prunus.training import Training, finetune
@@ -92,8 +94,18 @@ class Bench:
         return {self.task.headline: self.task.measure(model, COURSE_LIMIT, progress=False)[self.task.headline]}
 
     def save(self, model: PreTrainedModel) -> None:
-        """Makes `output` of a model, with what turns raw inputs into its tensors, and checksums."""
-        with new_folder(self.output) as partial:
-            model.save_pretrained(partial)
-            self.task.save_processor(partial)
-            write_checksums(partial)
+        """Makes `output` of a model, with what turns raw inputs into its tensors, and checksums; the first of several processes does."""
+        with agreeing():
+            if is_first():
+                with new_folder(self.output) as partial:
+                    model.save_pretrained(partial)
+                    self.task.save_processor(partial)
+                    write_checksums(partial)
+
+    def save_plan(self, plan: Plan | SparsityPlan) -> Path:
+        """Writes a plan into the folder of the step, once."""
+        file = self.folder / "plan.json"
+        with agreeing():
+            if is_first():
+                plan.save(file)
+        return file

@@ -49,6 +49,6 @@ class NarrowStep(Step):
             )
             scores.save(bench.folder / "scores.safetensors")
             model, plan = narrow(model, self.method, batches, options=self.walk, scores=scores, inplace=True)
-            plan.save(bench.folder / "plan.json")
+            bench.save_plan(plan)
             bench.save(model)
         return {"log": []}

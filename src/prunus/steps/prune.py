@@ -91,5 +91,5 @@ class PruneStep(Step):
                 bench.load().to(bench.device), self.allocate, loader, bench.task.loss, self.include, self.exclude,
                 bf16=self.walk.bf16,
             )  # fmt: skip
-            plan.save(file)
+            bench.save_plan(plan)
         return SparsityPlan.load(file)

@@ -52,7 +52,7 @@ class SearchStep(Step):
         )
         log = bench.train(model, self.train, "search", (callback,), data=data)
         plan = callback.plan()
-        plan.save(bench.folder / "plan.json")
+        bench.save_plan(plan)
         bench.save(extract(model, plan, inplace=True))
         assert callback.search is not None
         return {"log": log, "ratio": callback.search.course}

@@ -49,6 +49,8 @@ class History(TypedDict):
     """Rows with `step` and any of `loss`, `learning_rate`, `grad_norm`, `eval_…`."""
     ratio: NotRequired[list[Any]]
     """Rows (step, ratio asked for, ratio achieved) of a search."""
+    said: NotRequired[str]
+    """What became of the model, in a sentence."""
 
 
 class Step(Typed):
@@ -60,6 +62,9 @@ class Step(Typed):
     """Whether it sets weights to zero that are to stay so."""
     fills_zeros: ClassVar[bool] = False
     """Whether it trains every weight, so that none that is zero would stay so."""
+
+    packs: ClassVar[bool] = False
+    """Whether it leaves weights that no later step can read and change."""
 
     def follow(self, earlier: Sequence[Step]) -> None:
         """Says what can be said of the order of steps when a recipe is read.

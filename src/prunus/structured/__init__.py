@@ -7,7 +7,7 @@ from prunus.structured.budget import Budget
 from prunus.structured.closing import AtEnd, Closing, Progressive, RateGate, Rounds, StraightThrough
 from prunus.structured.composed import Composed, Parts, Structured
 from prunus.structured.gate_training import GateTraining
-from prunus.structured.gates import Gates, fold_gates, remove_gates, warn_of_gates
+from prunus.structured.gates import Gates, fold_gates, gate_factors, remove_gates, warn_of_gates
 from prunus.structured.importance import Chance, GateGradient, Importance, Taylor, TrainedGate, WeightMagnitude
 from prunus.structured.latency import LatencyTable
 from prunus.structured.method import AnySearch, Decision, Needs, SearchMethod
@@ -28,7 +28,7 @@ __all__ = [
     "AnyScope", "AnySearch", "AtEnd", "Budget", "Cached", "Chance", "Closing", "ComponentRatios", "Composed", "Cost", "Decision", "Everyone", "Example", "GateGradient",
     "GateTraining", "Gates", "Importance", "IterativeMagnitude", "IterativeSTE", "LatencyTable", "MaskBased", "Needs", "Parts", "Price", "Progressive", "RateGate",
     "Rounds", "Scope", "Search", "SearchCallback", "SearchMethod", "State", "Storage", "StraightThrough", "Structured", "Taylor",
-    "TrainedGate", "UPop", "Unified", "WeightMagnitude", "Whole", "WithinComponent", "WithinUnit", "cost_of", "fold_gates", "narrow", "pruned_share",
+    "TrainedGate", "UPop", "Unified", "WeightMagnitude", "Whole", "WithinComponent", "WithinUnit", "cost_of", "fold_gates", "gate_factors", "narrow", "pruned_share",
     "reinstate", "remove_gates", "retire", "searchable", "select", "warn_of_gates",
 ]  # fmt: skip
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from prunus.anatomy import Layer, Site, Unit
+from prunus.parallel import is_sharded
 from prunus.structured.scores import column_products
 
 WORTHWHILE = 2
@@ -24,6 +25,7 @@ class GateHook:
         leaf: zeros (channels,) in whose `grad` `backward` leaves this layer's part of ∂L/∂ζ, whatever ζ is; None where nobody asks for it.
         is_saved: whether whoever saves the model saves the gates, too.
         followers: the same layer of momentum copies, which carry no gate of their own.
+        shard: the weight that the optimiser has, where FSDP shards it: while the layer runs, it has another one, whole.
     """
 
     def __init__(self, unit: Unit, site: Site, layer: Layer, followers: tuple[Layer, ...] = ()) -> None:
@@ -32,6 +34,7 @@ class GateHook:
         self.leaf: Tensor | None = None
         self.is_saved = False
         self.followers = followers
+        self.shard = layer.weight if is_sharded(layer.weight) else None
 
     def register(self) -> list[RemovableHandle]:
         """Puts it on the module of its layer."""
@@ -43,6 +46,7 @@ class GateHook:
         if (
             self.feature_gate is None
             or self.leaf is not None
+            or self.shard is not None  # whose product would be kept whole until the backward pass
             or not torch.is_grad_enabled()
             or type(module) is not nn.Linear
         ):
@@ -116,7 +120,8 @@ class _Gated(torch.autograd.Function):
         ctx: Any, output: Tensor, feature_gate: Tensor | None, leaf: Tensor, hook: GateHook, module: nn.Module
     ) -> Tensor:
         ctx.save_for_backward(output, feature_gate)
-        ctx.leaf, ctx.hook, ctx.weight = leaf, hook, hook.layer.of(module).weight
+        ctx.leaf, ctx.hook = leaf, hook
+        ctx.weight = hook.layer.of(module).weight if hook.shard is None else hook.shard
         return output.clone() if feature_gate is None else _scaled(output, feature_gate)
 
     @staticmethod

@@ -12,12 +12,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from prunus.anatomy import Site, Unit, gated
 from prunus.errors import PrunusError
+from prunus.parallel import add_up, local, processes, several, to_rows_here
 from prunus.structured.gate_hooks import GateHook, hook_for
 
 
@@ -69,11 +69,12 @@ class Gates:
             gate.grad = torch.stack(parts).sum(0) if parts else None
             for leaf in leaves:
                 leaf.grad = None
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if several():
             for gate in self.values.values():
                 gate.grad = torch.zeros_like(gate, requires_grad=False) if gate.grad is None else gate.grad
-                dist.all_reduce(gate.grad)
-                gate.grad /= dist.get_world_size()
+            gradients = [gate.grad for gate in self.values.values() if gate.grad is not None]
+            add_up(gradients)
+            torch._foreach_div_(gradients, processes())
 
     def forget_gradients(self) -> None:
         """Lets no gate keep its gradient from now on."""
@@ -147,7 +148,7 @@ def fold_gates(model: nn.Module, apart: bool = True) -> None:
     Raises:
         PrunusError: there is such a layer, and it must not.
     """
-    factors = _factors(model)
+    factors = gate_factors(model)
     torn = _gated_otherwise(model, factors) if apart and factors else set()
     if not apart:
         _check_can_fold(model)
@@ -160,14 +161,15 @@ def fold_gates(model: nn.Module, apart: bool = True) -> None:
             setattr(owner, name, nn.Parameter(product, parameter.requires_grad))
         elif id(parameter) not in done:
             done.add(id(parameter))
-            parameter.mul_(factor)
+            here = to_rows_here(factor, parameter)
+            local(parameter).mul_(here)
             if parameter.grad is not None:  # so that a step along it does what it would have done before
-                parameter.grad.mul_(factor)
+                local(parameter.grad).mul_(here)
     for _, hook in gates_of(model):
         hook.feature_gate = None
 
 
-def _factors(model: nn.Module) -> dict[tuple[nn.Module, str], Tensor]:
+def gate_factors(model: nn.Module) -> dict[tuple[nn.Module, str], Tensor]:
     """Module and name of a parameter → the gate of its features, where it is not open, in a shape that multiplies it."""
     factors: dict[tuple[nn.Module, str], Tensor] = {}
     for module, hook in gates_of(model):
@@ -179,7 +181,7 @@ def _factors(model: nn.Module) -> dict[tuple[nn.Module, str], Tensor]:
 
 
 def _check_can_fold(model: nn.Module) -> None:
-    factors = _factors(model)
+    factors = gate_factors(model)
     torn = _gated_otherwise(model, factors) if factors else set()
     if torn:
         name = next(name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in torn)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torch.amp.grad_scaler import GradScaler, OptState
 
+from prunus.parallel import everyones, local
+
 
 def will_skip(model: nn.Module, scaler: GradScaler) -> bool:
     """Whether a loss scaler will skip this step, because some gradient is not finite."""
@@ -12,8 +14,8 @@ def will_skip(model: nn.Module, scaler: GradScaler) -> bool:
     found = [number for state in states for number in state.get("found_inf_per_device", {}).values()]
     if found:  # it has been unscaled, and looked at
         return any(float(number) > 0 for number in found)
-    sums = [parameter.grad.float().sum() for parameter in model.parameters() if parameter.grad is not None]
-    return any(not bool(total.isfinite()) for total in sums)
+    sums = [local(parameter.grad).float().sum() for parameter in model.parameters() if parameter.grad is not None]
+    return any(everyones(any(not bool(total.isfinite()) for total in sums)))
 
 
 def scale_left(scaler: GradScaler | None) -> float:

@@ -8,12 +8,13 @@ from torch import nn
 
 from prunus.anatomy import Anatomy, Unit, gated
 from prunus.errors import PrunusError
+from prunus.parallel import is_sharded, local
 from prunus.refusals import plain_model, unusable, unwrapped
 from prunus.structured.gates import gates_of
 
 REPLICAS = "its replicas know nothing of each other's gates; start one process per device (torchrun)"
 COMPILED = "compiled code passes over the gates; search first, and compile the extracted model"
-SHARDED = "FSDP has sharded its weights, so that no process can read a channel's rows; search with whole weights (DDP)"
+SHARDED = "under the Trainer a search needs whole weights (DDP); of a model under fully_shard (FSDP2), train it in a loop of your own, with Search"
 
 
 def searchable(model: nn.Module) -> nn.Module:
@@ -61,9 +62,11 @@ def check_can_be_read(model: nn.Module, units: Iterable[Unit], by_gradient: bool
         by_gradient: whether the evidence is the gradient of a gate.
 
     Raises:
-        PrunusError: some of them are sharded, not in memory or, if their gradients are needed, frozen.
+        PrunusError: some of them are not in memory, sharded otherwise than by rows, or not all sharded, or, if their gradients are needed,
+            frozen.
     """
     frozen: dict[str, str] = {}
+    sharded: dict[bool, str] = {}
     total = 0
     for unit in units:
         total += 1
@@ -71,11 +74,16 @@ def check_can_be_read(model: nn.Module, units: Iterable[Unit], by_gradient: bool
             for name, parameter in layer.parameters.items():
                 part = site.linear if layer.name == "weight" else site.linear.rpartition(".")[0]
                 where = ".".join(filter(None, (unit.path, part, name)))
-                reason = unusable(parameter)
+                reason = unusable(local(parameter))
+                sharded.setdefault(is_sharded(parameter), where)
                 if reason is not None:
                     raise PrunusError("model", where, reason)
                 if by_gradient and not parameter.requires_grad:
                     frozen.setdefault(unit.name, where)
+    if len(sharded) > 1:
+        raise PrunusError(
+            "model", sharded[False], "it is whole, and other weights are sharded; call fully_shard on the model itself, too, or exclude the unit"
+        )  # fmt: skip
     if frozen:
         name, where = next(iter(frozen.items()))
         why = "only its adapters train; search while the weights train, and adapt the extracted model" if has_adapters(model) else (

@@ -7,10 +7,13 @@ activation is kept for it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor, nn
 
-from prunus.anatomy import Unit, gated
+from prunus.anatomy import Layer, Unit, gated
+from prunus.parallel import add_up, from_rows_here, group_of, local
 
 
 @torch.no_grad()
@@ -30,14 +33,39 @@ def gate_gradient(model: nn.Module, unit: Unit, gate: Tensor) -> Tensor | None:
         if weight.grad is None:
             continue
         came = True
-        rows = _row_products(layer.features(weight), layer.features(weight.grad))
+        rows = of_features(layer, _row_products(layer.features(local(weight)), layer.features(local(weight.grad))))
         if bias is not None and bias.grad is not None:
-            products = bias.float() * bias.grad.float()
-            rows += layer.features(products).sum(1) if bias.ndim == weight.ndim else products.flatten()
+            slopes = local(bias).float() * local(bias.grad).float()
+            of_bias = layer.features(slopes).sum(1) if bias.ndim == weight.ndim else slopes.flatten()
+            rows = rows + from_rows_here(of_bias, bias, bias.numel())
         total += unit.gather(rows, site.order).to(total.device)
     if not came:
         return None
     return torch.where(gate > 0, total / gate.clamp_min(torch.finfo(gate.dtype).tiny), 0.0)
+
+
+@torch.no_grad()
+def gates_with_gradients(model: nn.Module, units: Iterable[Unit], gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gates with their gradients, of a model whose weights are sharded: each process multiplies the rows that it has, and one sum over
+    processes makes ∂L/∂ζ of all units whole.
+
+    Args:
+        gates: unit → ζ (channels,), on one device.
+    """
+    found = {name: gate.clone().requires_grad_() for name, gate in gates.items()}
+    for unit in units:
+        found[unit.name].grad = gate_gradient(model, unit, gates[unit.name])
+    add_up([gate.grad for gate in found.values() if gate.grad is not None], group_of(model.parameters()))
+    return found
+
+
+def of_features(layer: Layer, values: Tensor) -> Tensor:
+    """What the rows here of a layer's weight, as `layer.features` orders them, say of every feature of the whole: zero, or a part of a sum,
+    where the weight is sharded."""
+    weight = layer.weight
+    if weight.ndim == 2 and layer.side == 1:
+        return values
+    return from_rows_here(values, weight, len(weight) * (weight.shape[layer.side] if layer.is_fused else 1))
 
 
 CHUNK = 1 << 17

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from prunus.anatomy import anatomy
 from prunus.errors import PrunusError
 from prunus.modules import evaluating
+from prunus.parallel import has_shards, of_first, several
 from prunus.plan import Plan
 from prunus.storage import write_bytes
 from prunus.structured.budget import Budget
@@ -32,6 +33,7 @@ from prunus.structured.preflight import (
     searchable,
 )
 from prunus.structured.saved import is_same, read_state
+from prunus.structured.scores import gates_with_gradients
 from prunus.structured.selection import pruned_share
 from prunus.structured.whole import Whole
 
@@ -44,7 +46,8 @@ class Search:
     of the search: where a method leaves a gate between zero and one (or beyond), it becomes part of the weights then.
 
     Args:
-        model: the model, on its training devices. A DistributedDataParallel around it is looked through.
+        model: the model, on its training devices. A DistributedDataParallel around it is looked through; `fully_shard` (FSDP2) is best called
+            before. Of several processes each has its own search, and all decide alike.
         method: what to search for, such as `UPop(ratio=0.5)`.
         total_steps: optimiser steps of the search.
         mirrors: momentum copies, as in `anatomy`.
@@ -55,7 +58,7 @@ class Search:
 
     Raises:
         PrunusError: nothing to prune, a pattern without a match, a ratio out of reach; units with frozen weights; a model
-            that is compiled, sharded, not in memory, or under another search.
+            that is compiled, sharded by FSDP1 or along columns, not in memory, or under another search.
 
     Example:
         >>> search = Search(model, UPop(ratio=0.5), total_steps=len(loader))
@@ -203,13 +206,15 @@ class Search:
             raise PrunusError(
                 "measure", merit, "how good the model is must be a number; look at the loss, and at what measures it"
             )
-        return merit
+        return of_first(merit)
 
     def _evidence(self, scale: float, scaler: GradScaler | None) -> dict[str, Tensor] | None:
         """What the method reads of every unit; None for a step that will be skipped."""
         if self._needs.exact:
             self.gates.take_gradients()
         gates = {name: gate if self._needs.exact else gate.to(self._device) for name, gate in self.gates.values.items()}
+        if self._needs.gradients and not self._needs.exact and several() and has_shards(self.model):
+            gates = gates_with_gradients(self.model, self.units, gates)
         read = {unit.name: self._fitted.evidence(self.model, unit, gates[unit.name]) for unit in self.units}
         for name, value in read.items():
             if value is not None and value.shape != self.masks[name].shape:

@@ -26,7 +26,7 @@ def narrow(model: nn.Module, parts: Anatomy, plan: Plan, copies: Container[str] 
         PrunusError: the plan was made for another model.
     """
     plan.check(parts)
-    for unit in parts:
+    for unit in parts.by_name.values():
         if unit.name not in plan.units:
             continue
         kept = plan.kept(unit)

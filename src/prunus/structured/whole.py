@@ -16,6 +16,7 @@ from prunus.anatomy import Anatomy, Unit, linears
 from prunus.cost import channel_macs
 from prunus.errors import PrunusError
 from prunus.modules import evaluating
+from prunus.parallel import of_first
 from prunus.structured.latency import LatencyTable, measure_latency
 from prunus.structured.selection import Cost
 from prunus.typed import Count, Typed
@@ -147,7 +148,7 @@ class Whole:
             PrunusError: there is none, or it calls none of the units.
         """
         model, example = self._called("max_milliseconds")
-        return measure_latency(model, self.parts, units, example, align)
+        return of_first(measure_latency(model, self.parts, units, example, align))  # processes do not measure alike
 
     def _there(self, what: str) -> nn.Module:
         if self.model is None:

@@ -15,7 +15,7 @@ def pictures_of(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
     found = {}
     for part in dict.fromkeys(outcome.part for outcome in outcomes):
         inside = [outcome for outcome in outcomes if outcome.part == part]
-        found[f"{part}-pareto.png"] = plot_pareto(inside)
+        found[f"{part.replace(' ', '-').replace(',', '')}-pareto.png"] = plot_pareto(inside)
     return found
 
 

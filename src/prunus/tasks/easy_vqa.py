@@ -185,9 +185,13 @@ class EasyVQA(Task):
             generated = model.generate(**inputs, max_new_tokens=2, do_sample=False)
         return [text.strip() for text in self.tokenizer.batch_decode(generated, skip_special_tokens=True)]
 
+    def sample(self, places: Sequence[int]) -> Batch:
+        """Of the test questions."""
+        rows = [self._test.rows[row % len(self._test.rows)] for row in places]
+        return self._inputs(self._test, rows)
+
     def example(self, model: Any, batch_size: int) -> Callable[[], object]:
-        rows = [self._test.rows[row % len(self._test.rows)] for row in range(batch_size)]
-        inputs = for_model(self._inputs(self._test, rows), model)
+        inputs = for_model(self.sample(range(batch_size)), model)
         return lambda: model.generate(**inputs, max_new_tokens=1, do_sample=False)
 
     def save_processor(self, folder: Path) -> None:

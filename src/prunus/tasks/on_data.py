@@ -13,7 +13,6 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from prunus.batches import for_model
 from prunus.calibration import Batch
 from prunus.data import WHERE, AnyAugmentation, AnyData, Augmented, Data, open_image
 from prunus.errors import PrunusError
@@ -190,13 +189,12 @@ class DataTask(Task):
         """What becomes of all that was read off, while the model is at hand: by default nothing."""
         return found
 
-    def example(self, model: Any, batch_size: int) -> Callable[[], object]:
-        """A forward pass over rows that are trained on, or else evaluated."""
+    def sample(self, places: Sequence[int]) -> Batch:
+        """Of the rows that are trained on, or else evaluated."""
         if self.train is not None:
-            return super().example(model, batch_size)
+            return super().sample(places)
         table = Rows(self.rows("evaluation"))
-        batch = for_model(self.collate([table[place % len(table)] for place in range(batch_size)]), model)
-        return lambda: model(**batch)
+        return self.collate([table[place % len(table)] for place in places])
 
     def save_processor(self, folder: Path) -> None:
         self.kind.save(folder)

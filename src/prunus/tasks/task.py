@@ -112,10 +112,14 @@ class Task(Typed):
         places = spread(torch.arange(len(data)), samples)
         return [self.collate([data[place] for place in part.tolist()]) for part in torch.split(places, batch_size)]
 
-    def example(self, model: Any, batch_size: int) -> Callable[[], object]:
-        """One inference call on so many inputs, for measuring: by default a forward pass over training items."""
+    def sample(self, places: Sequence[int]) -> Batch:
+        """A batch of items by number, counted round and round, for measuring and tracing: by default of the training items."""
         data: Any = self.still_data()
-        batch = for_model(self.collate([data[place % len(data)] for place in range(batch_size)]), model)
+        return self.collate([data[place % len(data)] for place in places])
+
+    def example(self, model: Any, batch_size: int) -> Callable[[], object]:
+        """One inference call on so many inputs, for measuring: by default a forward pass over a `sample`."""
+        batch = for_model(self.sample(range(batch_size)), model)
         return lambda: model(**batch)
 
     def check(self) -> None:

@@ -144,6 +144,13 @@ class Text(Task):
     def _evaluation(self) -> Tensor:
         return text_tokens(self._tokenizer, _text("evaluation", self.evaluation))
 
+    def sample(self, places: Sequence[int]) -> Batch:
+        """Windows of the text that perplexity is measured on."""
+        length = min(self.length, len(self._evaluation))
+        windows = len(self._evaluation) // length
+        ids = torch.stack([self._evaluation[place % windows * length :][:length] for place in places])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
     def example(self, model: Any, batch_size: int) -> Callable[[], object]:
         ids = self._evaluation[: self.length].expand(batch_size, -1).to(model.device)
         return lambda: model(input_ids=ids, use_cache=False, logits_to_keep=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from prunus.errors import PrunusError
 from prunus.modules import caches_kept
+from prunus.parallel import agreeing, is_first, join_group, of_first
 from prunus.storage import write_text
 from prunus.training.workers import Carried, Carrying
 from prunus.typed import Count, Steps, Typed
@@ -56,10 +58,20 @@ class Training(Typed):
     workers: int = Field(default=0, ge=0, le=256)
     """Processes that make batches while the model trains; 0 makes them in between. What is learned is the same."""
 
+    report_to: tuple[Literal["tensorboard", "mlflow", "trackio", "wandb"], ...] = ()
+    """Where else losses and metrics are written as they come, by the Trainer: loggers that are installed. What is learned is the same."""
+
     def identity(self) -> dict[str, Any]:
         """The settings that the result depends on, in JSON; as earlier versions wrote them, where nothing new is asked for."""
-        passed_over = {"workers"} | ({"optimizer"} if self.optimizer == "adamw" else set())
+        passed_over = {"workers", "report_to"} | ({"optimizer"} if self.optimizer == "adamw" else set())
         return self.model_dump(mode="json", exclude=passed_over)
+
+    @model_validator(mode="after")
+    def _loggers_are_there(self) -> Training:
+        for name in self.report_to:
+            if find_spec(name) is None:
+                raise PrunusError("report_to", name, f"it is not installed; run: pip install {name}")
+        return self
 
     @model_validator(mode="after")
     def _decay_shrinks(self) -> Training:
@@ -86,6 +98,9 @@ def finetune(
 ) -> list[dict[str, float]]:
     """Trains a model in place. If `folder` holds a complete checkpoint of this training, goes on from it.
 
+    Of several processes (`torchrun`) each trains on its part of the data, by DistributedDataParallel, and the first writes: the folder is on
+    a disk that all of them see.
+
     A run that was killed and continued ends with the same bits as one that was not: data order, schedules, optimiser
     and random states are restored, and a half-written checkpoint is ignored and removed.
 
@@ -107,8 +122,13 @@ def finetune(
     from prunus.finished import Finished
     from prunus.training.trainer import Complete, Epochs, Progress, TaskTrainer, check_finite, last_complete
 
-    _claim(folder, model, training, seed, identity or {})
-    last = last_complete(folder)
+    join_group()
+    last = None
+    with agreeing():
+        if is_first():
+            _claim(folder, model, training, seed, identity or {})
+            last = last_complete(folder)
+    last = of_first(last)
     evaluating = evaluate is not None and training.evaluate_every is not None
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -131,7 +151,7 @@ def finetune(
         eval_strategy="steps" if evaluating else "no",
         eval_steps=training.evaluate_every if evaluating else None,
         logging_steps=5,
-        report_to="none",
+        report_to=list(training.report_to) or "none",
         remove_unused_columns=False,
         label_names=[],
         dataloader_num_workers=training.workers,

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCall
 from prunus.anatomy import locate, per_tower
 from prunus.errors import PrunusError
 from prunus.modules import replaced
+from prunus.parallel import barrier
 from prunus.storage import write_text
 from prunus.training.workers import Carried, refuse_failed
 
@@ -167,6 +168,7 @@ class Complete(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         check_finite(kwargs["model"], state.global_step)
+        barrier()  # every process writes its random state
         if state.is_world_process_zero:
             write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, "")
 

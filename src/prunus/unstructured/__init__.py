@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING
 
 from prunus.typed import named
+from prunus.unstructured.block import Request, WalkOptions
 from prunus.unstructured.dsnot import DSnoT
 from prunus.unstructured.gradients import Take, give_gradients
 from prunus.unstructured.magnitude import Magnitude
+from prunus.unstructured.padding import counted_positions, mask_of_text
 from prunus.unstructured.patterns import UNSTRUCTURED, Quota, parse_pattern
 from prunus.unstructured.pruner import Pruner, Scored
 from prunus.unstructured.pruning import (
-    Request,
-    WalkOptions,
     carry_out,
     prune,
     prune_matrix,
@@ -19,7 +19,7 @@ from prunus.unstructured.pruning import (
     walk_options,
 )
 from prunus.unstructured.record import RECORD, named_here, note, recorded_sparsity, sparsity_of, zeros_in
-from prunus.unstructured.recorder import counted_positions, gather, mask_of_text
+from prunus.unstructured.recorder import gather
 from prunus.unstructured.semi_structured import Accelerated, accelerate_2to4
 from prunus.unstructured.sparsegpt import SparseGPT, inverse_factor
 from prunus.unstructured.spill import Spill

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,55 +16,20 @@ from prunus.batches import calls_the_model, checked, input_device
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
 from prunus.losses import own_loss
+from prunus.parallel import agreeing, is_first, is_ours
 from prunus.plan import DensePart, Entry, MatrixPlan, SparsityPlan, uniform
 from prunus.refusals import expect, plain_model, refuse_weights
-from prunus.typed import Typed
 from prunus.undo import Undo
+from prunus.unstructured.block import Request, WalkOptions, needs_of, prune_block
 from prunus.unstructured.gradients import give_gradients
 from prunus.unstructured.patterns import NofM
 from prunus.unstructured.pruner import Pruner
 from prunus.unstructured.record import note, sparsity_of
-from prunus.unstructured.recorder import gather
-from prunus.unstructured.spill import Place, Spill
-from prunus.unstructured.statistics import Needs, Source, Statistics
-from prunus.unstructured.walk import Call, Stop, Walk, Weights
+from prunus.unstructured.spill import Spill
+from prunus.unstructured.statistics import Statistics
+from prunus.unstructured.walk import Call, Walk, Weights
 
 logger = logging.getLogger(__name__)
-
-
-class WalkOptions(Typed):
-    """How calibration data go through a model."""
-
-    sequential: bool = True
-    """Later blocks and towers see what the pruned earlier ones compute. Off: what the dense ones did, in half the
-    passes."""
-    bf16: bool = False
-    """Run the blocks under bf16 autocast; statistics and pruning stay fp32."""
-    activations: Place = "keep"
-    """Where the activations of waiting batches live: `keep` (where they are), `cpu` or `disk`."""
-    progress: bool = True
-    """Show a bar on standard error."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A pruning that was asked for and found possible."""
-
-    model: nn.Module
-    method: Pruner
-    plan: SparsityPlan
-    """How many weights of which matrix go."""
-    chosen: Sequence[Matrix]
-    """The matrices of the plan."""
-    batches: Fingerprint
-    """Calibration data; they are counted and hashed as they pass."""
-    call: Call | None
-    """Runs a batch; by default `model(**batch)`."""
-    options: WalkOptions
-    keep_zeros: bool
-    """Whether weights that are zero already stay so."""
-    gradients: Mapping[str, Statistics] = field(default_factory=dict)
-    """Matrix → those statistics of the method that are of gradients."""
 
 
 def prune(
@@ -80,6 +44,9 @@ def prune(
     keep_zeros: bool | None = None,
 ) -> SparsityPlan:
     """Prunes the weights in the transformer blocks of a model, in place, tower by tower in execution order.
+
+    Of several processes (`torchrun`, with `torch.distributed` initialised) every one is given the same model and the same batches, and
+    takes its turn: each walks with its part of the batches and prunes its part of the matrices. All end with the same weights.
 
     Args:
         model: any model that `anatomy` knows.
@@ -115,10 +82,12 @@ def prune(
     if of_gradients := needs_of(method, "gradients"):
         batches = list(batches)
         gradients = {m.name: Statistics(of_gradients, m.rows, m.columns, m.view(model).device) for m in chosen}
-        losses = (own_loss(model, batch) for batch in batches)
-        give_gradients(
-            model, chosen, losses, lambda matrix, _, found: gradients[matrix.name].add(found, source="gradients")
-        )
+        losses = (own_loss(model, batch) for number, batch in enumerate(batches) if is_ours(number))
+        with agreeing():
+            give_gradients(
+                model, chosen, losses, lambda matrix, _, found: gradients[matrix.name].add(found, source="gradients")
+            )
+        Statistics.add_up([gradients[matrix.name] for matrix in chosen])
     request = Request(model, method, plan, chosen, Fingerprint(batches), call, options, keep_zeros, gradients)
     with Undo() as undo:
         achieved = carry_out(request, _Kept(request, undo))
@@ -208,13 +177,15 @@ def carry_out(request: Request, weights: Weights, done: Mapping[str, Mapping[str
     spill = Spill(model, options.activations)
     bar = Progress(
         TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        transient=True, disable=not options.progress,
+        transient=True, disable=not (options.progress and is_first()),
     )  # fmt: skip
     autocast = torch.autocast(input_device(model).type, torch.bfloat16, enabled=options.bf16, cache_enabled=False)
-    walking = Walk(model, request.batches, list(blocks), request.call, weights, spill, options.sequential)
+    walking = Walk(model, request.batches, list(blocks), request.call, weights, spill, options.sequential, True)
     with bar, autocast, walking as walk:
         task = bar.add_task(f"{method.method} · blocks", total=len(blocks))
-        for stop in walk:
+        for number, stop in enumerate(walk):
+            if not number:
+                request.batches.check_same()
             if stop.block in done:
                 achieved.update(done[stop.block])
             else:
@@ -254,43 +225,10 @@ def carry_out(request: Request, weights: Weights, done: Mapping[str, Mapping[str
     return record
 
 
-def needs_of(method: Pruner, *sources: Source) -> Needs:
-    """Those of the method's statistics that are of these."""
-    return [kind for kind in method.needs if kind.source in sources]
-
-
 def refuse_gradients(method: Pruner) -> None:
     """Refuses a method that reads gradients, where one block is in memory at a time."""
     if needs_of(method, "gradients"):
         raise PrunusError("method", method.method, "it reads gradients of the whole; load the model, and use prune")
-
-
-def prune_block(request: Request, targets: Sequence[Matrix], stop: Stop) -> dict[str, int]:
-    """Gathers statistics over all visits and prunes the block's matrices; returns how many weights of each are zero then.
-    Experts that no token was routed to are passed over."""
-    model, method, counts = request.model, request.method, dict[str, int]()
-    needs = needs_of(method, "inputs", "outputs")
-    known = gather(model, targets, needs, stop) if needs or stop.keeps_outputs else {}
-    nothing = Statistics((), 0, 0)
-    for matrix in targets:
-        if needs and matrix.is_expert and matrix.name not in known:
-            continue
-        weight = matrix.view(model)
-        quota = method.quota(request.plan.matrices[matrix.name].pruned)
-        zeros_RC = weight == 0 if request.keep_zeros else None
-        statistics = known.get(matrix.name, nothing) | request.gradients.get(matrix.name, nothing)
-        with torch.autocast(weight.device.type, enabled=False):
-            try:
-                new_RC, _ = method.prune(
-                    weight.to(torch.float32, copy=True, memory_format=torch.contiguous_format),
-                    statistics,
-                    replace(quota, zeros=zeros_RC),
-                )
-            except PrunusError as error:
-                raise PrunusError(f"{matrix.name}: {error.field}", error.value, error.remedy) from None
-        weight.copy_(new_RC if zeros_RC is None else new_RC.masked_fill(zeros_RC, 0))
-        counts[matrix.name] = int((weight == 0).sum())
-    return counts
 
 
 def prune_matrix(weight: Tensor, inputs: Tensor, method: Pruner) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from prunus.errors import PrunusError
+from prunus.parallel import add_up
 
 STRIP = 1 << 16
 """Elements handled at a time on a CPU."""
@@ -189,3 +190,12 @@ class Statistics:
         """Counts what the same statistics of the same matrix have seen elsewhere."""
         for kind, statistic in self._all.items():
             statistic.merge(other[kind])
+
+    @staticmethod
+    def add_up(several: Sequence[Statistics]) -> None:
+        """Counts in each of these what its like have seen in all processes, which all have as many, of the same matrices, in the same order."""
+        each = [statistic for known in several for statistic in known._all.values()]
+        counts = torch.tensor([[one.sequences, one.tokens] for one in each], dtype=torch.int64).reshape(-1, 2)
+        add_up([*(one.total for one in each), counts])
+        for one, (sequences, tokens) in zip(each, counts.tolist(), strict=True):
+            one.sequences, one.tokens = sequences, tokens

@@ -26,6 +26,7 @@ from transformers import Cache
 from prunus.batches import call_with_batch, calls_the_model, naming_batch
 from prunus.errors import PrunusError
 from prunus.modules import quiet, replaced
+from prunus.parallel import agreeing, everyones, is_ours, several
 from prunus.unstructured.modes import Modes
 from prunus.unstructured.order import Order
 from prunus.unstructured.spill import Spill
@@ -81,6 +82,8 @@ class Walk:
         weights: gives blocks their weights.
         spill: where tensors wait that a stopped batch does not need; None leaves them where they are.
         sequential: whether what a block computes after it was changed goes on to the next one, or what it did before.
+        spread: whether the batches, which all processes are given alike, are spread over them. All stop at the same blocks, also those
+            that have no batch there; whoever changes a block changes it in all of them.
 
     Example:
         >>> with Walk(model, batches, blocks) as walk:
@@ -99,7 +102,9 @@ class Walk:
         weights: Weights | None = None,
         spill: Spill | None = None,
         sequential: bool = True,
+        spread: bool = False,
     ):
+        self.is_spread = spread and several()
         self.model, self.batches, self.sequential = model, batches, sequential
         self.call = call or call_with_batch
         self._naming: Naming = naming_batch if calls_the_model(call) else _as_it_is
@@ -142,52 +147,72 @@ class Walk:
     def __iter__(self) -> Iterator[Stop]:
         """The stops, in execution order; leaving the loop's body moves the batches on."""
         waiting = self._waiting
+        with self._together():
+            self._set_off()
+        while first := self._next():
+            visits = [visit for visit in waiting.values() if visit.block == first]
+            del self.pending[first]
+            with self.weights.block(first):
+                stop = Stop(
+                    first, visits, self._forwards[first], self.spill, not self.sequential, self._naming, self.is_spread
+                )
+                yield stop
+                if not self.pending:
+                    return  # nothing after the last block is wanted
+                with self._together():
+                    for visit in visits:
+                        del waiting[visit.batch]
+                        self._go_on(visit.batch, (stop.last_output(visit),), visit.modes)
+
+    def _set_off(self) -> None:
+        """Lets every batch, or those of this process, travel to its first stop."""
+        number = -1
         for number, batch in enumerate(self.batches):
+            if self.is_spread and not is_ours(number):
+                continue
             journey = greenlet(self._travel)
             journey.gr_context = contextvars.copy_context()
             self._journeys[number] = journey
             self._order.note(number, batch)
             self._masks[number] = _masks_of(batch)
             self._go_on(number, (number, batch), Modes.now())
-        if not self._journeys:
+        if number < 0:
             raise PrunusError(
                 "batches", "none", "at least one calibration batch is needed (an iterator that was used up gives none)"
             )
-        while waiting:
-            first = self._next()
-            visits = [visit for visit in waiting.values() if visit.block == first]
-            del self.pending[first]
-            with self.weights.block(first):
-                stop = Stop(first, visits, self._forwards[first], self.spill, not self.sequential, self._naming)
-                yield stop
-                if not self.pending:
-                    return  # nothing after the last block is wanted
-                for visit in visits:
-                    del waiting[visit.batch]
-                    self._go_on(visit.batch, (stop.last_output(visit),), visit.modes)
+
+    def _together(self) -> AbstractContextManager[None]:
+        """What goes wrong within the context goes wrong in all processes over which the batches are spread."""
+        return agreeing() if self.is_spread else nullcontext()
+
+    def _everyones(self, mine: set[str]) -> set[str]:
+        """What this process says, and all others over which the batches are spread."""
+        return set().union(*everyones(mine)) if self.is_spread else mine
 
     def _travel(self, number: int, batch: Any) -> None:
         with self._naming(f"batch {number}"):
             self.call(self.model, batch)
 
-    def _next(self) -> str:
-        """The block to stop at next: one that no batch that waits elsewhere will still come to.
+    def _next(self) -> str | None:
+        """The block to stop at next: one that no batch that waits elsewhere will still come to; None if none waits.
 
         Where all wait at one block there is nothing to ask. Where they do not, such as texts alone beside texts with images,
         a batch of each kind goes through the model once more to see in which order it passes the blocks.
         """
-        places = dict.fromkeys(visit.block for visit in self._waiting.values())
-        if len(places) == 1:
-            return next(iter(places))
-        for number in self._waiting:
-            if not self._order.knows(number):
-                with self._order.watching(number), self._naming(f"batch {number}"):
-                    self.call(self.model, self._order.example(number))
+        places = self._everyones({visit.block for visit in self._waiting.values()})
+        if len(places) < 2:
+            return next(iter(places), None)
+        with self._together():
+            for number in self._waiting:
+                if not self._order.knows(number):
+                    with self._order.watching(number), self._naming(f"batch {number}"):
+                        self.call(self.model, self._order.example(number))
+        later = self._everyones({
+            path for path in places for visit in self._waiting.values()
+            if visit.block != path and self._order.comes_to(visit.batch, visit.block, path)
+        })  # fmt: skip
         declared = [path for path in self.pending if path in places]
-        for path in declared:
-            if not any(self._order.comes_to(v.batch, v.block, path) for v in self._waiting.values() if v.block != path):
-                return path
-        return declared[0]
+        return next((path for path in declared if path not in later), declared[0])
 
     def _go_on(self, number: int, message: tuple[Any, ...], modes: Modes) -> None:
         """Lets a batch travel to its next stop, or to its end."""
@@ -232,7 +257,10 @@ class Stop:
         spill: Spill,
         keep_outputs: bool = False,
         naming: Naming = naming_batch,
+        is_spread: bool = False,
     ):
+        self.is_spread = is_spread
+        """Whether other processes have stopped at it, too, each with batches of its own, or with none."""
         self.block, self.visits = block, visits
         self.keeps_outputs = keep_outputs
         self._forward, self._spill, self._naming = forward, spill, naming

@@ -2,8 +2,18 @@
 
 from prunus.calibrated.scores.fluctuation import Fluctuation
 from prunus.calibrated.scores.magnitude import ChannelMagnitude
+from prunus.calibrated.scores.router import RouterWeighted
 from prunus.calibrated.scores.score import AnyScore, Score, Seen
 from prunus.calibrated.scores.surgeon import SurgeonCost
 from prunus.calibrated.scores.weighted import WeightedNorm
 
-__all__ = ["AnyScore", "ChannelMagnitude", "Fluctuation", "Score", "Seen", "SurgeonCost", "WeightedNorm"]
+__all__ = [
+    "AnyScore",
+    "ChannelMagnitude",
+    "Fluctuation",
+    "RouterWeighted",
+    "Score",
+    "Seen",
+    "SurgeonCost",
+    "WeightedNorm",
+]

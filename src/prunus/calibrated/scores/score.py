@@ -35,6 +35,8 @@ class Score(Typed):
     score: str
     """The name by which recipes find it."""
 
+    whole_experts: ClassVar[bool] = False
+    """Whether it says what whole experts are worth, so that these leave, and no channels."""
     needs: ClassVar[Needs] = ()
     """The statistics of the consumer's inputs that are read, such as `(SquaredNorm,)`. Without any, no data are looked at."""
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from prunus.anatomy import Unit, linears
+from prunus.parallel import add_up, from_rows_here, group_of, local
 from prunus.structured.importance.importance import Importance
+from prunus.structured.scores import of_features
 from prunus.structured.state import State
 
 
@@ -22,10 +24,15 @@ class WeightMagnitude(Importance):
     def evidence(self, model: nn.Module, unit: Unit, gate: Tensor) -> Tensor:
         squares = torch.zeros(unit.channels, device=gate.device)
         for site, layer in linears(model, unit):
-            of_features = layer.features(layer.weight).float().square().sum(1)
+            found = of_features(layer, layer.features(local(layer.weight)).float().square().sum(1))
             if layer.bias is not None and site is not unit.consumer:
-                of_features = of_features + layer.bias.float().square().flatten()
-            squares += unit.gather(of_features, site.order).to(gate.device)
+                found = found + from_rows_here(
+                    local(layer.bias).float().square().flatten(), layer.bias, layer.bias.numel()
+                )
+            squares += unit.gather(found, site.order).to(gate.device)
+        group = group_of(model.parameters())
+        if group is not None:
+            add_up([squares], group)
         return squares.sqrt()
 
     def scores(self, state: State) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
@@ -13,14 +12,14 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from prunus.anatomy import LeftDense, anatomy, survey
 from prunus.calibrated import ChannelScores, plan_channels
 from prunus.checkpoint import bare_model, local_folder, plan_of, sparsity_in, verify
-from prunus.errors import PrunusError, shown
+from prunus.cli.options import ImportOption
+from prunus.cli.outward import compare, export, quantise
+from prunus.errors import PrunusError
 from prunus.evaluation import evaluate_here, harness_scores, read_task
-from prunus.extensions import load_extension
 from prunus.metric import written
 from prunus.models import as_published
 from prunus.models import convert as convert_file
@@ -39,21 +38,6 @@ app = typer.Typer(
 
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field: steps.0.method.ratio=0.7. May be repeated.")
-]
-
-
-def _import(names: list[str] | None) -> None:
-    for name in names or ():
-        load_extension(name)
-
-
-ImportOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--import",
-        callback=_import,
-        help="A module, or a .py file, with methods, tasks, sources or steps. May be repeated.",
-    ),
 ]
 
 
@@ -79,6 +63,8 @@ def compress(
 def _compress(recipe: Recipe) -> None:
     console = Console()
     report = run(recipe, console)
+    if report is None:
+        return
     console.print(_table(report))
     console.print(f"report: {recipe.output / 'report.html'}   model: {report.folders['compressed']}")
 
@@ -120,7 +106,8 @@ def inspect(
             f"{count.flops / 1e9:.4f} G multiply-accumulates ({count.macs / 1e9:.4f} G without norms and resizing)"
         )
     if sparsity is not None:
-        counted = sparsity_in(Path(model)) if Path(model).is_dir() else None
+        is_packed = getattr(built.config, "quantization_config", None) is not None
+        counted = sparsity_in(Path(model)) if Path(model).is_dir() and not is_packed else None
         told = "as recorded" if counted is None else "in place"
         typer.echo(f"\npruned by prunus ({sparsity.method.get('method')}), zeros {told}:\n{counted or sparsity}")
         if counted is not None:
@@ -217,6 +204,11 @@ def convert(
     typer.echo(f"{type(model).__name__}, {model.num_parameters():,} parameters: {out}")
 
 
+app.command()(export)
+app.command()(quantise)
+app.command()(compare)
+
+
 @app.command()
 def bench(
     study: Annotated[str, typer.Argument(help="A YAML file, or the name of a study of prunus, such as structured.")],
@@ -300,20 +292,3 @@ def report(runs: list[Path]) -> None:
         finished = Report.load(folder)
         write_report(finished, folder)
         console.print(_table(finished))
-
-
-def main() -> None:
-    """Entry point: a refused request is one line on standard error and status 2."""
-    try:
-        app()
-    except PrunusError as error:
-        refusal = error
-    except OSError as error:
-        refusal = PrunusError(str(error.filename or "system"), error.strerror, "look at the disk and at its rights")
-    else:
-        return
-    said = f"[bold red]error[/] {escape(refusal.field)} = {escape(shown(refusal.value))}: {escape(refusal.remedy)}"
-    Console(stderr=True).print(
-        said.encode(errors="backslashreplace").decode().replace("\n", " "), highlight=False, soft_wrap=True
-    )
-    sys.exit(2)

@@ -1,0 +1,201 @@
+"""Two processes against one, a thread each: `python -m benchmarks.many_processes TABLE [DATA]`.
+
+`walk DATA`: Wanda and SparseGPT at .5 on SmolLM2-135M, 128 windows of 512 tokens; seconds of the walk.
+`search`: steps of a UPop search on a BLIP of base size under DDP, of a global batch of 16; seconds of a step.
+`memory`: the same under FSDP2 on a LLaMA whose weights dominate; peak resident memory of a process over what it had before the model.
+`kill`: a recipe in two processes, one of which dies by SIGKILL at a random moment, 20 times; bits of the end against an undisturbed run.
+
+DATA is a folder with wikitext2-valid.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.blip_base import blip_base, inputs
+from benchmarks.smollm2 import calibration, model_folder
+from prunus import Search, SparseGPT, UPop, WalkOptions, Wanda, load_model, prune
+from prunus.cost import peak_memory
+from prunus.parallel import barrier, everyones, is_first, join_group, leave, process, processes
+
+THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+TRAIN = {"steps": 6, "batch_size": 2, "learning_rate": 1e-3, "save_every": 2, "bf16": False}
+RECIPE = {
+    "model": {"random": {
+        "model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 64, "num_attention_heads": 4,
+        "intermediate_size": 256, "num_hidden_layers": 4, "image_size": 56, "patch_size": 14,
+    }},
+    "task": {"name": "noise", "items": 32},
+    "steps": [
+        {"step": "search", "method": {"ratio": 0.25, "interval": 1}, "train": TRAIN},
+        {
+            "step": "prune", "method": {"method": "sparsegpt"}, "allocate": {"method": "ecoflap"},
+            "allocation_data": {"samples": 16, "batch_size": 2}, "calibration": {"samples": 32, "batch_size": 2},
+        },
+        {"step": "repair", "method": {"method": "masked_lora", "rank": 2}, "train": TRAIN},
+    ],
+    "measure": {"batch_size": 1, "repeats": 1},
+    "evaluate_limit": 2,
+}  # fmt: skip
+STEPS, ITEMS = 4, 16
+
+
+def started(count: int, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """So many processes under torchrun, each with one thread."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone"] if count > 1 else []
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", *arguments], env={**os.environ, **THREADS, **environment}, text=True, stdout=subprocess.PIPE
+    )  # fmt: skip
+
+
+def measured(count: int, table: str, *arguments: str) -> dict[str, float]:
+    """What the first of so many processes says of a table."""
+    work = started(count, "benchmarks.many_processes", table, *arguments, "--worker")
+    said, _ = work.communicate()
+    if work.returncode:
+        raise SystemExit(f"{table} ended with status {work.returncode}")
+    return dict(json.loads(said.strip().splitlines()[-1]))
+
+
+def walk(data: str) -> dict[str, float]:
+    batches, found = calibration(Path(data)), {}
+    for method in (Wanda(sparsity=0.5), SparseGPT(sparsity=0.5)):
+        model = load_model(model_folder())
+        barrier()
+        start = time.perf_counter()
+        prune(model, method, batches, options=WalkOptions(bf16=True, progress=False))
+        found[f"{method.method}, s"] = time.perf_counter() - start
+    return found
+
+
+def search() -> dict[str, float]:
+    model: nn.Module = blip_base().train()
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True) if processes() > 1 else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    looking = Search(wrapped, UPop(ratio=0.5, interval=1), 100, optimizer=optimizer)
+    batch = {name: value[process() :: processes()] for name, value in inputs(ITEMS).items()}
+    seconds = []
+    for _ in range(STEPS + 1):
+        barrier()
+        start = time.perf_counter()
+        wrapped(**batch).loss.backward()
+        looking.step()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - start)
+    return {"search step, s": statistics.median(seconds[1:])}
+
+
+def memory() -> dict[str, float]:
+    before = peak_memory()
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=12, num_attention_heads=16, vocab_size=2000
+    )
+    if processes() > 1:
+        mesh = init_device_mesh("cpu", (processes(),))
+        with torch.device("meta"):
+            model = LlamaForCausalLM(shape)
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        model.to_empty(device="cpu")
+        model.init_weights()
+    else:
+        model = LlamaForCausalLM(shape)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    looking = Search(model, UPop(ratio=0.5, interval=1), 100, optimizer=optimizer)
+    ids = torch.randint(2000, (1, 16))
+    for _ in range(3):
+        model(input_ids=ids, labels=ids).loss.backward()
+        looking.step()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {"peak of a process, MB": max(everyones((peak_memory() - before) / 1e6))}
+
+
+def last_model(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(folder / "3-repair" / "model" / "model.safetensors"))
+
+
+def kill(times: int) -> None:
+    """Prints how many of so many interrupted runs have ended with the bits of an undisturbed one."""
+    with tempfile.TemporaryDirectory() as place:
+
+        def begin(name: str) -> subprocess.Popen[str]:
+            file = Path(place, f"{name}.yaml")
+            file.write_text(yaml.safe_dump({**RECIPE, "output": str(Path(place, name))}))
+            return started(2, "prunus", "compress", str(file), PRUNUS_CACHE=str(Path(place, "cache")))
+
+        start = time.perf_counter()
+        if begin("whole").wait():
+            raise SystemExit("the undisturbed run has failed")
+        seconds, expected, same = time.perf_counter() - start, last_model(Path(place, "whole")), 0
+        draw = random.Random(0)
+        for number in range(times):
+            work = begin(f"run{number}")
+            time.sleep(draw.uniform(0.2, 0.9) * seconds)
+            victims = workers_of(work.pid)
+            if victims:
+                os.kill(draw.choice(victims), signal.SIGKILL)
+            work.wait()
+            begin(f"run{number}").wait()
+            found = last_model(Path(place, f"run{number}"))
+            same += all(torch.equal(found[name], value) for name, value in expected.items())
+            print(f"{number + 1}: {same} with the same bits", flush=True)
+
+
+def workers_of(parent: int) -> list[int]:
+    """The processes that torchrun has started."""
+    found = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True, check=False).stdout.split()
+    return [int(pid) for pid in found]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", choices=["walk", "search", "memory", "kill"])
+    parser.add_argument("data", nargs="?", default="")
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--worker", action="store_true")
+    given = parser.parse_args()
+    arguments: list[Any] = [given.data] if given.table == "walk" else []
+    if given.table == "kill":
+        kill(given.times)
+    elif given.worker:
+        join_group()
+        found = {"walk": walk, "search": search, "memory": memory}[given.table](*arguments)
+        if is_first():
+            print(json.dumps(found), flush=True)
+        if dist.is_initialized():
+            barrier()
+        leave()
+    else:
+        one, two = (measured(count, given.table, *arguments) for count in (1, 2))
+        print("| | one process | two | one / two |\n| --- | --- | --- | --- |")
+        for name, value in one.items():
+            print(f"| {name} | {value:.1f} | {two[name]:.1f} | {value / two[name]:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

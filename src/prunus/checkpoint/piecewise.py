@@ -1,0 +1,161 @@
+"""Extraction of a model that no process has whole: one block after the other is gathered, narrowed and written."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunus.anatomy import Anatomy, anatomy
+from prunus.checkpoint.checksums import write_checksums
+from prunus.checkpoint.described import describe
+from prunus.errors import PrunusError
+from prunus.parallel import agreeing, is_first, type_of, whole
+from prunus.plan import Plan, plan_of, write_record
+from prunus.refusals import unwrapped
+from prunus.storage import new_folder, writable_path
+from prunus.structured import gate_factors, narrow
+from prunus.unstructured import sparsity_of
+
+FILE_BYTES = 1 << 30
+"""Size from which on a file of weights is closed, and the next one begun."""
+
+
+@torch.no_grad()
+def extract_to(model: nn.Module, plan: Plan, folder: str | Path) -> None:
+    """As `extract` and `save_pretrained`, of a model that may be sharded by `fully_shard`, without ever gathering all of it.
+
+    All processes call it. The blocks are gathered one after the other; the first process narrows each and writes it.
+
+    Args:
+        model: of transformers; it stays as it is.
+        plan: `Search.plan()`, or any plan for this model.
+        folder: where the narrowed model is saved; it is whole or absent.
+
+    Raises:
+        PrunusError: the plan was made for another model; the model is none of transformers, or was pruned; or the folder cannot be written.
+    """
+    inner, place = unwrapped(model), writable_path(folder)
+    if not isinstance(inner, PreTrainedModel):
+        raise PrunusError("model", type(inner).__name__, "give a model of transformers; of others, use extract")
+    if sparsity_of(inner) is not None:
+        raise PrunusError(
+            "model", type_of(inner).__name__, "it has zeros, which would have to be counted again; use extract"
+        )
+    source: Any = inner
+    with torch.device("meta"):
+        small: Any = type_of(inner)(copy.deepcopy(source.config))
+    parts, before = anatomy(small, plan.mirrors or None), plan_of(small)
+    plan.check(parts)
+    pieces = _pieces(inner, small, parts, plan)
+    if not is_first():
+        with agreeing():
+            for _ in pieces:
+                pass
+        return
+    with agreeing(), new_folder(place) as partial:
+        _write(partial, pieces)
+        small.config.architectures = [type(small).__name__]
+        write_record(small, plan if before is None else plan.after(before))
+        small.config.save_pretrained(partial)
+        if small.can_generate() and source.generation_config is not None:
+            source.generation_config.save_pretrained(partial)
+        describe(partial, small)
+        write_checksums(partial)
+
+
+def _pieces(model: PreTrainedModel, small: PreTrainedModel, parts: Anatomy, plan: Plan) -> Iterator[dict[str, Tensor]]:
+    """The tensors of the narrowed model by their names, block by block, and then the rest; `small` becomes narrow meanwhile. Where the process
+    is not the first, it only helps to gather."""
+    factors = {id(owner.get_parameter(name)): factor for (owner, name), factor in gate_factors(model).items()}
+    real = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    kept = [name for name in small.state_dict() if name not in (small.all_tied_weights_keys or {})]
+    done: set[str] = set()
+    by_block: dict[str, list[str]] = {}
+    for unit in parts:
+        if unit.name in plan.units:
+            by_block.setdefault(unit.block, []).append(unit.name)
+    for block, units in by_block.items():
+        paths = [path for unit in parts if unit.name in units for path in (unit.path, *unit.twins, *unit.mirrors)]
+        inside = [name for name in real if any(name.startswith(f"{path}.") for path in (block, *paths))]
+        gathered = {name: _gathered(real[name], factors) for name in inside if name not in done}
+        done |= gathered.keys()
+        if is_first():
+            _put(small, gathered)
+            narrow(small, parts, plan.model_copy(update={"units": {name: plan.units[name] for name in units}}))
+            now = {**dict(small.named_parameters(remove_duplicate=False)), **dict(small.named_buffers())}
+            yield {name: now[name].detach().contiguous() for name in kept if name in gathered}
+            _put(small, {name: now[name].detach().to("meta") for name in gathered})
+        else:
+            yield {}
+    for name in kept:
+        if name not in done:
+            yield {name: _gathered(real[name], factors).contiguous()}
+
+
+def _gathered(tensor: Tensor, factors: Mapping[int, Tensor]) -> Tensor:
+    """A tensor as a whole, in main memory; what gates multiply, multiplied."""
+    value = whole(tensor.detach())
+    factor = factors.get(id(tensor))
+    return (value if factor is None else (value * factor).to(value.dtype)).cpu()
+
+
+def _put(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Puts tensors in the place of others; those that were one stay one."""
+    made: dict[int, nn.Parameter | Tensor] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for held in (module._parameters, module._buffers):
+            for local, old in held.items():
+                name = f"{path}.{local}" if path else local
+                if old is None or not (name in tensors or id(old) in made):
+                    continue
+                if id(old) not in made:
+                    is_parameter = isinstance(old, nn.Parameter)
+                    made[id(old)] = nn.Parameter(tensors[name], old.requires_grad) if is_parameter else tensors[name]
+                held[local] = made[id(old)]
+
+
+def _write(folder: Path, pieces: Iterator[Mapping[str, Tensor]]) -> None:
+    """Writes tensors into files as they come, with an index."""
+    files: list[list[str]] = []
+    waiting: dict[str, Tensor] = {}
+    total = 0
+
+    def close() -> None:
+        save_file(waiting, folder / f"{len(files)}.part", metadata={"format": "pt"})
+        files.append(list(waiting))
+        waiting.clear()
+
+    try:
+        for piece in pieces:
+            waiting.update(piece)
+            total += sum(tensor.nbytes for tensor in piece.values())
+            if sum(tensor.nbytes for tensor in waiting.values()) >= FILE_BYTES:
+                close()
+        if waiting:
+            close()
+    except Exception:
+        for _ in pieces:  # the others are still gathering
+            pass
+        raise
+    names = _names(len(files))
+    for number, name in enumerate(names):
+        (folder / f"{number}.part").rename(folder / name)
+    if len(names) > 1:
+        places = {tensor: name for name, inside in zip(names, files, strict=True) for tensor in inside}
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _names(count: int) -> Sequence[str]:
+    """Of the files, as transformers has them."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]

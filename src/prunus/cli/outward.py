@@ -1,0 +1,87 @@
+"""Commands on finished models: export, quantise, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from prunus.cli.options import ImportOption
+from prunus.evaluation import read_task
+from prunus.export import Graphs, export_folder, write_gguf
+from prunus.quantise import Quantisation, quantise_folder
+from prunus.recipe import Measure
+from prunus.report import side_by_side
+from prunus.storage import writable_path
+
+
+def export(
+    model: str,
+    to: Annotated[str, typer.Option(help="onnx, openvino, torch or gguf.")],
+    out: Annotated[Path | None, typer.Option(help="Folder or file to make; by default MODEL-onnx, and so on.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="A task whose items are traced, by name or settings; else drawn pictures and questions."),
+    ] = None,
+    graphs: Annotated[
+        Graphs,
+        typer.Option(help="One forward pass, or the stages of generation; auto takes these where they can be had."),
+    ] = "auto",
+    extensions: ImportOption = None,
+) -> None:
+    """Writes MODEL (folder or hub id) as graphs of another runtime, which is run and compared with the model before it counts; or as
+    a GGUF file, of a plain LLaMA."""
+    if to == "gguf":
+        typer.echo(f"gguf: {write_gguf(model, out or Path(f'{Path(model).name}.gguf'))}")
+        return
+    chosen = None if task is None else read_task(task, "--task")
+    done = export_folder(model, out or Path(f"{Path(model).name}-{to}"), to, task=chosen, graphs=graphs)
+    for graph in done.graphs:
+        typer.echo(
+            f"{graph.name:<24}{graph.difference:.1e} from the model on {graph.batches} batches, takes "
+            + ("any batch and length" if graph.sizes == "any" else "only the sizes that it was traced with")
+        )
+    if done.lacking is not None:
+        typer.echo(f"no graphs of generation: {done.lacking}")
+    typer.echo(f"{done.format}: {done.folder}")
+
+
+def quantise(
+    model: str,
+    to: Annotated[str, typer.Option(help="int8 or int4.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to make; by default MODEL-int8, and so on.")] = None,
+    group: Annotated[int, typer.Option(min=1, help="Of int4: weights of a row that share a scale.")] = 32,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Glob over module paths and towers. May be repeated.")
+    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Glob that takes away again. May be repeated.")] = None,
+    extensions: ImportOption = None,
+) -> None:
+    """Keeps the weights of MODEL's linear layers (folder or hub id) in 8 or 4 bits, by torchao, and counts zeros before and after."""
+    settings: dict[str, Any] = {"to": to, "group": group, "include": include or (), "exclude": exclude or ()}
+    folder = out or Path(f"{Path(model).name}-{to}")
+    found = quantise_folder(model, folder, Quantisation(**settings))
+    typer.echo(str(found))
+    for reason, (count, weights) in found.left.items():
+        typer.echo(f"left as they were: {count} matrices of {weights:,} weights: {reason}")
+    typer.echo(str(folder))
+
+
+def compare(
+    models: list[str],
+    task: Annotated[str, typer.Option(help="A task's name, or its settings as JSON.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate this many items only.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Items of the batch that is timed and weighed.")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls, all models in turn.")] = 5,
+    out: Annotated[Path, typer.Option(help="Folder for comparison.json and comparison.png.")] = Path("comparison"),
+    extensions: ImportOption = None,
+) -> None:
+    """Puts MODELS (folders or hub ids, dense or not) side by side: quality on a task, parameters, multiply-accumulates, bytes, latency,
+    memory, with a picture."""
+    measure = Measure(batch_size=batch_size, repeats=repeats)
+    found = side_by_side(models, read_task(task, "--task"), measure, limit)
+    found.save(writable_path(out, "--out"))
+    Console().print(found.table())
+    typer.echo(f"{out / 'comparison.json'}   {out / 'comparison.png'}")

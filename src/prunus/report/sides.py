@@ -1,0 +1,106 @@
+"""Any saved models side by side: quality on a task, and what each costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from prunus.anatomy import anatomy
+from prunus.checkpoint import load_model, local_folder
+from prunus.cost import human
+from prunus.errors import PrunusError
+from prunus.metric import UNDECLARED, Metric, written
+from prunus.recipe import Measure
+from prunus.report.measured import measured
+from prunus.report.plots import plot_sides
+from prunus.storage import write_bytes, write_text
+from prunus.tasks import Task
+from prunus.typed import Typed
+
+
+class Sides(Typed):
+    """What was measured of several models, by name."""
+
+    headline: str
+    """The metric that the picture shows."""
+    metrics: dict[str, Metric]
+    """Unit and direction of every metric."""
+    folders: dict[str, str]
+    """Name → folder."""
+    models: dict[str, dict[str, Any]]
+    """Name → metrics, parameters, multiply_accumulates, bytes, latency, peak_memory."""
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """One a figure: what it is, and its value for every model; a dash where a model has no such figure."""
+        texts = {name: written(found["metrics"], self.metrics) for name, found in self.models.items()}
+        titles = list(dict.fromkeys(metric for found in texts.values() for metric in found))
+        rows = [
+            (self.metrics.get(metric, UNDECLARED).title(metric), *(found.get(metric, "–") for found in texts.values()))
+            for metric in titles
+        ]
+        for title, key in (("parameters", "parameters"), ("multiply-accumulates of a batch", "multiply_accumulates")):
+            rows.append((title, *(human(found[key]["total"]) for found in self.models.values())))
+        rows.append(("weights on disk", *(human(found["bytes"], "B") for found in self.models.values())))
+        rows.append(("latency of a batch", *(f"{found['latency']['median']:.3g} s" for found in self.models.values())))
+        rows.append(("peak memory of a process", *(human(m["peak_memory"], "B") for m in self.models.values())))
+        return rows
+
+    def table(self) -> Table:
+        """The rows for a terminal."""
+        table = Table()
+        table.add_column("")
+        for name in self.models:
+            table.add_column(name, justify="right")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def save(self, folder: Path) -> None:
+        """Writes `comparison.json` and the picture, `comparison.png`."""
+        write_text(folder / "comparison.json", json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
+        metric = self.metrics.get(self.headline, UNDECLARED)
+        write_bytes(folder / "comparison.png", plot_sides(self.models, self.headline, metric))
+
+
+def side_by_side(paths: Sequence[str | Path], task: Task, measure: Measure, limit: int | None = None) -> Sides:
+    """Measures saved models: quality and memory each in a process of its own, costs and latency here, in turn.
+
+    Args:
+        paths: folders or hub ids, dense or not, of one kind of model or of several.
+        task: each model's own tokenizer and processor are taken, unless the task names others.
+        measure: the batch that is timed and weighed, and how often.
+        limit: items of the evaluation split; None takes all.
+
+    Raises:
+        PrunusError: a model is named twice, or the task is not one for it.
+    """
+    names = _names([str(path) for path in paths])
+    folders = {name: local_folder(path) for name, path in zip(names, paths, strict=True)}
+    task.check()
+    tasks = {name: task.for_model(folder) for name, folder in folders.items()}
+    for name, folder in folders.items():
+        tasks[name].check_model(folder)
+    models = {name: load_model(folder).eval() for name, folder in folders.items()}
+    parts = {name: anatomy(model) for name, model in models.items()}
+    columns = measured(folders, models, parts, tasks, measure, limit)
+    return Sides(
+        headline=task.headline, metrics=dict(task.metrics), folders={name: str(path) for name, path in folders.items()}, models=columns
+    )  # fmt: skip
+
+
+def _names(paths: list[str]) -> list[str]:
+    """The last parts of paths, as many as tell them apart."""
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise PrunusError("models", twice, "it is named twice; name each once")
+    parts = [Path(path).parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return paths

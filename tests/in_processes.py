@@ -1,0 +1,408 @@
+"""What several processes do together, against what one does alone: `python -m tests.in_processes [CHECK…]`.
+
+One start for many checks, since starting takes longer than any of them. Every check is a function here; its name is printed by each
+process that has been through it.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from benchmarks.rank_memory import Sizes
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from prunus import (
+    OWL,
+    RESSA,
+    AtEnd,
+    Distillation,
+    DSnoT,
+    ECoFLaP,
+    Everyone,
+    IterativeGlobal,
+    IterativeMagnitude,
+    Lesson,
+    MaskedFinetune,
+    MaskedLoRA,
+    Plan,
+    PrunusError,
+    Search,
+    SearchMethod,
+    SparseGPT,
+    Structured,
+    Taylor,
+    Training,
+    Unified,
+    UPop,
+    WalkOptions,
+    Wanda,
+    allocate,
+    extract,
+    extract_to,
+    hold_zeros,
+    prune,
+    prune_folder,
+    repair,
+)
+from prunus.losses import own_prediction
+from prunus.parallel import barrier, is_first, local, of_first, processes, whole
+from prunus.recipe import parse_recipe
+from prunus.repair import Repair
+from prunus.run import run
+from prunus.unstructured import Walk
+from tests.families import VOCABULARY, build
+from tests.forked import in_two
+from tests.test_recipe import VIT
+from tests.test_repair import pruned
+from tests.test_walk import Branches
+
+QUIET = WalkOptions(progress=False)
+CHECKS: list[Callable[[], None]] = []
+
+
+def check(function: Callable[[], None]) -> Callable[[], None]:
+    """Marks what is carried out."""
+    CHECKS.append(function)
+    return function
+
+
+def alone(function: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What a function returns where there is one process: this one."""
+    with monkeypatch.context() as patched:
+        patched.setattr(dist, "is_initialized", lambda: False)
+        return function()
+
+
+def words(count: int, items: int = 2) -> list[dict[str, Tensor]]:
+    """Batches of text, of different lengths, with padding."""
+    generator = torch.Generator().manual_seed(count)
+    batches = []
+    for number in range(count):
+        ids = torch.randint(10, VOCABULARY, (items, 5 + number), generator=generator)
+        mask = torch.ones_like(ids)
+        mask[0, : number + 1] = 0
+        batches.append({"input_ids": ids, "attention_mask": mask, "labels": ids})
+    return batches
+
+
+def zeros(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter == 0 for name, parameter in model.named_parameters()}
+
+
+@contextmanager
+def shared_folder() -> Iterator[Path]:
+    """A folder of all processes, for the time of the context."""
+    with tempfile.TemporaryDirectory() as own:
+        yield Path(of_first(own))
+        barrier()
+
+
+def same_on_all(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        theirs = parameter.detach().clone()
+        dist.broadcast(theirs, 0)
+        assert torch.equal(theirs, parameter)
+
+
+PRUNERS = (Wanda(sparsity=0.5), SparseGPT(sparsity=0.5), DSnoT(sparsity=0.5))
+
+
+@check
+def prunes_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same zeros, and kept weights that differ by rounding, on a text model and on one with towers."""
+    for name in ("llama", "clip"):
+        case = build(name, 3)
+        batches = words(5) if name == "llama" else [case.inputs, build(name, 4).inputs, build(name, 5).inputs]
+        for method in PRUNERS:
+            one, many = copy.deepcopy(case.model), copy.deepcopy(case.model)
+            expected = alone(partial(prune, one, method, batches, options=QUIET), monkeypatch)
+            found = prune(many, method, batches, options=QUIET)
+            assert found == expected
+            for key, there in zeros(one).items():
+                assert torch.equal(zeros(many)[key], there), (name, method.method, key)
+            for mine, theirs in zip(many.parameters(), one.parameters(), strict=True):
+                torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+            same_on_all(many)
+
+
+@check
+def prunes_from_disk_as_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process writes, all read; every bit is that of a pruning in memory."""
+    case = build("llama", 3)
+    with shared_folder() as folder:
+        if is_first():
+            case.model.save_pretrained(folder / "dense")
+        barrier()
+        prune_folder(folder / "dense", folder / "small", SparseGPT(sparsity=0.5), words(3), options=QUIET)
+        prune(case.model, SparseGPT(sparsity=0.5), words(3), options=QUIET)
+        loaded = type(case.model).from_pretrained(folder / "small")
+        for mine, theirs in zip(case.model.parameters(), loaded.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+@check
+def allocates_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = build("llama", 3)
+    for method in (ECoFLaP(), ECoFLaP(order="zeroth", score="squared"), OWL(), IterativeGlobal(rounds=2)):
+        expected = alone(partial(allocate, case.model, method, words(3), progress=False), monkeypatch)
+        found = allocate(case.model, method, words(3), progress=False)
+        assert {n: m.pruned for n, m in found.matrices.items()} == {n: m.pruned for n, m in expected.matrices.items()}
+
+
+@check
+def stops_at_the_same_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where batches of different kinds, or none, are in one process."""
+    x, rank = torch.randn(1, 2), dist.get_rank()
+    batches = [{"text": x}, {"text": x, "image": x}, {"image": x}]
+    for given, expected in (
+        (batches, ([("vision", [2]), ("text", [0])], [("vision", [1]), ("text", [1])])),
+        (batches[1:2], ([("vision", [0]), ("text", [0])], [("vision", []), ("text", [])])),
+    ):
+        with Walk(Branches(), given, ["text", "vision"], spread=True) as walk:
+            assert [(stop.block, [visit.batch for visit in stop.visits]) for stop in walk] == expected[rank]
+
+
+SEARCHES: tuple[SearchMethod, ...] = (
+    UPop(ratio=0.4), Structured(ratio=0.4, importance=Taylor(), scope=Everyone(), closing=AtEnd()), IterativeMagnitude(ratio=0.4),
+    Unified(ratio=0.4, gate_learning_rate=0.05, l1_mlp=0.0),
+)  # fmt: skip
+MESH: list[Any] = []
+
+
+def sharded(model: nn.Module) -> nn.Module:
+    """Every layer, and the model, under FSDP2."""
+    for layer in model.get_submodule("model.layers").children():
+        fully_shard(layer, mesh=MESH[0])
+    return fully_shard(model, mesh=MESH[0])
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "ddp": DistributedDataParallel,
+    "fsdp2": sharded,
+}
+
+
+def searched(model: nn.Module, method: SearchMethod, rows: slice, around: Callable[[nn.Module], nn.Module]) -> Search:
+    """A search of four steps, on some of the items of each."""
+    wrapped = around(model)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=1e-2)
+    search = Search(wrapped, method, 4, optimizer=optimizer)
+    for batch in words(4, 4):
+        ids = batch["input_ids"][rows]
+        wrapped(input_ids=ids, labels=ids).loss.backward()
+        search.step()
+        optimizer.step()
+        optimizer.zero_grad()
+    return search
+
+
+@check
+def searches_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under DDP and FSDP2: the same plan, the same scores up to rounding; and what is extracted from shards is what is extracted of all."""
+    for method, (name, around) in product(SEARCHES, WRAPPERS.items()):
+        one, many = build("llama", 3).model, build("llama", 3).model
+        expected = alone(lambda m=method, o=one: searched(o, m, slice(None), lambda x: x), monkeypatch)
+        rank = dist.get_rank()
+        found = searched(many, method, slice(2 * rank, 2 * rank + 2), around)
+        for kind, units in expected.method_state.items():
+            for unit, tensor in units.items():
+                torch.testing.assert_close(found.method_state[kind][unit], tensor, rtol=1e-3, atol=1e-6)
+        assert found.plan() == expected.plan(), (name, method.method)
+        if name == "fsdp2":
+            extracts_as_one(many, one, found.plan())
+
+
+def extracts_as_one(many: nn.Module, one: nn.Module, plan: Plan) -> None:
+    with pytest.raises(PrunusError, match="sharded"):
+        extract(many, plan)
+    with shared_folder() as folder:
+        extract_to(many, plan, folder / "small")
+        loaded = type(one).from_pretrained(folder / "small")
+        small = extract(one, plan)
+        for (name, mine), (_, theirs) in zip(loaded.named_parameters(), small.named_parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5, msg=name)
+        assert loaded.config.to_dict().keys() == small.config.to_dict().keys()
+
+
+class Sent:
+    """Counts the bytes that processes add up and hand round."""
+
+    def __init__(self, patched: pytest.MonkeyPatch) -> None:
+        self.summed = self.handed = 0
+        add, hand = dist.all_reduce, dist.broadcast
+
+        def counted_add(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.summed += tensor.nbytes
+            return add(tensor, *args, **kwargs)
+
+        def counted_hand(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.handed += tensor.nbytes
+            return hand(tensor, *args, **kwargs)
+
+        patched.setattr(dist, "all_reduce", counted_add)
+        patched.setattr(dist, "broadcast", counted_hand)
+
+
+@check
+def sends_what_is_calculated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the formulas of `benchmarks.rank_memory`; each of the four statistics of a block also has two counts."""
+    sizes = Sizes.of(build("llama", 3).model)
+    for method, numbers in ((Wanda(), sizes.columns), (SparseGPT(), sizes.gram)):
+        with monkeypatch.context() as patched:
+            sent = Sent(patched)
+            prune(build("llama", 3).model, method, words(2), options=QUIET)
+        assert sent.summed == sizes.count * (4 * numbers + 4 * 16)
+        assert sent.handed == sizes.count * 4 * sizes.matrices
+    model = sharded(build("llama", 3).model)
+    search = Search(model, UPop(ratio=0.4), 4)
+    model(input_ids=words(1)[0]["input_ids"], labels=words(1)[0]["labels"]).loss.backward()
+    with monkeypatch.context() as patched:
+        sent = Sent(patched)
+        search.step()
+    assert sent.summed == 4 * sizes.channels
+
+
+@check
+def refuses_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one process cannot do all refuse, and none waits; weights are as they were."""
+    case = build("llama", 3)
+    before = [parameter.clone() for parameter in case.model.parameters()]
+    poisoned = words(4)
+    poisoned[1]["input_ids"][0, 0] = VOCABULARY + 7  # the second process is given it
+    with pytest.raises(PrunusError, match="batch 1"):
+        prune(case.model, Wanda(), poisoned, options=QUIET)
+    with pytest.raises(PrunusError, match="all of the batches"):
+        prune(case.model, Wanda(), words(3 + dist.get_rank()), options=QUIET)
+    assert all(torch.equal(a, b) for a, b in zip(before, case.model.parameters(), strict=True))
+
+
+REPAIRS = (MaskedFinetune(), MaskedLoRA(rank=2), RESSA(rank=2), RESSA(rank=2, distillation=Distillation(top_k=5)))
+
+
+def repaired(method: Repair, batch_size: int) -> nn.Module:
+    """A model after three steps of a repair under the Trainer."""
+    dense, model, _ = pruned("llama", seed=4)
+    ids = torch.randint(10, VOCABULARY, (16, 7), generator=torch.Generator().manual_seed(0))
+    training = Training(steps=3, batch_size=batch_size, learning_rate=1e-2, weight_decay=0.1, bf16=False)
+    repair(
+        model, method, [{"input_ids": row, "labels": row} for row in ids], training,
+        dense if method.distillation is not None else None,
+    )  # fmt: skip
+    return model
+
+
+RECIPE = {
+    "model": {"random": VIT},
+    "task": {"name": "noise", "items": 16, "length": 8},
+    "steps": [
+        {"step": "search", "method": {"ratio": 0.25, "interval": 1}},
+        {
+            "step": "prune", "method": {"method": "wanda"}, "allocate": {"method": "ecoflap"},
+            "allocation_data": {"samples": 8, "batch_size": 2}, "calibration": {"samples": 8, "batch_size": 2},
+        },
+        {"step": "repair", "method": {"method": "masked_finetune"}},
+    ],
+}  # fmt: skip
+
+
+def carried_out(folder: Path, batch_size: int) -> Path:
+    """The folder of a recipe's last model; nothing is evaluated."""
+    os.environ["PRUNUS_CACHE"] = str(folder.parent / "cache")
+    train = {"steps": 4, "batch_size": batch_size, "learning_rate": 1e-3, "save_every": 2, "bf16": False}
+    steps = [step if step["step"] == "prune" else {**step, "train": train} for step in RECIPE["steps"]]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("prunus.run.compare", lambda *_: None)
+        patched.setattr("prunus.run.write_report", lambda *_: None)
+        run(parse_recipe(yaml.safe_dump({**RECIPE, "steps": steps, "output": str(folder)}), "recipe"))
+    return folder
+
+
+def alone_first(folder: Path) -> None:
+    """What is trained by one process, with the global batch."""
+    for number, method in enumerate(REPAIRS):
+        save_file(repaired(method, 4).state_dict(), folder / f"{number}.safetensors")
+    carried_out(folder / "one", 4)
+
+
+def close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """The same zeros, and other numbers up to rounding."""
+    assert found.keys() == expected.keys()
+    for name, theirs in expected.items():
+        assert torch.equal(found[name] == 0, theirs == 0), name
+        torch.testing.assert_close(found[name], theirs, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@check
+def repairs_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, method in enumerate(REPAIRS):
+        model = repaired(method, 2)
+        close(model.state_dict(), load_file(FOLDERS[0] / f"{number}.safetensors"))
+        same_on_all(model)
+
+
+def trained_by_hand(model: nn.Module, teacher: nn.Module, rows: slice) -> nn.Module:
+    """Three steps of AdamW on some of the items of each, from a teacher, every zero held."""
+    lesson = Lesson(Distillation(weight=0.5), own_prediction, teacher)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    with hold_zeros(model):
+        for ids in torch.randint(10, VOCABULARY, (3, 4, 7), generator=torch.Generator().manual_seed(0)):
+            lesson(model, {"input_ids": ids[rows], "labels": ids[rows]}).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return model
+
+
+@check
+def holds_zeros_of_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masked fine-tuning and distillation by hand, under FSDP2; each process holds half of what training needs."""
+    dense, one, _ = pruned("llama", seed=4)
+    many, whole_bytes = copy.deepcopy(one), sum(p.nbytes for p in one.parameters())
+    expected = alone(partial(trained_by_hand, one, dense, slice(None)), monkeypatch)
+    rank = dist.get_rank()
+    found = trained_by_hand(sharded(many), dense, slice(2 * rank, 2 * rank + 2))
+    close({name: whole(p.detach()) for name, p in found.named_parameters()}, dict(expected.named_parameters()))
+    assert sum(local(p).nbytes for p in found.parameters()) < 0.55 * whole_bytes
+
+
+@check
+def runs_a_recipe_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, many = FOLDERS[0] / "one", carried_out(FOLDERS[0] / "many", 2)
+    barrier()
+    assert (one / "1-search" / "plan.json").read_text() == (many / "1-search" / "plan.json").read_text()
+    last = "3-repair/model/model.safetensors"
+    close(load_file(many / last), load_file(one / last))
+
+
+FOLDERS: list[Path] = []
+
+
+def main(folder: Path) -> None:
+    assert processes() == 2
+    FOLDERS.append(folder)
+    MESH.append(init_device_mesh("cpu", (2,)))
+    monkeypatch = pytest.MonkeyPatch()
+    for function in CHECKS:
+        if function.__name__ in (sys.argv[1:] or function.__name__):
+            function(monkeypatch)
+            print(f"{function.__name__}: passed", flush=True)
+
+
+if __name__ == "__main__":
+    in_two(main, alone_first)

@@ -1,0 +1,150 @@
+"""Quantised models: the same bits again, zeros that stay zeros, and a word for every layer that is left."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from rich.console import Console
+from typer.testing import CliRunner
+
+from prunus import Magnitude, PrunusError, anatomy, extract, load_model, plan_of, prune, sparsity_of
+from prunus.cli import app
+from prunus.cost import size, stored_bytes
+from prunus.evaluation import evaluate_here
+from prunus.quantise import Quantisation, Quantised, quantise_folder
+from prunus.recipe import Recipe, parse_recipe
+from prunus.run import run
+from tests.families import build
+from tests.test_equivalence import random_plan
+
+quantization = pytest.importorskip("torchao.quantization")
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, Any], Path]:
+    """A narrowed llama, half of whose weights are zero in 2:4 where a row is a multiple of four."""
+    case = build("llama", 0)
+    small = extract(case.model, random_plan(case.model, 0))
+    prune(small, Magnitude(sparsity=0.5), [case.inputs])
+    folder = tmp_path_factory.mktemp("quantise") / "narrow"
+    small.save_pretrained(folder)
+    return small, case.inputs, folder
+
+
+@pytest.mark.parametrize("settings", [Quantisation(), Quantisation(to="int4", group=4)], ids=lambda found: found.to)
+def test_a_narrowed_model_is_saved_and_loaded_with_the_same_bits(settings: Any, narrow: Any, tmp_path: Path) -> None:
+    small, inputs, folder = narrow
+    found = quantise_folder(folder, tmp_path / "packed", settings)
+    packed = load_model(tmp_path / "packed").eval()
+    stock = tf.LlamaForCausalLM.from_pretrained(tmp_path / "packed").eval()
+    with torch.no_grad():
+        one, other, wanted = (model(**inputs).logits for model in (packed, stock, small))
+    assert torch.equal(one, other)
+    assert 0 < (one - wanted).abs().max() < wanted.abs().max()
+    assert plan_of(packed) == plan_of(small)
+    assert found.lost == 0
+    assert found.zeros[1] >= found.zeros[0] > 0
+    assert found.bytes == (stored_bytes(small), stored_bytes(packed))
+    assert found.bytes[1] < found.bytes[0]
+    assert size(packed).parameters == size(small).parameters
+    assert found.matrices + sum(count for count, _ in found.left.values()) == 7 * small.config.num_hidden_layers
+    assert 0 < found.error < 0.2
+    assert str(Quantised.of(tmp_path / "packed")) == str(found)
+
+
+def test_int4_leaves_rows_that_no_group_divides(narrow: Any, tmp_path: Path) -> None:
+    found = quantise_folder(narrow[2], tmp_path / "packed", Quantisation(to="int4", group=16))
+    assert found.left
+    assert all("no multiple of group = 16" in reason for reason in found.left)
+    packed = load_model(tmp_path / "packed")
+    assert type(packed.model.layers[0].mlp.up_proj.weight).__name__ == "IntxUnpackedToInt8Tensor"
+    assert type(packed.model.layers[0].mlp.down_proj.weight) is torch.nn.Parameter
+    assert torch.equal(packed.lm_head.weight, narrow[0].lm_head.weight)
+
+
+def test_two_of_four_holds_and_the_record_stays(tmp_path: Path) -> None:
+    case = build("llama", 0)
+    prune(case.model, Magnitude(pattern="2:4"), [case.inputs], exclude=["*down_proj"])
+    case.model.save_pretrained(tmp_path / "sparse")
+    told = CliRunner().invoke(
+        app, ["quantise", str(tmp_path / "sparse"), "--to", "int8", "--out", str(tmp_path / "out")]
+    )
+    assert told.exit_code == 0, told.output
+    assert "2:4 holds" in told.output
+    assert "zeros kept" in told.output
+    record, before = sparsity_of(load_model(tmp_path / "out")), sparsity_of(case.model)
+    assert record is not None
+    assert record == before
+    inspected = CliRunner().invoke(app, ["inspect", str(tmp_path / "out")])
+    assert inspected.exit_code == 0, inspected.output
+    assert "zeros as recorded" in inspected.output
+
+
+def test_what_cannot_be_quantised_is_refused(narrow: Any, tmp_path: Path) -> None:
+    quantise_folder(narrow[2], tmp_path / "packed", Quantisation(include=("*q_proj",)))
+    with pytest.raises(PrunusError, match="quantised already"):
+        quantise_folder(tmp_path / "packed", tmp_path / "again", Quantisation())
+    with pytest.raises(PrunusError, match="there already"):
+        quantise_folder(narrow[2], tmp_path / "packed", Quantisation())
+    with pytest.raises(PrunusError, match="nothing can be quantised"):
+        quantise_folder(narrow[2], tmp_path / "none", Quantisation(to="int4", group=4096))
+    assert not (tmp_path / "none").exists()
+
+
+def test_zeros_that_are_lost_are_said_and_not_claimed(
+    narrow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With numbers that are not symmetric around zero, as torchao also has them."""
+    skew = quantization.IntxWeightOnlyConfig(
+        weight_dtype=torch.int4, granularity=quantization.PerGroup(4), mapping_type=quantization.MappingType.ASYMMETRIC
+    )
+    monkeypatch.setattr(Quantisation, "config", lambda self: skew)
+    found = quantise_folder(narrow[2], tmp_path / "packed", Quantisation(to="int4", group=4))
+    packed = load_model(tmp_path / "packed")
+    record = sparsity_of(packed)
+    assert record is not None
+    name = next(iter(record.matrices))
+    zeros = int((packed.get_submodule(name).weight.dequantize() == 0).sum())
+    assert record.matrices[name].pruned == zeros
+    assert found.lost == 0 or "LOST" in str(found)
+
+
+def test_a_recipe_ends_with_it() -> None:
+    text = """
+model: {path: somewhere}
+task: {name: noise}
+steps:
+  - {step: quantise, method: {to: int4}}
+  - {step: prune, method: {method: magnitude, sparsity: 0.5}}
+output: runs/quantised
+"""
+    with pytest.raises(PrunusError, match="nothing can follow the step quantise") as refused:
+        parse_recipe(text, "here")
+    assert "steps.1" in refused.value.field
+
+
+def test_bytes_of_plain_weights_are_those_of_their_numbers() -> None:
+    model = build("vit", 0).model
+    assert stored_bytes(model) == 4 * anatomy(model).parameters
+
+
+def test_a_run_quantises_last_and_its_report_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("prunus.report.measured"), "evaluate_elsewhere", evaluate_here)
+    build("llama", 0).model.save_pretrained(tmp_path / "dense")
+    recipe = Recipe.model_validate({
+        "model": {"path": str(tmp_path / "dense")}, "task": {"name": "noise", "items": 4, "length": 8},
+        "steps": [{"step": "prune", "method": {"method": "magnitude", "sparsity": 0.5}, "calibration": {"samples": 2, "batch_size": 2}},
+                  {"step": "quantise", "method": {"to": "int8"}}],
+        "measure": {"batch_size": 1, "repeats": 1}, "output": str(tmp_path / "run"),
+    })  # fmt: skip
+    report = run(recipe, Console(quiet=True))
+    assert report is not None
+    assert "matrices in int8" in report.outcome
+    assert "zeros kept" in report.outcome
+    assert report.models["compressed"]["bytes"] < report.models["dense"]["bytes"]
+    assert report.models["compressed"]["parameters"] == report.models["dense"]["parameters"]
