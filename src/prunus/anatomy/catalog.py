@@ -16,9 +16,10 @@ from torch import nn
 
 from prunus.anatomy.blocks import BlockMlp, MlpByShape
 from prunus.anatomy.conventions import AttentionByConvention
+from prunus.anatomy.dense import StaysDense
 from prunus.anatomy.experts import Experts
 from prunus.anatomy.forwards import fused_attention, windowed_attention
-from prunus.anatomy.layouts import Attention, Layout, Mlp, StaysDense, TriedMlp
+from prunus.anatomy.layouts import Attention, Layout, Mlp, TriedMlp
 from prunus.anatomy.whole_experts import INSIDE, WholeExperts
 from prunus.errors import PrunusError
 

@@ -158,26 +158,6 @@ class Proposal(Layout):
 
 
 @dataclass(frozen=True)
-class StaysDense(Layout):
-    """What no channel can leave."""
-
-    is_attention: ClassVar[bool] = False
-    reason: str
-    holding: tuple[str, ...] = ()
-    """Parameters by which such modules are known, where they are not known by their type."""
-
-    def resembles(self, module: nn.Module) -> bool:
-        """Whether a module has such parameters."""
-        return set(self.holding) <= module._parameters.keys()
-
-    def sites(self, module: nn.Module) -> Sites:
-        raise MisfitError(self.reason)
-
-    def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
-        raise MisfitError(self.reason)
-
-
-@dataclass(frozen=True)
 class Attention(Layout):
     """An attention: a channel is one index of the head width, in all heads. Keys and values may have fewer heads than queries.
 
