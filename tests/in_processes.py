@@ -67,7 +67,7 @@ from prunus.recipe import parse_recipe
 from prunus.repair import Repair
 from prunus.run import run
 from prunus.unstructured import Walk
-from tests.families import VOCABULARY, build
+from tests.families import IMAGE, VOCABULARY, build
 from tests.forked import in_two
 from tests.test_recipe import VIT
 from tests.test_repair import pruned
@@ -279,6 +279,51 @@ def sends_what_is_calculated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sent.summed == 4 * sizes.channels
 
 
+PAIRS = 4
+
+
+def pairs(rows: slice, tokens: int) -> dict[str, Tensor]:
+    """Some of four texts with images; the first and the third text are of one image."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(PAIRS, 7, dtype=torch.long)
+    mask[:2, 5:] = 0  # the first process's texts are shorter
+    given = {
+        "input_ids": torch.randint(10, VOCABULARY, (PAIRS, 7), generator=generator)[:, :tokens],
+        "attention_mask": mask[:, :tokens],
+        "pixel_values": torch.randn(PAIRS, 3, IMAGE, IMAGE, generator=generator),
+        "labels": torch.tensor([3, 5, 3, 6]),
+    }
+    return {name: tensor[rows] for name, tensor in given.items()}
+
+
+def matched(given: dict[str, Tensor]) -> tuple[Any, Tensor]:
+    """A retrieval model after a training step, and its matching loss; negatives are the most similar, not drawn."""
+    model: Any = build("blip_retrieval", 3).model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    model.draw = lambda weights: weights.argmax(1)
+    loss = model(**given).itm_loss
+    loss.backward()
+    return model, loss.detach()
+
+
+@check
+def looks_for_negatives_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among the pairs of all processes: the matching loss, the gradients and the queue of one with all of the batch."""
+    one, expected = alone(partial(matched, pairs(slice(None), 7)), monkeypatch)
+    rank = dist.get_rank()
+    model, loss = matched(pairs(slice(2 * rank, 2 * rank + 2), 7 if rank else 5))
+    dist.all_reduce(loss)
+    torch.testing.assert_close(loss / 2, expected)
+    for (name, parameter), twin in zip(model.named_parameters(), one.parameters(), strict=True):
+        assert (parameter.grad is None) == (twin.grad is None), name
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            torch.testing.assert_close(parameter.grad / 2, twin.grad, rtol=1e-4, atol=1e-6)
+    assert model.queue.ids.tolist() == one.queue.ids.tolist()
+
+
 @check
 def refuses_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one process cannot do all refuse, and none waits; weights are as they were."""
@@ -300,7 +345,9 @@ def repaired(method: Repair, batch_size: int) -> nn.Module:
     """A model after three steps of a repair under the Trainer."""
     dense, model, _ = pruned("llama", seed=4)
     ids = torch.randint(10, VOCABULARY, (16, 7), generator=torch.Generator().manual_seed(0))
-    training = Training(steps=3, batch_size=batch_size, learning_rate=1e-2, weight_decay=0.1, bf16=False)
+    training = Training(
+        steps=3, batch_size=batch_size, gradient_accumulation=2, learning_rate=1e-2, weight_decay=0.1, bf16=False
+    )
     repair(
         model, method, [{"input_ids": row, "labels": row} for row in ids], training,
         dense if method.distillation is not None else None,
