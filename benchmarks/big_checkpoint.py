@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -54,8 +55,9 @@ def write(folder: Path, blocks: int) -> int:
     return sum(torch.Size(shape).numel() for shape in shapes.values())
 
 
-def limited(source: str, output: str, asked: argparse.Namespace) -> dict[str, float]:
+def limited(source: str, output: str, given: dict[str, Any]) -> dict[str, float]:
     """In a process of its own: takes the limit on, prunes or narrows, and says what it took."""
+    asked = argparse.Namespace(**given)
     resource.setrlimit(resource.RLIMIT_DATA, (int(asked.limit * 1e9), int(asked.limit * 1e9)))
     generator = torch.Generator().manual_seed(0)
     shape = (1, asked.tokens)
@@ -103,7 +105,7 @@ def main() -> None:
     try:
         parameters = write(folder / "dense", asked.blocks)
         size = sum(file.stat().st_size for file in (folder / "dense").glob("*.safetensors"))
-        found = in_fresh_process(limited, str(folder / "dense"), str(folder / "out"), asked)
+        found = in_fresh_process(limited, str(folder / "dense"), str(folder / "out"), vars(asked))
         result = answers(folder / "out") if asked.narrow else without_two_zeros(folder / "out")
         print("| parameters | checkpoint | limit | peak resident | seconds | gone | result |")
         print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -19,9 +19,10 @@ from prunus.calibrated.scores import (
     SurgeonCost,
     WeightedNorm,
 )
+from prunus.calibrated.sweeping import Point, Sweep, sweep
 
 __all__ = [
-    "AnyScore", "Calibrated", "ChannelMagnitude", "ChannelScores", "Compensation", "Depth", "Fluctuation", "RouterWeighted", "Score", "Seen",
-    "SurgeonCost", "WeightedNorm", "consumers_of", "drop_blocks", "loadable", "narrow", "narrow_folder", "plan_channels", "refuse_compensation",
-    "score_channels", "stacks_of", "units_of",
+    "AnyScore", "Calibrated", "ChannelMagnitude", "ChannelScores", "Compensation", "Depth", "Fluctuation", "Point", "RouterWeighted", "Score", "Seen",
+    "SurgeonCost", "Sweep", "WeightedNorm", "consumers_of", "drop_blocks", "loadable", "narrow", "narrow_folder", "plan_channels", "refuse_compensation",
+    "score_channels", "stacks_of", "sweep", "units_of",
 ]  # fmt: skip
