@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,10 +14,9 @@ from prunus.calibrated.consumers import Consumer
 from prunus.calibrated.listening import Listener, listening
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.refit import Moments
-from prunus.calibrated.whole_experts import refuse_for_whole_experts
 from prunus.errors import PrunusError
 from prunus.structured import Gates
-from prunus.unstructured import Gram, Statistics, Stop, Sum, Visit, counted_positions, gather, mask_of_text, sparsity_of
+from prunus.unstructured import Gram, Statistics, Stop, Sum, Visit, counted_positions, gather, mask_of_text
 
 
 @dataclass(frozen=True)
@@ -54,29 +53,6 @@ class Leaving:
     def columns(self, consumer: Consumer) -> Tensor:
         """The columns of a consumer that stay, sorted, on its device."""
         return consumer.columns[self.kept].flatten().sort().values.to(consumer.layer.weight.device)
-
-
-def refuse_compensation(model: nn.Module, method: Calibrated, consumers: Mapping[str, Sequence[Consumer]]) -> None:
-    """Refuses a compensation that a model cannot have.
-
-    Raises:
-        PrunusError: a consumer has no bias to put it into, or zeros that would be filled.
-    """
-    record = sparsity_of(model)
-    if method.score.whole_experts:
-        refuse_for_whole_experts(method, record is not None)
-    for unit, matrices in consumers.items():
-        for one in matrices:
-            name = one.matrix.name
-            if method.compensation == "bias" and one.bias is None:
-                raise PrunusError(
-                    "compensation", "bias", f"{name} has no bias that could take it; take refit, or exclude {unit}"
-                )
-            if method.compensation == "refit" and record is not None and name in record.matrices:
-                raise PrunusError(
-                    "compensation", "refit", f"it would fill the zeros of {name}, which was pruned; take bias or none, or narrow first and "
-                    "prune afterwards",
-                )  # fmt: skip
 
 
 def compensate(model: nn.Module, leaving: Sequence[Leaving], gates: Gates, stop: Stop, method: Calibrated) -> None:
