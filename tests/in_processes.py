@@ -53,7 +53,9 @@ from prunus import (
     UPop,
     WalkOptions,
     Wanda,
+    WeightMagnitude,
     allocate,
+    anatomy,
     extract,
     extract_to,
     hold_zeros,
@@ -62,13 +64,16 @@ from prunus import (
     repair,
 )
 from prunus.losses import own_prediction
-from prunus.parallel import barrier, is_first, local, of_first, processes, whole
+from prunus.parallel import barrier, has_shards, is_first, local, of_first, processes, whole
 from prunus.recipe import parse_recipe
 from prunus.repair import Repair
 from prunus.run import run
+from prunus.structured.gates import Gates
+from prunus.structured.scores import gate_gradient, gates_with_gradients
 from prunus.unstructured import Walk
-from tests.families import VOCABULARY, build
+from tests.families import IMAGE, VOCABULARY, build
 from tests.forked import in_two
+from tests.test_equivalence import outputs
 from tests.test_recipe import VIT
 from tests.test_repair import pruned
 from tests.test_walk import Branches
@@ -229,6 +234,35 @@ def searches_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
             extracts_as_one(many, one, found.plan())
 
 
+@check
+def reads_shards_of_every_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of gates, and folded gates, where rows are shared out: of linear layers, `Conv1D`, fused experts, and norms over channels."""
+    for name in ("gpt2", "mixtral", "gpt_oss", "blip_vqa", "vit"):
+        one, many = build(name, 5), build(name, 5)
+        expected = alone(partial(slopes_of, one.model, one.inputs), monkeypatch)
+        found = slopes_of(fully_shard(many.model, mesh=MESH[0]), many.inputs)
+        assert found.keys() == expected.keys()
+        for unit, slope in expected.items():
+            torch.testing.assert_close(found[unit], slope, rtol=1e-3, atol=1e-5, msg=f"{name}: {unit}")
+        for mine, theirs in zip(many.model.parameters(), one.model.parameters(), strict=True):
+            torch.testing.assert_close(whole(mine.detach()), theirs.detach())
+
+
+def slopes_of(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """∂L/∂ζ of every unit and its magnitudes, at gates of one half that become part of the weights afterwards."""
+    units = anatomy(model).units
+    gates = Gates(model, units)
+    gates.set({unit.name: torch.full((unit.channels,), 0.5) for unit in units})
+    loss: Any = sum(tensor.float().square().mean() for tensor in outputs(model(**inputs)))
+    loss.backward()
+    held = gates_with_gradients(model, units, gates.values) if has_shards(model) else gates.values
+    found = {unit.name: gate_gradient(model, unit, held[unit.name]) for unit in units}
+    norms = {f"{unit.name}: norm": WeightMagnitude().evidence(model, unit, gates.values[unit.name]) for unit in units}
+    gates.settle({unit.name: torch.ones(unit.channels, dtype=torch.bool) for unit in units})
+    gates.remove()
+    return norms | {name: slope for name, slope in found.items() if slope is not None}
+
+
 def extracts_as_one(many: nn.Module, one: nn.Module, plan: Plan) -> None:
     with pytest.raises(PrunusError, match="sharded"):
         extract(many, plan)
@@ -279,6 +313,51 @@ def sends_what_is_calculated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sent.summed == 4 * sizes.channels
 
 
+PAIRS = 4
+
+
+def pairs(rows: slice, tokens: int) -> dict[str, Tensor]:
+    """Some of four texts with images; the first and the third text are of one image."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(PAIRS, 7, dtype=torch.long)
+    mask[:2, 5:] = 0  # the first process's texts are shorter
+    given = {
+        "input_ids": torch.randint(10, VOCABULARY, (PAIRS, 7), generator=generator)[:, :tokens],
+        "attention_mask": mask[:, :tokens],
+        "pixel_values": torch.randn(PAIRS, 3, IMAGE, IMAGE, generator=generator),
+        "labels": torch.tensor([3, 5, 3, 6]),
+    }
+    return {name: tensor[rows] for name, tensor in given.items()}
+
+
+def matched(given: dict[str, Tensor]) -> tuple[Any, Tensor]:
+    """A retrieval model after a training step, and its matching loss; negatives are the most similar, not drawn."""
+    model: Any = build("blip_retrieval", 3).model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    model.draw = lambda weights: weights.argmax(1)
+    loss = model(**given).itm_loss
+    loss.backward()
+    return model, loss.detach()
+
+
+@check
+def looks_for_negatives_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among the pairs of all processes: the matching loss, the gradients and the queue of one with all of the batch."""
+    one, expected = alone(partial(matched, pairs(slice(None), 7)), monkeypatch)
+    rank = dist.get_rank()
+    model, loss = matched(pairs(slice(2 * rank, 2 * rank + 2), 7 if rank else 5))
+    dist.all_reduce(loss)
+    torch.testing.assert_close(loss / 2, expected)
+    for (name, parameter), twin in zip(model.named_parameters(), one.parameters(), strict=True):
+        assert (parameter.grad is None) == (twin.grad is None), name
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            torch.testing.assert_close(parameter.grad / 2, twin.grad, rtol=1e-4, atol=1e-6)
+    assert model.queue.ids.tolist() == one.queue.ids.tolist()
+
+
 @check
 def refuses_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one process cannot do all refuse, and none waits; weights are as they were."""
@@ -300,7 +379,9 @@ def repaired(method: Repair, batch_size: int) -> nn.Module:
     """A model after three steps of a repair under the Trainer."""
     dense, model, _ = pruned("llama", seed=4)
     ids = torch.randint(10, VOCABULARY, (16, 7), generator=torch.Generator().manual_seed(0))
-    training = Training(steps=3, batch_size=batch_size, learning_rate=1e-2, weight_decay=0.1, bf16=False)
+    training = Training(
+        steps=3, batch_size=batch_size, gradient_accumulation=2, learning_rate=1e-2, weight_decay=0.1, bf16=False
+    )
     repair(
         model, method, [{"input_ids": row, "labels": row} for row in ids], training,
         dense if method.distillation is not None else None,
@@ -335,7 +416,9 @@ def carried_out(folder: Path, batch_size: int) -> Path:
 
 
 def alone_first(folder: Path) -> None:
-    """What is trained by one process, with the global batch."""
+    """What is trained by one process, with the global batch, for those checks that compare with it."""
+    if sys.argv[1:] and not {"repairs_as_one", "runs_a_recipe_as_one"} & set(sys.argv):
+        return
     for number, method in enumerate(REPAIRS):
         save_file(repaired(method, 4).state_dict(), folder / f"{number}.safetensors")
     carried_out(folder / "one", 4)

@@ -67,7 +67,13 @@ def pruned() -> dict[str, Any]:
     return {"model": case.model, "trainer": SimpleNamespace(train=lambda: None)}
 
 
+def two_blocks() -> dict[str, Any]:
+    case = build("llama", 2)
+    return {"model": case.model, "batches": [case.inputs]}
+
+
 NAMES: dict[str, Callable[[], dict[str, Any]]] = {
+    "prunus.calibrated.depth": two_blocks,
     "prunus.anatomy.mirrors": lambda: {"model": build("blip_retrieval", 0).model},
     "prunus.repair.masks": pruned,
     "prunus.models.blip_nlvr": lambda: vision_language("blip_nlvr"),

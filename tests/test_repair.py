@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -419,18 +418,6 @@ def test_missing_teachers_and_zeros_are_named() -> None:
         repair(dense, MaskedLoRA(), Items(inputs), QUICK, None, predict, stack)
     with pytest.raises(PrunusError, match="before it was pruned"):
         repair(model, RESSA(), Items(inputs), QUICK, build("vit", 9).model, predict, stack)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("method", ["ressa", "masked_finetune"])
-def test_two_processes_keep_every_zero_and_agree(tmp_path, method: str) -> None:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d",
-        "--rdzv-endpoint", "localhost:0", "-m", "tests.two_processes", str(tmp_path), method,
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("every zero kept") == 2
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -390,17 +388,6 @@ def test_frozen_weights_may_have_gates_that_train() -> None:
         loss_of(case).backward()
         search.step()
     assert within_a_channel(search, 0.4)
-
-
-@pytest.mark.long
-def test_two_processes_step_gates_by_the_mean_of_their_gradients() -> None:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d",
-        "--rdzv-endpoint", "localhost:0", "-m", "tests.search_in_two_processes",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("0.40 gone") == 2
 
 
 def test_gates_that_train_get_their_gradient_once_under_checkpointing() -> None:

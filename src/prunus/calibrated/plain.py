@@ -145,28 +145,28 @@ def make_plain(model: PreTrainedModel, knobs: Iterable[Knob], kept: Mapping[str,
 
 
 def write_entries(model: PreTrainedModel, path: str, entries: Mapping[str, Any]) -> None:
-    """Writes entries into the config at a path, and into the copies that parts keep to themselves, as T5's stacks do."""
-    saved = configs_of(model.config)
-    config, ours = saved[path], {id(config) for config in saved.values()}
-    before = {name: getattr(config, name, None) for name in entries}
-    copies = {
-        id(other): other for module in model.modules() if type(other := vars(module).get("config")) is type(config)
-    }
-    for other in (config, *(own for name, own in copies.items() if name not in ours)):
-        if all(getattr(other, name, None) == value for name, value in before.items()):
-            for name, value in entries.items():
-                setattr(other, name, value)
+    """Writes entries into the config at a path within the model's."""
+    config = configs_of(model.config)[path]
+    for name, value in entries.items():
+        setattr(config, name, value)
 
 
 def take_stock_sizes(model: PreTrainedModel) -> None:
-    """Lets modules say the whole numbers that the stock class gives them by the config: their sizes."""
+    """Lets modules say the whole numbers that the stock class gives them by the config, their sizes and places, and so the copies of configs that
+    parts keep to themselves, as T5's stacks do."""
     with torch.device("meta"):
         stock = type(model)(copy.deepcopy(model.config))
+    saved = {id(config) for config in configs_of(model.config).values()}
     for path, module in stock.named_modules():
-        there = model.get_submodule(path)
+        there = vars(model.get_submodule(path))
         for name, value in vars(module).items():
-            if type(value) is int and type(vars(there).get(name)) is int:
-                vars(there)[name] = value
+            if type(value) is int and type(there.get(name)) is int:
+                there[name] = value
+        own = there.get("config")
+        if isinstance(own, PreTrainedConfig) and id(own) not in saved:
+            for name, value in vars(vars(module)["config"]).items():
+                if type(value) in (int, list) and not name.startswith("_"):
+                    setattr(own, name, copy.deepcopy(value))
 
 
 @dataclass(frozen=True)

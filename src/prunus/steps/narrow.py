@@ -2,53 +2,94 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
-from prunus.calibrated import Calibrated, consumers_of, loadable, narrow, refuse_compensation, score_channels, units_of
+from pydantic import model_validator
+from transformers import PreTrainedModel
+
+from prunus.calibrated import (
+    Calibrated,
+    Depth,
+    consumers_of,
+    drop_blocks,
+    loadable,
+    narrow,
+    refuse_compensation,
+    score_channels,
+    stacks_of,
+    units_of,
+)
 from prunus.errors import PrunusError
 from prunus.steps.bench import Bench
 from prunus.steps.prune import Calibration
 from prunus.steps.step import History, Sketch, Step
+from prunus.storage import write_text
 from prunus.structured import Whole
+from prunus.tasks import Task
 from prunus.unstructured import WalkOptions
 
 
 class NarrowStep(Step):
-    """Removes channels by what calibration data say, without training, and fits what is left to make up for it."""
+    """Removes whole blocks, channels or both by what calibration data say, without training, and fits what is left to make up for it."""
 
     step: Literal["narrow"] = "narrow"
-    method: Calibrated
-    """How much goes, by what score, and how it is made up for."""
+    method: Calibrated | None = None
+    """How many channels go, by what score, and how it is made up for; those of the blocks that are left."""
+    depth: Depth | None = None
+    """How many whole blocks go first, and by what."""
     calibration: Calibration = Calibration()
     """What the method is shown."""
     walk: WalkOptions = WalkOptions()
     """How the data are walked through the model."""
 
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if self.method is None and self.depth is None:
+            raise PrunusError("method", None, "say which channels are to go (method), how many blocks (depth), or both")
+        return self
+
     def follow(self, earlier: Sequence[Step]) -> None:
         super().follow(earlier)
-        if self.method.compensation == "refit" and any(step.prunes for step in earlier):
+        prunes = any(step.prunes for step in earlier)
+        if prunes and self.depth is not None:
+            raise PrunusError(
+                "depth", self.depth.blocks, "the record of the prune step names blocks; drop blocks first"
+            )
+        if prunes and self.method is not None and self.method.compensation == "refit":
             raise PrunusError(
                 "method.compensation", "refit", "it would fill the zeros of the prune step; narrow first, or take bias or none"
             )  # fmt: skip
 
     def check(self, before: Sketch) -> Sketch:
+        if self.depth is not None and isinstance(before.model, PreTrainedModel):
+            stacks_of(before.model, self.depth)
+        if self.method is None:
+            return before
         _, units, knobs = units_of(before.model, before.anatomy, self.method)
         refuse_compensation(before.model, self.method, consumers_of(before.model, units, before.survey))
-        if not self.method.counts_an_example:  # which is run once there are weights
+        if self.depth is None and not self.method.counts_an_example:  # which is run once there are weights
             whole = Whole(before.anatomy, before.model)
             loadable(before.model, self.method, knobs).fit(whole, units).check(units)
         return before
+
+    def suit_data(self, task: Task) -> None:
+        task.check_calibration(self.calibration.samples)
 
     def carry_out(self, bench: Bench) -> History:
         if not bench.output.exists():
             model = bench.load().to(bench.device)
             batches = bench.task.calibration(self.calibration.samples, self.calibration.batch_size)
-            scores = score_channels(
-                model, self.method, batches, options=self.walk, latency=self.method.max_milliseconds is not None
-            )
-            scores.save(bench.folder / "scores.safetensors")
-            model, plan = narrow(model, self.method, batches, options=self.walk, scores=scores, inplace=True)
-            bench.save_plan(plan)
+            if self.depth is not None:
+                model, gone = drop_blocks(model, self.depth, batches, options=self.walk, inplace=True)
+                write_text(bench.folder / "blocks.json", json.dumps(gone) + "\n")
+            if self.method is not None:
+                scores = score_channels(
+                    model, self.method, batches, options=self.walk, latency=self.method.max_milliseconds is not None
+                )
+                scores.save(bench.folder / "scores.safetensors")
+                model, plan = narrow(model, self.method, batches, options=self.walk, scores=scores, inplace=True)
+                bench.save_plan(plan)
             bench.save(model)
         return {"log": []}
