@@ -94,9 +94,7 @@ def narrow_folder(
             "method.score", method.score.score, "whole experts leave a model that is in memory; load it, and use narrow"
         )  # fmt: skip
     if method.allocation is not None or isinstance(method.score, GradientTimesGate):
-        raise PrunusError(
-            "method", method.method, "gradients and allocations see the whole model; load it, and use narrow"
-        )
+        raise PrunusError("method", method.method, "it asks for all of the model at once; load it, and use narrow")
     if method.counts_an_example:
         raise PrunusError(
             "method",
