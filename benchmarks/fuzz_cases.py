@@ -28,7 +28,7 @@ import prunus.run
 from prunus import Plan, SparsityPlan, Wanda, anatomy, extract, load_model, prune, prune_folder
 from prunus.checkpoint import random_model
 from prunus.checkpoint.checksums import CHECKSUMS, write_checksums
-from prunus.cli import inspect
+from prunus.cli.commands import inspect
 from prunus.evaluation import evaluate_here
 from prunus.recipe import demo_recipe, dump_recipe, parse_recipe
 from prunus.report import Report, measured

@@ -53,7 +53,9 @@ from prunus import (
     UPop,
     WalkOptions,
     Wanda,
+    WeightMagnitude,
     allocate,
+    anatomy,
     extract,
     extract_to,
     hold_zeros,
@@ -62,13 +64,16 @@ from prunus import (
     repair,
 )
 from prunus.losses import own_prediction
-from prunus.parallel import barrier, is_first, local, of_first, processes, whole
+from prunus.parallel import barrier, has_shards, is_first, local, of_first, processes, whole
 from prunus.recipe import parse_recipe
 from prunus.repair import Repair
 from prunus.run import run
+from prunus.structured.gates import Gates
+from prunus.structured.scores import gate_gradient, gates_with_gradients
 from prunus.unstructured import Walk
 from tests.families import IMAGE, VOCABULARY, build
 from tests.forked import in_two
+from tests.test_equivalence import outputs
 from tests.test_recipe import VIT
 from tests.test_repair import pruned
 from tests.test_walk import Branches
@@ -229,6 +234,35 @@ def searches_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
             extracts_as_one(many, one, found.plan())
 
 
+@check
+def reads_shards_of_every_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of gates, and folded gates, where rows are shared out: of linear layers, `Conv1D`, fused experts, and norms over channels."""
+    for name in ("gpt2", "mixtral", "gpt_oss", "blip_vqa", "vit"):
+        one, many = build(name, 5), build(name, 5)
+        expected = alone(partial(slopes_of, one.model, one.inputs), monkeypatch)
+        found = slopes_of(fully_shard(many.model, mesh=MESH[0]), many.inputs)
+        assert found.keys() == expected.keys()
+        for unit, slope in expected.items():
+            torch.testing.assert_close(found[unit], slope, rtol=1e-3, atol=1e-5, msg=f"{name}: {unit}")
+        for mine, theirs in zip(many.model.parameters(), one.model.parameters(), strict=True):
+            torch.testing.assert_close(whole(mine.detach()), theirs.detach())
+
+
+def slopes_of(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """∂L/∂ζ of every unit and its magnitudes, at gates of one half that become part of the weights afterwards."""
+    units = anatomy(model).units
+    gates = Gates(model, units)
+    gates.set({unit.name: torch.full((unit.channels,), 0.5) for unit in units})
+    loss: Any = sum(tensor.float().square().mean() for tensor in outputs(model(**inputs)))
+    loss.backward()
+    held = gates_with_gradients(model, units, gates.values) if has_shards(model) else gates.values
+    found = {unit.name: gate_gradient(model, unit, held[unit.name]) for unit in units}
+    norms = {f"{unit.name}: norm": WeightMagnitude().evidence(model, unit, gates.values[unit.name]) for unit in units}
+    gates.settle({unit.name: torch.ones(unit.channels, dtype=torch.bool) for unit in units})
+    gates.remove()
+    return norms | {name: slope for name, slope in found.items() if slope is not None}
+
+
 def extracts_as_one(many: nn.Module, one: nn.Module, plan: Plan) -> None:
     with pytest.raises(PrunusError, match="sharded"):
         extract(many, plan)
@@ -382,7 +416,9 @@ def carried_out(folder: Path, batch_size: int) -> Path:
 
 
 def alone_first(folder: Path) -> None:
-    """What is trained by one process, with the global batch."""
+    """What is trained by one process, with the global batch, for those checks that compare with it."""
+    if sys.argv[1:] and not {"repairs_as_one", "runs_a_recipe_as_one"} & set(sys.argv):
+        return
     for number, method in enumerate(REPAIRS):
         save_file(repaired(method, 4).state_dict(), folder / f"{number}.safetensors")
     carried_out(folder / "one", 4)

@@ -13,6 +13,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
 from prunus.models import (
     BlipForImagesAndTextClassification,
@@ -102,14 +103,27 @@ def blip_nlvr() -> Any:
     return BlipForImagesAndTextClassification(config)
 
 
+def vilt_nlvr() -> Any:
+    config = tf.ViltConfig(
+        **vision(),
+        **{k: v for k, v in words().items() if k not in sizes()},
+        num_images=2,
+        num_labels=2,
+        modality_type_vocab_size=3,
+    )
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    return tf.ViltForImagesAndTextClassification(config)
+
+
 def segmenter() -> Any:
     return SegmenterForSemanticSegmentation(SegmenterConfig(vision_config=vision(), num_labels=4))
 
 
 MODELS: dict[str, Callable[[], Any]] = {
-    made.__name__: made for made in (vit, clip, siglip, clip_retrieval, blip_retrieval, blip_itm, blip_nlvr, segmenter)
+    made.__name__: made
+    for made in (vit, clip, siglip, clip_retrieval, blip_retrieval, blip_itm, blip_nlvr, vilt_nlvr, segmenter)
 }
-READ_WORDS = ("clip", "siglip", "clip_retrieval", "blip_retrieval", "blip_itm", "blip_nlvr")
+READ_WORDS = ("clip", "siglip", "clip_retrieval", "blip_retrieval", "blip_itm", "blip_nlvr", "vilt_nlvr")
 
 
 def saved(name: str, folder: Path) -> Path:
@@ -123,6 +137,8 @@ def saved(name: str, folder: Path) -> Path:
     model.save_pretrained(folder)
     if name in READ_WORDS:
         tokenizer().save_pretrained(folder)
+    if name == "vilt_nlvr":
+        ViltImageProcessorPil(size={"shortest_edge": SIDE}, size_divisor=PATCH).save_pretrained(folder)
     if name == "clip":
         size = {"height": SIDE, "width": SIDE}
         CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=size).save_pretrained(folder)

@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from prunus import PrunusError
-from prunus.data import AnyAugmentation, Augmentation, Augmented, augment, pixel_operations
+from prunus.data import IGNORED, AnyAugmentation, Augmentation, Augmented, augment, pixel_operations
 from prunus.data.augment import BLIP, TIMM, Blip, DeiT, SegmenterPipeline, other_light, padded
 
 ALL = [Blip(), DeiT(), SegmenterPipeline()]
@@ -58,7 +58,7 @@ def test_versions_have_the_size_and_their_masks_no_other_classes(
     image, mask = how.version(picture(width, height), classes(width, height), (24, 36), Random(seed))
     assert mask is not None
     assert (image.size, mask.size, image.mode) == ((36, 24), (36, 24), "RGB")
-    assert set(np.unique(np.asarray(mask))) <= {0, 1, 2, 3, 255}
+    assert set(np.unique(np.asarray(mask))) <= {0, 1, 2, 3, IGNORED}
     image, none = how.version(picture(width, height), None, (24, 36), Random(seed))
     assert none is None
 
@@ -72,13 +72,13 @@ def test_a_mask_stays_with_its_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(40):
         found, there = SegmenterPipeline().version(image, mask, (48, 48), Random(seed))
         assert there is not None
-        counted = np.asarray(there) != 255
+        counted = np.asarray(there) != IGNORED
         expected = np.asarray(there)[counted] * 60
         assert np.mean(np.abs(np.asarray(found)[counted][:, 0].astype(int) - expected) < 8) > 0.9
         assert np.all(np.asarray(found)[~counted] == 128)
         seen |= set(np.unique(np.asarray(there)))
         assert np.bincount(np.asarray(there)[counted]).max() / counted.sum() < 0.99
-    assert seen == {0, 1, 2, 3, 255}
+    assert seen == {0, 1, 2, 3, IGNORED}
 
 
 def test_no_class_fills_a_crop_where_another_crop_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +86,7 @@ def test_no_class_fills_a_crop_where_another_crop_is_there(monkeypatch: pytest.M
 
     def fullest(how: SegmenterPipeline) -> float:
         masks = [how.version(picture(96, 96), classes(96, 96), (40, 40), Random(seed))[1] for seed in range(60)]
-        counts = [np.bincount(np.asarray(mask)[np.asarray(mask) != 255].ravel()) for mask in masks]
+        counts = [np.bincount(np.asarray(mask)[np.asarray(mask) != IGNORED].ravel()) for mask in masks]
         return float(np.mean([count.max() / count.sum() >= 0.75 for count in counts]))
 
     assert fullest(SegmenterPipeline(scales=(2, 2))) < fullest(SegmenterPipeline(scales=(2, 2), largest_class=1)) / 2
@@ -192,7 +192,7 @@ def test_light_changes_values_and_not_places() -> None:
 def test_padding_is_grey_and_counts_for_nothing() -> None:
     image, mask = padded((Image.new("RGB", (3, 2)), Image.new("L", (3, 2), 1)), (4, 5))
     assert mask is not None
-    assert np.asarray(mask).tolist() == [[1, 1, 1, 255, 255]] * 2 + [[255] * 5] * 2
+    assert np.asarray(mask).tolist() == [[1, 1, 1, IGNORED, IGNORED]] * 2 + [[IGNORED] * 5] * 2
     assert math.isclose(float(np.asarray(image).mean()), 128 * 14 / 20)
 
 
@@ -204,3 +204,8 @@ def test_augmentations_are_found_by_their_names() -> None:
         adapter.validate_python({"augmentation": "blib"})
     with pytest.raises(PrunusError, match="size"):
         Augmented([], Blip(), (0, 4))
+
+
+def test_rows_without_a_picture_stay_as_they_are() -> None:
+    row = {"image": None, "images": [], "text": "words alone"}
+    assert Augmented([row], Blip(), (4, 4))[0] == {**row, "sized": True, "drawn": "0/0/0"}

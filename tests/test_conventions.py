@@ -247,6 +247,16 @@ def test_layers_in_a_row_are_an_mlp() -> None:
             x = x + self.attention(x)
             return x + self.ffn(x) + self.loud(x)
 
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(MODEL, 16), nn.GELU(), nn.Linear(16, MODEL))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.net(x)
+
+    (unit,) = anatomy(model_of(Wrapped))
+    assert (unit.name, unit.twins) == ("layers.0", ()), "the layers of one MLP are found once"
     parts = anatomy(model_of(Block))
     assert [unit.name for unit in parts] == ["layers.0.attention", "layers.0.ffn"]
     assert [(part.path, part.type) for part in parts.unmapped] == [("layers.0.loud", "Sequential")]

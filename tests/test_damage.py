@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from prunus import PrunusError, Wanda, load_model, prune_folder
 from prunus.checkpoint import bare_model, random_model
 from prunus.checkpoint.checksums import verify
-from prunus.cli import inspect
+from prunus.cli.commands import inspect
 from prunus.evaluation import evaluate_here
 from prunus.tasks import Noise, Text
 from prunus.training import Training, finetune

@@ -15,13 +15,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from pyarrow import Table, parquet
 from pydantic import TypeAdapter
 
 from prunus import PrunusError
-from prunus.data import AnyData, Data, open_image
+from prunus.data import IGNORED, AnyData, Data, open_image, open_mask
+from prunus.data.augment import SegmenterPipeline
 
 Rows = list[dict[str, Any]]
 ADAPTER: TypeAdapter[Data] = TypeAdapter(AnyData)
@@ -338,3 +340,51 @@ def test_an_image_that_has_gone_since_is_named(tmp_path: Path) -> None:
     (tmp_path / "3.jpg").unlink()
     with pytest.raises(PrunusError, match=r"4: image.*3.jpg.*no such file any more"):
         ADAPTER.validate_python(str(file)).check(["image"])
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_mask_lies_on_its_picture_as_it_is_seen(turn: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = turn
+    Image.new("RGB", (40, 24)).save(tmp_path / "a.jpg", exif=exif)
+    on_sides = turn > 4
+
+    def found(size: tuple[int, int], **more: Any) -> Any:
+        Image.new("L", size).save(tmp_path / "mask.png", **more)
+        (tmp_path / "rows.jsonl").write_text('{"image": "a.jpg", "mask": "mask.png"}\n')
+        data = ADAPTER.validate_python(str(tmp_path / "rows.jsonl"))
+        row = data.read(["image", "mask"])[0]
+        return open_image(row["image"]).size, open_mask(row["mask"]).size
+
+    if on_sides:
+        assert found((24, 40)) == ((24, 40), (24, 40))
+        with pytest.raises(PrunusError, match="24 × 40 pixels, turned as its EXIF entry says"):
+            found((40, 24))
+    elif turn == 1:
+        assert found((40, 24)) == ((40, 24), (40, 24))
+    else:
+        with pytest.raises(PrunusError, match="nothing says whether the mask is"):
+            found((40, 24))
+    seen = (24, 40) if on_sides else (40, 24)
+    assert found((40, 24), exif=exif) == (seen, seen)
+
+
+def test_classes_beyond_255_and_pixels_that_nobody_labelled(tmp_path: Path) -> None:
+    classes = np.array([[0, 254, 255], [256, 300, 65535]])
+    Image.fromarray(classes.astype(np.uint16)).save(tmp_path / "wide.png")
+    assert np.asarray(open_mask(str(tmp_path / "wide.png"))).tolist() == classes.tolist()
+    assert np.asarray(open_mask(str(tmp_path / "wide.png"), "", 255)).tolist() == [[IGNORED] * 2 + [0], [1, 45, 65280]]
+    Image.fromarray(classes.clip(0, 255).astype(np.uint8)).save(tmp_path / "narrow.png")
+    assert np.asarray(open_mask(str(tmp_path / "narrow.png"))).tolist() == [[0, 254, IGNORED], [IGNORED] * 3]
+    mask = open_mask(str(tmp_path / "wide.png")).resize((60, 40), Image.Resampling.NEAREST)
+    _, version = SegmenterPipeline().version(Image.new("RGB", (60, 40)), mask, (96, 96), Random(1))
+    assert {256, 300, 65535, IGNORED} & set(np.unique(np.asarray(version)).tolist()) - {IGNORED}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "F"])
+def test_a_mask_with_colours_or_fractions_is_refused_when_it_is_read(mode: str, tmp_path: Path) -> None:
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.png")
+    Image.new(mode, (6, 4)).save(tmp_path / "mask.tiff")
+    (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "mask": "mask.tiff"}\n')
+    with pytest.raises(PrunusError, match=r"rows.jsonl:1: mask = .*one number a pixel"):
+        ADAPTER.validate_python(str(tmp_path / "rows.jsonl")).read()

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from prunus import PrunusError, load_model
+from prunus.data import IGNORED
 from prunus.models import families
 from prunus.tasks.kinds import BlipMatching, Classifier, DualEncoder, Labeller, PairReader, Segmenting, Towers, kind_of
 from prunus.tasks.kinds.parts import image_processor, image_size, pixels, taken_size
@@ -87,14 +88,26 @@ def test_a_classifier_learns_and_says_the_model_s_numbers(tmp_path: Path) -> Non
     smooth = F.cross_entropy(logits, torch.arange(4), label_smoothing=0.1)
     kind.smoothing = 0.1
     torch.testing.assert_close(kind.predict(model, batch).loss, smooth)
-    kind.config.label2id = {"red": 2, "green": 0, "blue": 1, "white": 3}
+    kind.config.id2label = {0: "Green", 1: "blue, azure", 2: "red", 3: "white"}
     names = list(COLOURS)
     assert kind.labelled(PICTURES, [0, 1, 2, 3], names, ())["labels"].tolist() == [2, 0, 1, 3]
     assert torch.equal(kind.compare(model, logits, names, ()), logits[:, [2, 0, 1, 3]])
+    with pytest.raises(PrunusError, match="'teal': the model calls no class so"):
+        kind.check_classes(["red", "green", "teal"], ())
+    kind.by_names = False
+    assert kind.labelled(PICTURES, [0, 1, 2, 3], ["teal", *names[1:]], ())["labels"].tolist() == [0, 1, 2, 3]
+    kind.by_names = True
+    kind.config.id2label[3] = "Red"  # of two, none is meant
+    del kind.known
+    with pytest.raises(PrunusError, match="'red': the model calls no class so"):
+        kind.places(names)
     with pytest.raises(PrunusError, match="the model knows 4 classes"):
         kind.labelled(PICTURES, [0, 1, 2, 4], None, ())
     with pytest.raises(PrunusError, match="the model knows 4"):
         kind.check_classes(["a", "b", "c", "d", "e"], ())
+    kind.config.id2label = {place: f"LABEL_{place}" for place in range(4)}
+    del kind.known
+    assert kind.places(names) is None
     with pytest.raises(PrunusError, match="leave the templates out"):
         kind.check_classes(None, ["a {}"])
 
@@ -179,13 +192,13 @@ def test_a_segmenter_s_loss_counts_only_what_counts(tmp_path: Path) -> None:
     kind, model = made("segmenter", tmp_path, Segmenting)
     images = [picture(colour, SIDE, SIDE) for colour in ("red", "blue")]
     masks = torch.randint(4, (2, SIDE, SIDE))
-    masks[:, :5] = 255
+    masks[:, :5] = IGNORED
     batch = kind.batch(images, list(masks))
     expected = model(**batch).loss
     found = kind.predict(model, batch)
     torch.testing.assert_close(found.loss, expected)
     assert found.logits.shape == (2, SIDE, SIDE, 4)
-    assert torch.equal(found.counted, masks != 255)
+    assert torch.equal(found.counted, masks != IGNORED)
 
 
 def test_likelihoods_are_those_of_the_picture_whichever_way_it_is_looked_at(tmp_path: Path) -> None:
@@ -221,3 +234,19 @@ def test_a_converted_model_s_pictures_are_normalised_as_its_authors_do(
     assert made.size.height == size
     assert taken_size(made) == (224, 224)
     assert pixels(made, [picture("red", 300, 260)]).shape == (1, 3, 224, 224)
+
+
+def test_a_vilt_reads_two_pictures_of_any_size_as_its_forward_does(tmp_path: Path) -> None:
+    kind, model = made("vilt_nlvr", tmp_path, PairReader)
+    pairs = [[picture("red", 30, 20), picture("blue", 20, 40)], [picture("green"), picture("white")]]
+    said = ["the left is red", "the left is blue and the right is red"]
+    batch = kind.batch(pairs, said, [1, 0])
+    assert batch["pixel_values"].shape[:2] == batch["pixel_mask"].shape[:2] == (2, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(kind.predict(model, batch).loss, model(**batch).loss)
+        alone = [kind.logits(model, [pair], [one])[0] for pair, one in zip(pairs, said, strict=True)]
+        swapped = kind.logits(model, [pairs[0][::-1]], said[:1])[0]
+    torch.testing.assert_close(kind.logits(model, pairs, said), torch.stack(alone), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(alone[0], swapped, atol=1e-3)
+    thin = [[picture("red", 400, 1), picture("blue", 1, 300)]]
+    assert kind.logits(model, thin, said[:1]).isfinite().all()

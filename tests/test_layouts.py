@@ -18,7 +18,7 @@ from pyarrow import parquet
 from pydantic import TypeAdapter
 
 from prunus import PrunusError
-from prunus.data import COLUMNS, AnyData, Data, open_image, open_mask
+from prunus.data import COLUMNS, IGNORED, AnyData, Data, open_image, open_mask
 from prunus.extensions import load_extension
 from tests.shared import FOLDER
 
@@ -107,6 +107,12 @@ def blip_lists(root: Path) -> None:
     rows = [{"image": f"val2014/{at % 2}.jpg", "caption": f"c{at}", "image_id": f"coco_{at % 2}"} for at in range(4)]
     dump(root / "coco_karpathy_train.json", rows)
     dump(root / "coco_karpathy_val.json", [{"image": "val2014/1.jpg", "caption": ["a", "b", "c"]}])
+
+
+def flickr_lists(root: Path) -> None:
+    """As BLIP has them, beside a folder of the other name."""
+    picture(root / "flickr30k_images/1.jpg", 1)
+    dump(root / "flickr30k_train.json", [{"image": "flickr30k-images/1.jpg", "caption": "c1"}])
 
 
 def nlvr2(root: Path) -> None:
@@ -202,13 +208,15 @@ PUBLISHED: list[tuple[str, Callable[[Path], None], dict[str, Any], list[dict[str
     ("coco_karpathy", blip_lists, {}, [{"image": 0, "captions": ["c0", "c2"]}, {"image": 1, "captions": ["c1", "c3"]}]),
     ("coco_karpathy", blip_lists, {"split": "val"}, [{"image": 1, "captions": ["a", "b", "c"]}]),
     ("flickr30k", karpathy("flickr30k", "flickr30k-images"), {"split": "val"}, [{"image": 2, "captions": ["A 2.", "B 2."]}]),
+    ("flickr30k", karpathy("flickr30k", "flickr30k_images"), {"split": "val"}, [{"image": 2, "captions": ["A 2.", "B 2."]}]),
+    ("flickr30k", flickr_lists, {}, [{"image": 1, "captions": ["c1"]}]),
     ("nlvr2", nlvr2, {}, [{"images": [10 * at, 10 * at + 1], "text": f"s{at}", "label": 1 - at} for at in range(2)]),
     ("nlvr2", nlvr2, {"split": "dev"}, [{"images": [10, 11], "text": "s0", "label": 1}]),
     ("nlvr", nlvr, {"split": "dev"}, [{"image": shade, "text": f"s{shade // 20}", "label": 1 - shade // 20} for shade in (10, 15, 20)]),
     ("imagenet", imagenet, {"split": "val"}, [{"image": 1, "label": 0}, {"image": 0, "label": 1}]),
     ("imagenet", kaggle, {"split": "val"}, [{"image": at, "label": 2 - at} for at in range(3)]),
     ("imagenet", kaggle, {}, [{"image": at, "label": at} for at in range(3)]),
-    ("ade20k", ade20k, {"split": "val"}, [{"image": 7, "mask": [[255, 0], [149, 1]]}]),
+    ("ade20k", ade20k, {"split": "val"}, [{"image": 7, "mask": [[IGNORED, 0], [149, 1]]}]),
     ("cc3m", shards, {}, [{"image": 10 * shard + at, "captions": [f"c{shard}{at}"]} for shard in range(2) for at in range(2)]),
     ("cc3m", folders, {}, [{"image": at, "captions": [f"c{at}"]} for at in range(2)]),
     ("cc3m", listed, {}, [{"image": 3, "captions": ["a cat"]}]),
@@ -346,6 +354,32 @@ def test_a_table_is_the_same_in_every_format(ending: str, tmp_path: Path) -> Non
     assert data.read().features["label"].names == ["cat", "dog"]
 
 
+@pytest.mark.parametrize(
+    ("cell", "captions"),
+    [
+        ('["a cat", "it\'s one"]', ["a cat", "it's one"]),
+        ("['a cat', \"it's one\"]", ["a cat", "it's one"]),
+        ("('a cat', 'two')", ["a cat", "two"]),
+        ("['a, b']", ["a, b"]),
+        ("[laughs] a cat", ["[laughs] a cat"]),
+        ("[laughs]", ["[laughs]"]),
+        ("(a cat)", ["(a cat)"]),
+    ],
+)
+def test_a_cell_holds_a_list_as_json_or_python_writes_it(cell: str, captions: list[str], tmp_path: Path) -> None:
+    with open(tmp_path / "rows.csv", "w", newline="") as text:
+        csv.writer(text).writerows([["captions"], [cell]])
+    assert made(str(tmp_path / "rows.csv")).read()[0]["captions"] == captions
+
+
+@pytest.mark.parametrize("cell", ["['a cat' 'two']", "['it's one']", '["a cat", "two]', "['a'\n 'b']"])
+def test_a_damaged_list_in_a_cell_is_no_text(cell: str, tmp_path: Path) -> None:
+    with open(tmp_path / "rows.csv", "w", newline="") as text:
+        csv.writer(text).writerows([["captions"], [cell]])
+    with pytest.raises(PrunusError, match="its list cannot be read"):
+        made(str(tmp_path / "rows.csv")).read()
+
+
 def test_columns_are_renamed_chosen_and_left_out(tmp_path: Path) -> None:
     for at in range(4):
         picture(tmp_path / f"pictures/{at}.png", at)
@@ -430,6 +464,13 @@ def test_a_folder_of_images_has_classes_a_table_or_neither(tmp_path: Path) -> No
     data = made({"layout": "imagefolder", "folder": str(tmp_path / "classes")})
     assert (seen(data), data.class_names()) == ([{"image": 1, "label": 0}, {"image": 0, "label": 1}], ["a", "b"])
     assert seen(made({"layout": "imagefolder", "folder": str(tmp_path / "classes/a/deep")})) == [{"image": 1}]
+    picture(tmp_path / "classes/beside.png", 2)
+    spec = {"layout": "imagefolder", "folder": str(tmp_path / "classes")}
+    assert [row["image"] for row in seen(made(spec))] == [1, 0, 2]
+    with pytest.raises(PrunusError, match=r"beside.png: label = None"):
+        made(spec).read(["label"])
+    assert [row["label"] for row in made({**spec, "on_broken": "skip"}).read(["label"])] == [0, 1]
+    (tmp_path / "classes/beside.png").unlink()
     lines(tmp_path / "classes/metadata.jsonl", [{"file_name": "b/deep/0.png", "caption": "a cat"}])
     data = made({"layout": "imagefolder", "folder": str(tmp_path / "classes"), "columns": {"captions": "caption"}})
     assert seen(data) == [{"image": 0, "captions": ["a cat"]}]

@@ -208,7 +208,7 @@ def twin(recipe: Recipe, data: dict[str, Any], place: Path) -> None:
     """Makes a recipe small: a tiny model of the same kind, and made-up data in the same layouts."""
     task = data["task"]
     data["model"] = tiny_model(recipe, task, place)
-    task |= {name: most for name, most in {"rerank": 3, "length": 12}.items() if name in task} | SMALL.get(
+    task |= {name: most for name, most in {"rerank": 10, "length": 12}.items() if name in task} | SMALL.get(
         task["name"], {}
     )
     task.pop("processor", None)

@@ -53,7 +53,7 @@ def test_fields_can_be_set_from_outside() -> None:
         ("steps.0.step=prune", "steps"),
         ("task.name=imagenet", r"task\.name = 'imagenet'"),
         ("tasks=1", "did you mean task"),
-        ("model.path=somewhere", "one of packaged, path, published, random, warm_start"),
+        ("model.path=somewhere", "one of packaged, path, published, random, towers, warm_start"),
         ("steps=[]", "steps"),
         ("nonsense", "field=value"),
         ("steps.9.train=1", "no such place"),

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 import prunus
 from prunus import Calibrated, ChannelScores, Everyone, Fluctuation, Plan, PrunusError, Storage, WalkOptions, anatomy
-from prunus.calibrated import plan_channels, score_channels
+from prunus.calibrated import Point, Sweep, plan_channels, score_channels, sweep
 from prunus.cli import app
+from prunus.cost import multiply_accumulates
 from prunus.structured import Whole
 from tests.families import build
 
@@ -119,3 +120,33 @@ def test_the_command_writes_a_plan(tmp_path: Path) -> None:
     assert json.loads(out.read_text())["history"][0]["settings"]["max_parameters"] == most
     refused = CliRunner().invoke(app, ["plan", str(tmp_path / "scores.safetensors")])
     assert isinstance(refused.exception, PrunusError)
+
+
+def test_a_sweep_says_which_models_no_other_beats(tmp_path: Path) -> None:
+    case = build("llama", 2)
+    state = {key: tensor.clone() for key, tensor in case.model.state_dict().items()}
+    methods = [Calibrated(ratio=ratio, compensation="none") for ratio in (0.2, 0.5)]
+    found = sweep(case.model, methods, [{**case.inputs, **case.losses}], options=QUIET)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in case.model.state_dict().items())
+    assert [round(point.ratio, 1) for point in found.points] == [0, 0.2, 0.5]
+    for point, method in zip(found.points[1:], methods, strict=True):
+        small, _ = prunus.narrow(case.model, method, [case.inputs], options=QUIET)
+        assert point.parameters == sum(p.numel() for p in small.parameters())
+        assert point.macs == multiply_accumulates(small, lambda small=small: small(**case.inputs))["total"]  # type: ignore[misc]
+    found.save(tmp_path)
+    assert (tmp_path / "pareto.png").read_bytes()[:4] == b"\x89PNG"
+    assert Sweep.model_validate_json((tmp_path / "pareto.json").read_text()) == found
+    with pytest.raises(PrunusError, match="latency=True"):
+        found.save(tmp_path, cost="milliseconds")
+
+
+def test_the_front_is_what_no_other_point_beats() -> None:
+    shape = {"budget": {}, "ratio": 0.0, "macs": 1.0, "bytes": 1.0, "milliseconds": None}
+    points = [
+        Point(**shape, parameters=size, quality=loss)
+        for size, loss in ((4, 1.0), (3, 2.0), (3, 1.5), (2, 1.6), (1, 9.0), (1, 9.0))
+    ]
+    found = Sweep(quality="loss", higher_is_better=False, points=tuple(points)).with_front()
+    assert ["parameters" in point.front for point in found.points] == [True, False, True, True, True, True]
+    turned = found.model_copy(update={"higher_is_better": True}).with_front()
+    assert ["parameters" in point.front for point in turned.points] == [False, False, False, False, True, True]

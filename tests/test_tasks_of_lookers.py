@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from prunus import PrunusError, load_model
 from prunus.cli import app
-from prunus.data import IGNORED
 from prunus.evaluation import evaluate_here, read_task
 from prunus.metrics import overlap_figures, overlap_row, recall_figures, recall_rows
 from prunus.recipe import parse_recipe
@@ -63,7 +62,7 @@ def made(name: str, model: str, folder: Path, **more: Any) -> tuple[Any, Any]:
         ("classification", "siglip", {}),
         ("retrieval", "clip", {}),
         ("retrieval", "clip_retrieval", {"augment": {"augmentation": "blip"}, "words": "blip", "length": 8}),
-        ("retrieval", "blip_retrieval", {"rerank": 3}),
+        ("retrieval", "blip_retrieval", {"rerank": 10}),
         ("reasoning", "blip_nlvr", {"augment": {"augmentation": "blip"}}),
         ("segmentation", "segmenter", {"augment": {"augmentation": "segmenter"}, "scales": [0.5, 1], "mirror": True, "ignore": [3]}),
     ],
@@ -181,35 +180,59 @@ def test_a_classifier_learns_colours(tmp_path: Path) -> None:
     assert found.evaluate(model, progress=False)["top1"] == 1
 
 
-@pytest.mark.parametrize("rerank", [None, 2])
-def test_recall_is_that_of_all_scores(tmp_path: Path, rerank: int | None) -> None:
+def test_recall_is_that_of_all_scores(tmp_path: Path) -> None:
     path, file = (
         saved("blip_retrieval", tmp_path / "model"),
         captioned(tmp_path / "data", 4),
     )  # all different, so that none are equal
-    found: Any = Retrieval(train=table(file), evaluation=table(file), rerank=rerank, batch_size=3).for_model(path)
+    found: Any = Retrieval(train=table(file), evaluation=table(file), batch_size=3).for_model(path)
     model = load_model(path).eval()
     rows = found.rows("evaluation")
-    pictures = [found.images(row)[0] for row in rows]
     texts = [caption for row in rows for caption in row["captions"]]
     owners = [place for place, row in enumerate(rows) for _ in row["captions"]]
-    features, states = found.kind.embed_images(model, pictures)
+    features, _ = found.kind.embed_images(model, [found.images(row)[0] for row in rows])
     similar = features @ found.kind.embed_texts(model, texts).T
-    of_images, of_texts = similar, similar.T
-    if rerank:
-        match = torch.stack(
-            [found.kind.match(model, state.expand(len(texts), -1, -1), found.kind.tokens(texts)) for state in states]
-        )
-        of_images, of_texts = (
-            torch.where(side >= side.topk(rerank, 1).values[:, -1:], side + again, -torch.inf)
-            for side, again in ((similar, match), (similar.T, match.T))
-        )
-    expected = recall_figures(recall_rows(of_images, of_texts, owners).sum(0))
+    expected = recall_figures(recall_rows(similar, similar.T, owners).sum(0))
     metrics = found.evaluate(model, progress=False)
     assert {name: metrics[name] for name in expected} == pytest.approx(
         {k: float(v) for k, v in expected.items()}, abs=1e-6
     )
     assert len(metrics) == 9
+
+
+def test_the_best_candidates_are_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Similarities and scores of matching from tables: 16 pictures, 32 texts, of which 10 each are looked at again."""
+    path, file = saved("blip_retrieval", tmp_path / "model"), captioned(tmp_path / "data", 16)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    texts = [f"text {number}" for number in range(32)]
+    for number, row in enumerate(rows):
+        row["captions"] = texts[2 * number : 2 * number + 2]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    torch.manual_seed(0)
+    said, again = F.normalize(torch.randn(32, 8), dim=1), 0.5 * torch.randn(16, 32)
+    seen = F.normalize(said.view(16, 2, 8).mean(1) + 0.3 * torch.randn(16, 8), dim=1)
+    found: Any = Retrieval(evaluation=table(file), rerank=10, batch_size=3).for_model(path)
+    pictures = iter(range(16))
+
+    def embed_images(model: Any, images: list[Any]) -> Any:
+        numbers = [next(pictures) for _ in images]
+        return seen[numbers], torch.tensor(numbers)[:, None]
+
+    monkeypatch.setattr(found.kind, "embed_images", embed_images)
+    monkeypatch.setattr(found.kind, "embed_texts", lambda model, some, length: said[[texts.index(one) for one in some]])
+    monkeypatch.setattr(found.kind, "tokens", lambda some, length: torch.tensor([texts.index(one) for one in some]))
+    monkeypatch.setattr(found.kind, "match", lambda model, states, tokens: again[states[:, 0], tokens])
+    similar = seen @ said.T
+    of_images, of_texts = (
+        torch.where(side >= side.topk(10, 1).values[:, -1:], side + more, -torch.inf)
+        for side, more in ((similar, again), (similar.T, again.T))
+    )
+    expected = recall_figures(recall_rows(of_images, of_texts, [number // 2 for number in range(32)]).sum(0))
+    metrics = found.evaluate(load_model(path), progress=False)
+    assert {name: metrics[name] for name in expected} == pytest.approx({k: float(v) for k, v in expected.items()})
+    assert 0 < metrics["image_r1"] < 1
+    with pytest.raises(ValueError, match="rerank"):
+        Retrieval(rerank=9)
 
 
 def test_a_pair_is_a_picture_and_one_of_its_captions_with_the_picture_s_number(tmp_path: Path) -> None:
@@ -221,7 +244,7 @@ def test_a_pair_is_a_picture_and_one_of_its_captions_with_the_picture_s_number(t
     expected = found.kind.tokens(["a photo of blue", "plain blue", "a photo of white"])["input_ids"]
     assert torch.equal(batch["input_ids"], expected)
     with pytest.raises(PrunusError, match="cannot look at pairs again"):
-        made("retrieval", "clip", tmp_path / "other", rerank=3)
+        made("retrieval", "clip", tmp_path / "other", rerank=10)
 
 
 def test_captions_are_cleaned_as_blip_s_authors_do() -> None:
@@ -281,7 +304,7 @@ def test_training_masks_are_as_large_as_their_pictures(tmp_path: Path) -> None:
     augmented: Any = other.for_model(tmp_path / "model").train_data()
     labels = other.for_model(tmp_path / "model").collate([augmented[place] for place in range(8)])["labels"]
     assert labels.shape == (8, SIDE, SIDE)
-    assert set(labels.unique().tolist()) <= {0, 1, 2, 3, IGNORED}
+    assert set(labels.unique().tolist()) <= {0, 1, 2, 3, 255}
 
 
 def test_classes_that_differ_are_refused(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from prunus import PrunusError
 from prunus.checkpoint import load_model
 from prunus.evaluation import evaluate_here, read_task
 from prunus.extensions import load_extension
-from prunus.recipe import Recipe
+from prunus.recipe import Recipe, parse_recipe
 from prunus.run import run
 from prunus.steps import Bench, PruneStep, RepairStep
-from prunus.tasks import Caption, DataTask, Instruction, Task, Vqa
+from prunus.tasks import Caption, DataTask, EasyVQA, Instruction, Task, Vqa
 from prunus.typed import known
 from prunus.unstructured import sparsity_of
 from tests.speakers import SPEAKERS, pictures, save
@@ -141,7 +141,10 @@ def test_ranking_takes_the_likeliest_candidate(tmp_path: Path, monkeypatch: pyte
     likely = torch.tensor([[-1.0, -2.0]])
     monkeypatch.setattr(type(task.kind), "score", lambda self, model, images, *more: likely.expand(len(images), -1))
     assert task.evaluate(loaded, progress=False)["accuracy"] == pytest.approx(2 / 8)
-    assert Vqa(**data(tmp_path), answer_by="ranking").choices == ["red", "black", "green", "blue", "white"]
+    given = Vqa(**data(tmp_path), answer_by="ranking")
+    assert given.choices == ["black", "red", "green", "blue", "white"]  # the most frequent first
+    monkeypatch.setattr("prunus.tasks.vqa.MOST_CANDIDATES", 2)
+    assert Vqa(**data(tmp_path), answer_by="ranking").choices == ["black", "red"]
 
 
 @pytest.mark.parametrize("name", ["blip_answers", "blip_captions", "llava", "blip2_t5"])
@@ -215,7 +218,11 @@ def test_a_recipe_takes_a_model_from_a_config_to_a_report(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"prompt": "{quetion}?"}, "does not fit"),
+        ({"prompt": "{quetion}?"}, "{quetion} is no column with words"),
+        ({"prompt": "{image}?"}, "{image} is no column with words"),
+        ({"prompt": "{}?"}, "{} is no column with words"),
+        ({"prompt": "{question"}, "for braces that are meant"),
+        ({"prompt": "{text}: {question}"}, "no such column"),
         ({"evaluation": {"layout": "table", "files": "nowhere.jsonl"}}, "task.evaluation"),
         ({"answer_by": "ranking", "candidates": "nowhere.txt"}, "task.candidates"),
         ({"candidates": ["red"]}, "answer_by: ranking"),
@@ -259,8 +266,65 @@ def test_every_task_over_data_is_one_short_file_and_one_line() -> None:
         if issubclass(cls, DataTask) and cls.__module__.startswith("prunus.")
     ]
     assert {"vqa", "caption", "instruction"} <= {cls.model_fields["name"].default for cls in found}
-    for cls in found:
+    for cls in (*found, EasyVQA):
         file = Path(inspect.getfile(cls))
         assert file.parent == room
         assert len(file.read_text().splitlines()) <= 120, file.name
         assert len([line for line in gathered if line == f"from {cls.__module__} import {cls.__name__}"]) == 1
+
+
+def test_a_row_without_a_column_of_the_prompt_is_refused_or_left_out(tmp_path: Path) -> None:
+    source = data(tmp_path)["train"]
+    file = Path(source["files"])
+    rows = [
+        json.loads(line) | {"text": None if at == 2 else f"text {at}"}
+        for at, line in enumerate(file.read_text().splitlines())
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    task = Vqa(train=source, prompt="{text}: {question}")
+    with pytest.raises(PrunusError, match=r"rows.jsonl:3: text = None"):
+        task.check()
+    task = Vqa(train=source | {"on_broken": "skip"}, prompt="{text}: {question}")
+    task.check()
+    assert len(task.rows("train")) == 7
+
+
+@pytest.mark.parametrize("pictures", [0, 1, 2])
+def test_chats_with_any_number_of_pictures_can_be_augmented(pictures: int, tmp_path: Path) -> None:
+    source = data(tmp_path)["train"]
+    file = Path(source["files"])
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    names = [row["image"] for row in rows]
+    for at, row in enumerate(rows[:-1]):  # the last has one in any case
+        del row["image"]
+        if pictures == 1:
+            row["images"] = [names[at]]
+        elif pictures:
+            row["images"] = names[at : at + pictures]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    dense = model("llava", tmp_path)
+    task = Instruction(train=source, augment={"augmentation": "blip"}).for_model(dense)  # type: ignore[arg-type]
+    items: Any = task.train_data()
+    batch = task.collate([items[0], items[7]])
+    assert len(batch["pixel_values"]) == pictures + 1
+    assert task.predict(load_model(dense), batch).loss.isfinite()
+
+
+def test_a_model_that_takes_pictures_of_any_size_takes_no_versions(tmp_path: Path) -> None:
+    dense = model("qwen2_vl", tmp_path)
+    with pytest.raises(PrunusError, match=r"task\.augment"):
+        Instruction(**data(tmp_path), augment={"augmentation": "blip"}).check_model(dense)
+
+
+def test_stored_logits_are_refused_where_pictures_change(tmp_path: Path) -> None:
+    short = {"steps": 1, "batch_size": 2, "learning_rate": 0.001}
+    settings: dict[str, Any] = {
+        "model": {"path": str(tmp_path)}, "output": str(tmp_path / "run"),
+        "task": {"name": "vqa", "augment": {"augmentation": "blip"}, **data(tmp_path)},
+        "steps": [
+            {"step": "prune", "method": {"method": "wanda", "sparsity": 0.5}},
+            {"step": "repair", "method": {"method": "ressa", "distillation": {"top_k": 4}}, "train": short},
+        ],
+    }  # fmt: skip
+    with pytest.raises(PrunusError, match=r"steps\.1\.method\.distillation\.top_k = 4"):
+        parse_recipe(json.dumps(settings), "recipe")

@@ -24,8 +24,10 @@ from prunus.calibrated import (
     WeightedNorm,
     drop_blocks,
     narrow,
+    narrow_folder,
     plan_channels,
     score_channels,
+    sweep,
 )
 from prunus.calibration import image_batches, pair_batches, text_batches
 from prunus.checkpoint import extract, extract_to, load_model, plan_of, prune_folder
@@ -90,8 +92,9 @@ __all__ = [
     "Parts", "Plan", "Progressive", "PrunusError", "RateGate", "Rounds", "RouterWeighted", "Scope", "Score", "Search", "SearchCallback", "SearchMethod",
     "SparseGPT", "SparsityPlan", "Storage", "StraightThrough", "Structured", "SurgeonCost", "Taylor", "TrainedGate", "Training", "UPop", "Unified",
     "Uniform", "WalkOptions", "Wanda", "WeightMagnitude", "WeightedNorm", "WithinComponent", "WithinUnit", "accelerate_2to4", "allocate",
-    "anatomy", "convert", "draw_plans", "drop_blocks", "extract", "extract_to", "finetune", "hold_zeros", "image_batches", "load_model", "matrices", "mirrored", "narrow",
-    "pair_batches", "plan_channels", "plan_of", "prune", "prune_folder", "prune_matrix", "repair", "score_channels", "sparsity_of", "text_batches",
+    "anatomy", "convert", "draw_plans", "drop_blocks", "extract", "extract_to", "finetune", "hold_zeros", "image_batches", "load_model", "matrices",
+    "mirrored", "narrow", "narrow_folder",
+    "pair_batches", "plan_channels", "plan_of", "prune", "prune_folder", "prune_matrix", "repair", "score_channels", "sparsity_of", "sweep", "text_batches",
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ anywhere goes on from its last checkpoint when it is started again with the same
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +15,16 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from prunus.errors import PrunusError
 from prunus.parallel import after_first, agreeing, in_first, is_first, join_group, of_first
 from prunus.recipe import Recipe, dump_recipe, load_recipe
 from prunus.report import Report, compare, write_report
-from prunus.sources import dense_folder
+from prunus.sources import dense_folder, described
 from prunus.steps import Bench, History, Sketch, Step
 from prunus.storage import cache_folder, claim_folder, locked, write_text
+from prunus.tasks import Task
 from prunus.typed import places_in, refuse_nameless
 
 RECORD = "recipe.yaml"
@@ -43,10 +46,12 @@ def run(recipe: Recipe, console: Console | None = None) -> Report | None:
     recipe.task.check()
     places_in(recipe)  # what a new process cannot import is refused now, not when the result is evaluated
     refuse_nameless(recipe, Recipe.model_validate(recipe.model_dump(mode="json")))
-    check(recipe)
-    given = after_first(lambda: recipe.model.folder(cache_folder()))
+    model, given = check(recipe), after_first(lambda: recipe.model.folder(cache_folder()))
     if given is not None:
-        recipe.task.for_model(given).check_model(given)
+        _suited(recipe, given)
+    elif recipe.model.train:
+        with tempfile.TemporaryDirectory() as place:
+            _suited(recipe, described(model, Path(place)))
     try:
         with in_first(_taken(recipe)):
             return _carry_out(recipe, console or Console() if is_first() else Console(quiet=True))
@@ -76,8 +81,11 @@ def finished(recipe: Recipe) -> Report | None:
         return None
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Recipe) -> PreTrainedModel:
     """Whatever the model makes impossible is said before anything is trained.
+
+    Returns:
+        The model on the meta device.
 
     Raises:
         PrunusError: naming the step.
@@ -98,13 +106,25 @@ def check(recipe: Recipe) -> None:
                 raise PrunusError("step", step.step, f"check returned {sketch!r}; it is to return a Sketch")
         except PrunusError as error:
             raise PrunusError(f"steps.{number}: {error.field}", error.value, error.remedy) from None
+    return model
+
+
+def _suited(recipe: Recipe, folder: Path) -> Task:
+    """The task as the model in a folder needs it; what does not fit model, data or steps is said before anything is trained."""
+    task = recipe.task.for_model(folder)
+    task.check_model(folder)
+    for number, step in enumerate(recipe.steps):
+        try:
+            step.suit_data(task)
+        except PrunusError as error:
+            raise PrunusError(f"steps.{number}.{error.field}", error.value, error.remedy) from None
+    return task
 
 
 def _carry_out(recipe: Recipe, console: Console) -> Report | None:
     dense = dense_folder(recipe.model, recipe.task, recipe.seed, console)
-    task = recipe.task.for_model(dense)
+    task = _suited(recipe, dense)
     recipe = recipe.model_copy(update={"task": task})
-    task.check_model(dense)
     after_first(task.train_data)
     recipe.model.check(task, dense)
     current, unpruned = dense, dense

@@ -15,10 +15,11 @@ from typing import TypeVar
 from torch import nn
 
 from prunus.anatomy.blocks import BlockMlp, MlpByShape
-from prunus.anatomy.conventions import AttentionByConvention, TriedAttention
+from prunus.anatomy.conventions import AttentionByConvention
+from prunus.anatomy.dense import StaysDense
 from prunus.anatomy.experts import Experts
 from prunus.anatomy.forwards import fused_attention, windowed_attention
-from prunus.anatomy.layouts import Attention, Layout, Mlp, StaysDense, TriedMlp
+from prunus.anatomy.layouts import Attention, Layout, Mlp, TriedMlp
 from prunus.anatomy.whole_experts import INSIDE, WholeExperts
 from prunus.errors import PrunusError
 
@@ -107,7 +108,7 @@ _TRANSFORMERS: dict[str, dict[str, tuple[Layout, ...]]] = {
     "florence2.modeling_florence2": {
         "Florence2VisionChannelAttention": (_OVER_CHANNELS,),
         "Florence2VisionWindowAttention": (
-            TriedAttention("qkv", "qkv", "qkv", "proj", width="", heads="num_heads", own_forward=windowed_attention),
+            Attention("qkv", "qkv", "qkv", "proj", width="", heads="num_heads", own_forward=windowed_attention),
         ),
     },
     "llama4.modeling_llama4": {"Llama4TextExperts": (Experts(transposed=True, batched=True),)},

@@ -14,7 +14,7 @@ from typing import ClassVar, TypeGuard
 
 from torch import Tensor, nn
 
-from prunus.anatomy.forwards import keep_rotation, take_own_forward
+from prunus.anatomy.forwards import keep_rotation
 from prunus.anatomy.layers import Site
 from prunus.anatomy.layouts import Attention, Layout, Proposal, Sites
 from prunus.anatomy.norms import Norm, NormSites, norms_in, sites_of, weighted
@@ -40,8 +40,6 @@ class TriedAttention(Attention):
     """One guess at an attention whose queries, keys and values are layers of their own."""
 
     is_tried: ClassVar[bool] = True
-    heads: str = field(default="", kw_only=True)
-    """Attribute with the number of heads, where none holds their width."""
     gates: tuple[str, ...] = field(default=(), kw_only=True)
     """Layers whose outputs multiply what the heads give."""
     norms: tuple[Norm, ...] = field(default=(), kw_only=True)
@@ -94,8 +92,6 @@ class TriedAttention(Attention):
             setattr(core, name, size)
         if self.width:
             setattr(core, self.width, width)
-        if self.own_forward is not None:
-            take_own_forward(module, self.own_forward)
         for norm in self.norms:
             norm.shrink(module, before.channels, len(kept), before.channels * before.span)
         if self.rotation is not None:
@@ -109,15 +105,6 @@ class TriedAttention(Attention):
         found = sites_of(self.norms, module, width)
         tables = tuple(Site(name, 1, len(module.get_parameter(name)), 1) for name in self.tables)
         return {**found, "norms": (*found["norms"], *tables)}
-
-    def _width(self, module: nn.Module) -> int:
-        if self.width:
-            return super()._width(module)
-        heads = getattr(module.get_submodule(self.core), self.heads, None)
-        columns = linear_at(module, self.out).in_features
-        if not isinstance(heads, int) or heads < 1 or columns % heads:
-            raise MisfitError(f"it has no head width, and no number of heads that divides {columns}")
-        return columns // heads
 
 
 @dataclass(frozen=True)

@@ -158,26 +158,6 @@ class Proposal(Layout):
 
 
 @dataclass(frozen=True)
-class StaysDense(Layout):
-    """What no channel can leave."""
-
-    is_attention: ClassVar[bool] = False
-    reason: str
-    holding: tuple[str, ...] = ()
-    """Parameters by which such modules are known, where they are not known by their type."""
-
-    def resembles(self, module: nn.Module) -> bool:
-        """Whether a module has such parameters."""
-        return set(self.holding) <= module._parameters.keys()
-
-    def sites(self, module: nn.Module) -> Sites:
-        raise MisfitError(self.reason)
-
-    def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
-        raise MisfitError(self.reason)
-
-
-@dataclass(frozen=True)
 class Attention(Layout):
     """An attention: a channel is one index of the head width, in all heads. Keys and values may have fewer heads than queries.
 
@@ -197,7 +177,9 @@ class Attention(Layout):
     core: str = field(default="", kw_only=True)
     """Path of the module that holds the sizes the forward reads."""
     width: str = field(default="head_dim", kw_only=True)
-    """Attribute of `core`: the head width."""
+    """Attribute of `core`: the head width; empty where none holds it."""
+    heads: str = field(default="", kw_only=True)
+    """Attribute of `core`: the number of heads, where none holds their width."""
     totals: tuple[str, ...] = field(default=(), kw_only=True)
     """Attributes of `core`: heads × width."""
     rotary: bool = field(default=False, kw_only=True)
@@ -261,8 +243,10 @@ class Attention(Layout):
 
     def shrink(self, module: nn.Module, kept: Tensor, before: Sites) -> None:
         core, width = module.get_submodule(self.core), len(kept) * before.span
-        for name, size in {self.width: width, **dict.fromkeys(self.totals, width * before.consumer.repeats)}.items():
+        for name, size in dict.fromkeys(self.totals, width * before.consumer.repeats).items():
             setattr(core, name, size)
+        if self.width:
+            setattr(core, self.width, width)
         if self.own_forward is not None:
             take_own_forward(module, self.own_forward)
         if self._turns is not None:
@@ -274,9 +258,15 @@ class Attention(Layout):
 
     def _width(self, module: nn.Module) -> int:
         try:
-            width = getattr(module.get_submodule(self.core), self.width, None)
+            core = module.get_submodule(self.core)
         except AttributeError:
             raise MisfitError(f"it has no {self.core}") from None
+        if not self.width:
+            heads, columns = getattr(core, self.heads, None), inputs(linear_at(module, self.out))
+            if not isinstance(heads, int) or heads < 1 or columns % heads:
+                raise MisfitError(f"it has no head width, and no number of heads that divides {columns}")
+            return columns // heads
+        width = getattr(core, self.width, None)
         if not isinstance(width, int) or width < 1:
             raise MisfitError(f"it has no head width {self.width}")
         return width

@@ -2,65 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from prunus.anatomy import Anatomy, Unit, anatomy, survey
-from prunus.batches import call_with_batch, calls_the_model, checked, input_device
+from prunus.anatomy import Unit
+from prunus.batches import input_device
 from prunus.calibrated.ablation import ablated
 from prunus.calibrated.channel_scores import ChannelScores
 from prunus.calibrated.compensating import Leaving, compensate
-from prunus.calibrated.consumers import Consumer, consumers_of
 from prunus.calibrated.given import masks_of
-from prunus.calibrated.heads import with_heads
 from prunus.calibrated.method import Calibrated
-from prunus.calibrated.plain import Knob, knobs_for, loadable, make_plain, same_count
+from prunus.calibrated.plain import make_plain, same_count
+from prunus.calibrated.request import Request, settle
 from prunus.calibrated.scores import Seen
-from prunus.calibrated.whole_experts import refuse_for_whole_experts, worth_of_experts
+from prunus.calibrated.whole_experts import worth_of_experts
 from prunus.checkpoint import extract
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
 from prunus.plan import Entry, Plan
-from prunus.refusals import expect, refuse_unusable
-from prunus.structured import Example, Gates, Whole, pruned_share, reinstate, searchable
+from prunus.refusals import expect
+from prunus.structured import Gates, Whole, pruned_share, reinstate
 from prunus.undo import Undo, structure_kept
-from prunus.unstructured import Call, Spill, Statistics, Stop, Walk, WalkOptions, gather, sparsity_of, walk_options
+from prunus.unstructured import Call, Spill, Statistics, Stop, Walk, WalkOptions, gather, walk_options
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class Request:
-    """A narrowing that was asked for and found possible."""
-
-    model: nn.Module
-    method: Calibrated
-    """With the ratio that its budget comes to."""
-    parts: Anatomy
-    units: tuple[Unit, ...]
-    """Those that are narrowed."""
-    knobs: Sequence[Knob] | None
-    """What a plain config says the result by; None where it need not."""
-    consumers: Mapping[str, Sequence[Consumer]]
-    """Unit → the matrices that read its channels."""
-    batches: Sequence[Any]
-    call: Call | None
-    options: WalkOptions
-
-    @property
-    def blocks(self) -> dict[str, list[Unit]]:
-        """Block → its units."""
-        found: dict[str, list[Unit]] = {}
-        for unit in self.units:
-            found.setdefault(unit.block, []).append(unit)
-        return found
 
 
 @torch.no_grad()
@@ -101,17 +71,17 @@ def narrow(
         scores.check(method, request.units, request.model)
     kept = None if plan is None else masks_of(plan, request.parts, request.units, request.knobs)
     gates = Gates(request.model, [unit for unit in request.units if not unit.sliced])
-    data = Fingerprint(request.batches)
     with Undo() as undo:
         try:
             if kept is None:
-                kept = decided(request, scored(request, gates, data) if scores is None else scores.of(request.units))
+                kept = decided(
+                    request, scored(request, gates, request.batches) if scores is None else scores.of(request.units)
+                )
             if method.compensation != "none":
-                make_up(request, gates, kept, undo, data)
+                make_up(request, gates, kept, undo, request.batches)
         finally:
             gates.remove()
-        calibration = data.summary(sequential=request.options.sequential, bf16=request.options.bf16)
-        plan = plan_of(request, method, kept, calibration, () if plan is None else plan.history)
+        plan = recorded_plan(request, method, kept, calibration_of(request), () if plan is None else plan.history)
         small = finished(model, request, plan, kept, inplace)
         if not inplace:
             undo.restore()
@@ -131,80 +101,8 @@ def finished(model: Model, request: Request, plan: Plan, kept: dict[str, Tensor]
     return small
 
 
-def settle(
-    model: nn.Module, method: Calibrated, batches: Iterable[Any], call: Call | None, options: WalkOptions,
-    example: Callable[[], object] | None, price: Callable[[Anatomy, nn.Module, Example], Whole] | None = Whole,
-) -> Request:  # fmt: skip
-    """What is narrowed and by how much, checked before anything is touched.
-
-    Args:
-        price: what the budget is held against; None leaves the budget alone.
-    """
-    expect("method", method, Calibrated, "how to narrow, such as prunus.Calibrated(ratio=0.3)")
-    if example is not None and not callable(example):
-        raise PrunusError("example", type(example).__name__, "give what can be called: example=lambda: model(**batch)")
-    inner = searchable(model)
-    parts = anatomy(inner)
-    parts, units, knobs = units_of(inner, parts, method)
-    for unit in units:
-        refuse_unusable(inner, unit.path)
-    consumers = consumers_of(inner, units, survey(inner, parts=parts))
-    refuse_compensation(inner, method, consumers)
-    given = list(checked(batches, calls_the_model(call)))
-    if not given:
-        raise PrunusError("batches", "none", "at least one calibration batch is needed")
-    run = example or partial(call or call_with_batch, inner, given[0])
-    fitted = loadable(inner, method, knobs)
-    if price is not None:
-        fitted = fitted.fit(price(parts, inner, run), units)
-        fitted.check(units)
-    return Request(inner, fitted, parts, units, knobs, consumers, given, call, options)
-
-
-def units_of(
-    model: nn.Module, parts: Anatomy, method: Calibrated
-) -> tuple[Anatomy, tuple[Unit, ...], list[Knob] | None]:
-    """The anatomy in the channels that are meant, the units that are narrowed, and what a plain config says them by.
-
-    Raises:
-        PrunusError: a selector matches nothing, or a plain config cannot say it.
-    """
-    if method.attention == "heads":
-        parts = with_heads(parts)
-    is_whole = method.score.whole_experts
-    units = (parts.select_sets if is_whole else parts.select)(method.include, method.exclude)
-    if not method.plain:
-        return parts, units, None
-    knobs = knobs_for(model, parts.sets if is_whole else parts, units, named="*" not in method.include)
-    turned = {unit.name for knob in knobs for unit in knob.units}
-    return parts, tuple(unit for unit in units if unit.name in turned), knobs
-
-
-def refuse_compensation(model: nn.Module, method: Calibrated, consumers: Mapping[str, Sequence[Consumer]]) -> None:
-    """Refuses a compensation that a model cannot have.
-
-    Raises:
-        PrunusError: a consumer has no bias to put it into, or zeros that would be filled.
-    """
-    record = sparsity_of(model)
-    if method.score.whole_experts:
-        refuse_for_whole_experts(method, record is not None)
-    for unit, matrices in consumers.items():
-        for one in matrices:
-            name = one.matrix.name
-            if method.compensation == "bias" and one.bias is None:
-                raise PrunusError(
-                    "compensation", "bias", f"{name} has no bias that could take it; take refit, or exclude {unit}"
-                )
-            if method.compensation == "refit" and record is not None and name in record.matrices:
-                raise PrunusError(
-                    "compensation", "refit", f"it would fill the zeros of {name}, which was pruned; take bias or none, or narrow first and "
-                    "prune afterwards",
-                )  # fmt: skip
-
-
 @contextmanager
-def walking(request: Request, data: Fingerprint, title: str, sequential: bool) -> Iterator[Iterator[Stop]]:
+def walking(request: Request, data: Iterable[Any], title: str, sequential: bool) -> Iterator[Iterator[Stop]]:
     """While the context is open, the stops at the blocks of the units, in execution order.
 
     Raises:
@@ -220,7 +118,8 @@ def walking(request: Request, data: Fingerprint, title: str, sequential: bool) -
         around.enter_context(bar)
         around.enter_context(torch.autocast(device, torch.bfloat16, enabled=options.bf16, cache_enabled=False))
         spill = Spill(request.model, options.activations)
-        walk = around.enter_context(Walk(request.model, data, blocks, request.call, spill=spill, sequential=sequential))
+        walking = Walk(request.model, data, blocks, request.call, request.state, spill, sequential)
+        walk = around.enter_context(walking)
         yield iter(bar.track(walk, total=len(blocks), description=title))
         if walk.pending:
             raise PrunusError(
@@ -228,16 +127,22 @@ def walking(request: Request, data: Fingerprint, title: str, sequential: bool) -
             )  # fmt: skip
 
 
-def scored(request: Request, gates: Gates, data: Fingerprint) -> dict[str, Tensor]:
+def scored(request: Request, gates: Gates, data: Iterable[Any]) -> dict[str, Tensor]:
     """Unit → what its channels are worth in the model as it is, (channels,)."""
-    score = request.method.score
+    score, worth = request.method.score, dict[str, Tensor]()
     if score.whole_experts:
         return weighed(request, data)
     if not score.needs:
-        return {unit.name: score_of(request, unit, {}) for unit in request.units}
-    worth: dict[str, Tensor] = {}
+        for unit in request.units:
+            with request.state.block(unit.block):
+                worth[unit.name] = score_of(request, unit, {})
+        return worth
     with walking(request, data, f"{score.score} · blocks", sequential=False) as stops:
         for stop in stops:
+            known_before = request.state.scores(stop.block)
+            if known_before is not None:
+                worth |= known_before
+                continue
             units = request.blocks[stop.block]
             alone = [unit for unit in units if not unit.layout.mixes]
             targets = [one.matrix for unit in alone for one in request.consumers[unit.name]]
@@ -247,10 +152,11 @@ def scored(request: Request, gates: Gates, data: Fingerprint) -> dict[str, Tenso
                 for unit in units:
                     if unit.layout.mixes:
                         worth[unit.name] = ablated(request.model, unit, request.consumers[unit.name], gates, stop)
+            request.state.scored(stop.block, {unit.name: worth[unit.name] for unit in units})
     return worth
 
 
-def weighed(request: Request, data: Fingerprint) -> dict[str, Tensor]:
+def weighed(request: Request, data: Iterable[Any]) -> dict[str, Tensor]:
     """Set of experts → what each of them is worth, (experts,)."""
     worth: dict[str, Tensor] = {}
     with walking(request, data, f"{request.method.score.score} · blocks", sequential=False) as stops:
@@ -288,7 +194,7 @@ def score_of(request: Request, unit: Unit, known: Mapping[str, Statistics]) -> T
     return worth
 
 
-def make_up(request: Request, gates: Gates, kept: dict[str, Tensor], undo: Undo, data: Fingerprint) -> None:
+def make_up(request: Request, gates: Gates, kept: dict[str, Tensor], undo: Undo, data: Iterable[Any]) -> None:
     """Shuts the gates of channels that go, block by block, and fits what is left."""
     model, method, options = request.model, request.method, request.options
     leaving = {
@@ -305,10 +211,17 @@ def make_up(request: Request, gates: Gates, kept: dict[str, Tensor], undo: Undo,
                 if one.unit.name not in fitted and options.sequential:
                     gates.set(one.shut)
             due = [one for one in going if one.unit.name in fitted]
-            for parameter in {id(p): p for one in due for p in one.written}.values():
+            written = list({id(p): p for one in due for p in one.written}.values())
+            if request.state.is_fitted(stop.block):
+                for visit in stop.visits if stop.keeps_outputs else ():
+                    stop.run(visit)  # as it was before
+                gates.set({name: gate for one in due for name, gate in one.shut.items()})
+                continue
+            for parameter in written:
                 undo.keep(parameter)
             with in_fp32(model):
                 compensate(model, due, gates, stop, method)
+            request.state.fitted(stop.block, written)
 
 
 def in_fp32(model: nn.Module) -> torch.autocast:
@@ -329,7 +242,15 @@ def decided(request: Request, worth: dict[str, Tensor]) -> dict[str, Tensor]:
     )
 
 
-def plan_of(
+def calibration_of(request: Request) -> dict[str, Any]:
+    """A record of the data."""
+    data = Fingerprint(request.batches)
+    for _ in data:
+        pass
+    return data.summary(sequential=request.options.sequential, bf16=request.options.bf16)
+
+
+def recorded_plan(
     request: Request, method: Calibrated, kept: dict[str, Tensor], calibration: dict[str, Any], earlier: tuple[Entry, ...] = ()
 ) -> Plan:  # fmt: skip
     """The plan, with a record of what decided and on which data."""

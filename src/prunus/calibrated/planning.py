@@ -17,11 +17,11 @@ from prunus.anatomy import anatomy
 from prunus.batches import call_with_batch
 from prunus.calibrated.channel_scores import ChannelScores, Header, digest
 from prunus.calibrated.method import Calibrated
-from prunus.calibrated.narrowing import Request, decided, plan_of, scored, settle, units_of
+from prunus.calibrated.narrowing import calibration_of, decided, recorded_plan, scored
 from prunus.calibrated.plain import loadable
+from prunus.calibrated.request import Request, settle, units_of
 from prunus.checkpoint import bare_model
 from prunus.errors import PrunusError
-from prunus.fingerprint import Fingerprint
 from prunus.plan import Plan
 from prunus.refusals import expect
 from prunus.structured import Gates, Whole, searchable
@@ -53,16 +53,15 @@ def score_channels(
             "score", method.score.score, "what whole experts are worth is not kept as a file; take narrow"
         )
     inner, units = request.model, request.units
-    gates, data = Gates(inner, units), Fingerprint(request.batches)
+    gates = Gates(inner, units)
     try:
-        worth = scored(request, gates, data)
+        worth = scored(request, gates, request.batches)
     finally:
         gates.remove()
-    calibration = data.summary(sequential=False, bf16=request.options.bf16)
     whole = Whole(request.parts, inner, example or partial(call or call_with_batch, inner, request.batches[0]))
     macs = whole.macs(units)
     header = Header(
-        model=type(inner).__name__, config=_config_of(inner), weights=digest(inner), method=method.meant, calibration=calibration,
+        model=type(inner).__name__, config=_config_of(inner), weights=digest(inner), method=method.meant, calibration=calibration_of(request),
         macs=int(macs.total), channel_macs={name: float(cost) for name, cost in macs.channel.items()},  # type: ignore[arg-type]
         cached=whole.cached(units, needed=False), latency=whole.milliseconds(units, method.align) if latency else None,
     )  # fmt: skip
@@ -89,7 +88,7 @@ def plan_channels(scores: ChannelScores, method: Calibrated, model: nn.Module | 
     fitted = loadable(inner, method, knobs).fit(scores.whole(parts, inner), units)
     fitted.check(units)
     request = Request(inner, fitted, parts, units, knobs, {}, (), None, WalkOptions())
-    return plan_of(request, method, decided(request, scores.of(units)), scores.header.calibration)
+    return recorded_plan(request, method, decided(request, scores.of(units)), scores.header.calibration)
 
 
 def _config_of(model: nn.Module) -> dict[str, Any] | None:

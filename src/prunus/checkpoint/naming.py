@@ -144,14 +144,14 @@ class Parts:
         for parameter, own in by_parameter(chosen).items():
             refuse_weight(own[0].name, self.load(self.model.get_parameter(parameter), self.shards))
 
-    def dtypes_to_write(self, chosen: Sequence[Matrix]) -> dict[str, torch.dtype]:
-        """Tensors in the files that cannot hold what pruning makes of them, and the type that does.
+    def dtypes_to_write(self, parameters: Iterable[str]) -> dict[str, torch.dtype]:
+        """Tensors in the files that cannot hold what these parameters become, and the type that does.
 
         Raises:
             PrunusError: what transformers makes of the files cannot be turned round.
         """
         dtypes: dict[str, torch.dtype] = {}
-        for name in dict.fromkeys(matrix.parameter for matrix in chosen):
+        for name in dict.fromkeys(parameters):
             parameter = self.model.get_parameter(name)
             _, group = self.of(parameter)
             places = {key: self.shards.places[key] for key in group.keys}

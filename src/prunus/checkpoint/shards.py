@@ -101,20 +101,43 @@ class Shards:
             else:
                 shutil.copyfile(self.folder / file, folder / file)
 
-    def _rewrite(self, file: str, path: Path, dtypes: Mapping[str, torch.dtype]) -> None:
-        own = sorted((p.start, name) for name, p in self.places.items() if p.file == file)
+    def lay_out(self, folder: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> Shards:
+        """Files of the same names, in another folder, with the same tensors in the same order, some in other types and shapes. What the
+        tensors hold is not written yet.
+
+        Args:
+            tensors: type and shape of those that are others.
+        """
+        for file in self.files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            with open(folder / file, "wb") as out:
+                header, size = self._header(file, tensors)
+                out.write(header)
+                out.truncate(len(header) + size)
+        return Shards(folder, self.files)
+
+    def _own(self, file: str) -> list[str]:
+        """Names of a file's tensors, in its order."""
+        return [name for _, name in sorted((p.start, name) for name, p in self.places.items() if p.file == file)]
+
+    def _header(self, file: str, changed: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[bytes, int]:
+        """What a file begins with, and how many bytes of tensors follow."""
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         stop = 0
-        for _, name in own:
+        for name in self._own(file):
             place = self.places[name]
-            dtype = dtypes.get(name, place.dtype)
-            start, stop = stop, stop + torch.Size(place.shape).numel() * dtype.itemsize
-            header[name] = {"dtype": _NAMES[dtype], "shape": list(place.shape), "data_offsets": [start, stop]}
+            dtype, shape = changed.get(name, (place.dtype, place.shape))
+            start, stop = stop, stop + torch.Size(shape).numel() * dtype.itemsize
+            header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text, stop
+
+    def _rewrite(self, file: str, path: Path, dtypes: Mapping[str, torch.dtype]) -> None:
+        changed = {name: (dtype, self.places[name].shape) for name, dtype in dtypes.items()}
         with open(path, "wb") as out:
-            out.write(len(text).to_bytes(8, "little") + text)
-            for _, name in own:
+            out.write(self._header(file, changed)[0])
+            for name in self._own(file):
                 with _memory(self.read(name).to(dtypes.get(name, self.places[name].dtype))) as memory:
                     out.write(memory)
             out.flush()

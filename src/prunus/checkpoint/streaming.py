@@ -6,9 +6,7 @@ there, so a run that dies goes on at the block it was in, and the source is neve
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -16,29 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunus.anatomy import place_of
 from prunus.batches import call_with_batch, calls_the_model, checked
-from prunus.checkpoint.checksums import CHECKSUMS, verify, write_checksums
+from prunus.checkpoint.checksums import verify
 from prunus.checkpoint.described import describe
+from prunus.checkpoint.hollow import Hollow
 from prunus.checkpoint.loading import without_weights
 from prunus.checkpoint.naming import Group, Parts
-from prunus.checkpoint.on_use import OnUse, hollow
 from prunus.checkpoint.shards import Shards
+from prunus.checkpoint.work import Work, copy_beside_weights, hashed, identity, refuse_places
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
 from prunus.parallel import agreeing, is_first, of_first
 from prunus.plan import SparsityPlan
-from prunus.storage import LOCK, claim_folder, locked, writable_path, write_text
+from prunus.storage import writable_path, write_text
 from prunus.unstructured import (
     RECORD,
     Call,
     Pruner,
     Request,
     WalkOptions,
-    Weights,
     carry_out,
     recorded_sparsity,
     refuse_gradients,
@@ -78,12 +75,7 @@ def prune_folder(
             damaged, changed since they were saved, or not readable.
     """
     source, output, options = Path(source), writable_path(output), walk_options(options, keep_zeros)
-    if output.exists():
-        raise PrunusError("output", str(output), "it exists; choose another folder, or delete it")
-    if output.resolve().is_relative_to(source.resolve()):
-        raise PrunusError("output", str(output), "it lies in the source, which stays as it is; choose another folder")
-    if (source / "adapter_config.json").exists():
-        raise PrunusError("source", str(source), "the folder holds an adapter; merge it into its model, and save that")
+    refuse_places(source, output)
     verify(source)
     model, shards = without_weights(source)
     chosen, plan = settle(model, method, plan, include, exclude)
@@ -94,16 +86,15 @@ def prune_folder(
         keep_zeros = earlier is not None
     parts = Parts(model, shards)
     parts.refuse_weights(chosen)
-    dtypes = parts.dtypes_to_write(chosen)
-    files = [source / file for file in ("config.json", *shards.files)]
+    dtypes = parts.dtypes_to_write(matrix.parameter for matrix in chosen)
     asked = {
         "keep_zeros": keep_zeros,
-        "source": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "source": identity(shards),
         "plan": plan.model_dump(mode="json"),
         "method": method.model_dump(mode="json"),
         "options": options.model_dump(mode="json", exclude={"progress", "activations"}),
     }
-    work = _Work(output.with_name(output.name + ".partial"), hashlib.sha256(json.dumps(asked).encode()).hexdigest())
+    work = _Work(output.with_name(output.name + ".partial"), hashed(asked))
     call = call or partial(call_with_batch, device=torch.device(device))
     request = Request(model, method, plan, chosen, seen, call, options, keep_zeros)
     with ExitStack() as held:
@@ -122,61 +113,32 @@ def prune_folder(
     return achieved
 
 
-class _Work:
+class _Work(Work):
     """The output folder while it is being made, and its journal: which blocks are finished."""
 
     def __init__(self, folder: Path, request: str):
-        self.folder, self._request = folder, request
+        super().__init__(folder, JOURNAL)
+        self._request = request
         self.done: dict[str, dict[str, int]] = {}
         self.calibration: str | None = None
-        self._is_new = False
-
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Keeps the folder for this process.
-
-        Raises:
-            PrunusError: it holds other things than unfinished work, or another process is at work in it.
-        """
-        claim_folder(self.folder, JOURNAL)
-        with ExitStack() as held:
-            with self.writing():
-                held.enter_context(locked(self.folder))
-            yield
 
     def begin(self, shards: Shards, dtypes: Mapping[str, torch.dtype]) -> None:
         """Takes up earlier work, or copies the source, with other types for some tensors."""
-        if (self.folder / JOURNAL).exists():
-            try:
-                journal = json.loads((self.folder / JOURNAL).read_text())
-                copied, request, done, calibration = (journal[n] for n in ("copied", "request", "done", "calibration"))
-                done = {block: {name: int(count) for name, count in counts.items()} for block, counts in done.items()}
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise PrunusError(
-                    "output", str(self.folder), f"its {JOURNAL} is damaged ({error}); delete the folder"
-                ) from None
-            if copied and request != self._request:
-                raise PrunusError(
-                    "output", str(self.folder), "it holds unfinished work with other settings; finish that, or delete the folder"
-                )  # fmt: skip
-            if copied:
-                self.done, self.calibration = done, calibration
-                return
-        with self.writing():
-            try:
-                self._write(copied=False)
-                shutil.copytree(
-                    shards.folder, self.folder, copy_function=shutil.copyfile, ignore=partial(_left_behind, shards),
-                    dirs_exist_ok=True,
-                )  # fmt: skip
-                for path in (self.folder, *self.folder.rglob("*")):
-                    path.chmod(path.stat().st_mode | (0o700 if path.is_dir() else 0o600))
-                shards.copy(self.folder, dtypes)
-                self._write()
-                self._is_new = True
-            except BaseException:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                raise
+        with self.understood():
+            journal = self.read()
+            if journal is None:
+                journal = {"copied": False, "request": "", "done": {}, "calibration": None}
+            copied, request, done, calibration = (journal[n] for n in ("copied", "request", "done", "calibration"))
+            done = {block: {name: int(count) for name, count in counts.items()} for block, counts in done.items()}
+        if copied:
+            self.refuse_other(request, self._request)
+            self.done, self.calibration = done, calibration
+            return
+        with self.writing(), self.whole_or_gone():
+            self._write(copied=False)
+            copy_beside_weights(shards, self.folder)
+            shards.copy(self.folder, dtypes)
+            self._write()
 
     def finish(self, block: str, counts: Mapping[str, int], calibration: str) -> None:
         """Notes a block whose weights are on disk."""
@@ -190,91 +152,24 @@ class _Work:
             record = getattr(model.config, RECORD)
             write_text(self.folder / "config.json", json.dumps({**config, RECORD: record}, indent=2) + "\n")
             describe(self.folder, model)
-            write_checksums(self.folder)
-            self.folder.rename(output)
-            for name in (JOURNAL, LOCK):
-                (output / name).unlink()
-
-    @contextmanager
-    def unless_refused(self) -> Iterator[None]:
-        """Work that was begun now and would be refused again is removed; what a full disk or a kill has stopped stays."""
-        try:
-            yield
-        except PrunusError as error:
-            if self._is_new and error.field != "output":
-                shutil.rmtree(self.folder, ignore_errors=True)
-            raise
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Errors of the disk become one that says what to do."""
-        try:
-            yield
-        except (OSError, shutil.Error) as error:
-            reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error.strerror or error
-            raise PrunusError(
-                "output", str(self.folder), f"it cannot be written ({reason}); mend that and call again: finished blocks stay"
-            ) from None  # fmt: skip
+            self.finished(output)
 
     def _write(self, copied: bool = True) -> None:
-        journal = {"copied": copied, "request": self._request, "calibration": self.calibration, "done": self.done}
-        write_text(self.folder / JOURNAL, json.dumps(journal) + "\n")
+        self.write({"copied": copied, "request": self._request, "calibration": self.calibration, "done": self.done})
 
 
-OTHER_WEIGHTS = frozenset(
-    {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".tflite", ".npz"}
-)
-
-
-def _left_behind(shards: Shards, folder: str, names: list[str]) -> list[str]:
-    """What is not copied to the output: weights, which are copied apart from this, and copies of them that would stay
-    dense; what version control and downloads keep; what would no longer be true."""
-    if Path(folder) != shards.folder:
-        return [name for name in names if str((Path(folder) / name).relative_to(shards.folder)) in shards.files]
-    kept = {f"{file.partition('-')[0]}.safetensors.index.json" for file in shards.files}
-    return [
-        name
-        for name in names
-        if Path(name).suffix in OTHER_WEIGHTS
-        or (name.endswith(".index.json") and name not in kept)
-        or name in (".git", ".cache", CHECKSUMS, JOURNAL, LOCK)
-    ]
-
-
-class _FolderWeights(Weights):
-    """Weights that live in files: those of a block for as long as it runs, others from their first use to the next stop.
-
-    Between two stops all batches pass the same modules, so an embedding is read once and gone when the first block runs.
-    """
+class _FolderWeights(Hollow):
+    """Weights that live in files, and those of finished blocks in the output's."""
 
     def __init__(
         self, model: PreTrainedModel, parts: Parts, work: _Work, fingerprint: Fingerprint, device: torch.device,
         sequential: bool,
     ):  # fmt: skip
-        self._model, self._parts, self._work = model, parts, work
-        self._fingerprint, self._sequential = fingerprint, sequential
+        super().__init__(model, parts, device)
+        self._work, self._fingerprint, self._sequential = work, fingerprint, sequential
         self._target = Shards(work.folder, parts.shards.files)
         self._pruned: set[Group] = set()
         """Those whose pruned values count from now on."""
-        self._sources: dict[nn.Parameter, tuple[Tensor, Group]] = {}
-        """What stood for it on the meta device, and where it comes from."""
-        made: dict[int, nn.Parameter] = {}
-        for module in model.modules():
-            for name, parameter in list(module._parameters.items()):
-                if parameter is not None and parameter.is_meta:
-                    if id(parameter) not in made:
-                        made[id(parameter)] = hollow(parameter, device)
-                        self._sources[made[id(parameter)]] = (parameter, parts.of(parameter)[1])
-                    setattr(module, name, made[id(parameter)])  # not past it: recurrent layers keep lists of their own
-                elif parameter is not None:
-                    parameter.data = parameter.data.to(device)
-            for name, buffer in list(module._buffers.items()):
-                if buffer is not None and buffer.is_meta and parts.knows(buffer):
-                    module._buffers[name] = parts.load(buffer, parts.shards).to(device)
-                elif buffer is not None and not buffer.is_meta:
-                    module._buffers[name] = buffer.to(device)
-        self.on_use = OnUse(self._sources, self._fill)
-        """While it is entered, parameters are read when somebody computes with them."""
 
     @contextmanager
     def block(self, path: str) -> Iterator[None]:
@@ -286,15 +181,11 @@ class _FolderWeights(Weights):
         finished = {self._group(name) for name in self._work.done.get(path, {})}
         if self._sequential:  # otherwise later blocks see what the dense one computes, also after an interruption
             self._pruned |= finished
-        self.on_use.release()
-        for parameter in self._model.get_submodule(path).parameters():
-            if parameter in self._sources:
-                self.on_use.fill(parameter)
         try:
-            yield
+            with super().block(path):
+                yield
         finally:
             self._pruned |= finished
-            self.on_use.release()
 
     def changed(self, path: str, pruned: Mapping[str, int]) -> None:
         groups = dict.fromkeys(self._group(name) for name in pruned)
@@ -307,21 +198,13 @@ class _FolderWeights(Weights):
 
     def _write(self, groups: Iterable[Group]) -> None:
         for group in groups:
-            names = [name for name, other in self._parts.groups.items() if other is group]
-            tensors = group.save(self._model, {name: self._model.get_parameter(name).detach() for name in names})
+            names = [name for name, other in self.parts.groups.items() if other is group]
+            tensors = group.save(self.model, {name: self.model.get_parameter(name).detach() for name in names})
             with self._work.writing():
                 self._target.write(tensors)
 
     def _group(self, matrix: str) -> Group:
-        return self._sources[self._model.get_parameter(place_of(self._model, matrix).parameter)][1]
+        return self.group_of(self.model.get_parameter(place_of(self.model, matrix).parameter))
 
-    def _fill(self, parameter: nn.Parameter) -> None:
-        meta, group = self._sources[parameter]
-        shards, key = self._shards(group), next(iter(group.keys))
-        if group.converter is None and (shards.places[key].dtype, "cpu") == (parameter.dtype, parameter.device.type):
-            shards.read(key, into=parameter)
-        else:
-            parameter.copy_(self._parts.load(meta, shards))
-
-    def _shards(self, group: Group) -> Shards:
-        return self._target if group in self._pruned else self._parts.shards
+    def shards_of(self, group: Group) -> Shards:
+        return self._target if group in self._pruned else self.parts.shards

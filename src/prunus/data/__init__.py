@@ -7,7 +7,8 @@ from pydantic import BeforeValidator
 from prunus.data.augment import AnyAugmentation, Augmentation, Augmented
 from prunus.data.columns import COLUMNS, IMAGE_PLACE, WHERE
 from prunus.data.easy_vqa import COLORS, IMAGE_MEAN, IMAGE_STD, SHAPES, NamedImages, Questions, balanced, questions_of
-from prunus.data.images import IGNORED, BrokenImage, open_image, open_mask
+from prunus.data.identity import file_state
+from prunus.data.images import IGNORED, UNLABELLED, BrokenImage, open_image, open_mask
 from prunus.data.layouts import (
     ADE20K,
     CC3M,
@@ -27,7 +28,9 @@ from prunus.data.layouts import (
     TextFiles,
     VQAv2,
 )  # fmt: skip
+from prunus.data.mixing import mixed
 from prunus.data.source import Data, Found, in_full
+from prunus.data.store import Needs
 from prunus.typed import named
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ else:
 
 __all__ = [
     "ADE20K", "CC3M", "COLORS", "COLUMNS", "GQA", "IGNORED", "IMAGE_MEAN", "IMAGE_PLACE", "IMAGE_STD", "NLVR", "NLVR2", "OKVQA", "SHAPES",
-    "WHERE", "AnyAugmentation", "AnyData", "Augmentation", "Augmented", "BrokenImage", "CocoKarpathy", "Data", "EasyVQAData", "Flickr30k",
-    "Found", "Hub", "ImageFolder", "ImageNet", "NamedImages", "NoCaps", "Published", "Questions", "Table", "TextFiles", "VQAv2", "balanced",
-    "open_image", "open_mask", "questions_of",
+    "UNLABELLED", "WHERE", "AnyAugmentation", "AnyData", "Augmentation", "Augmented", "BrokenImage", "CocoKarpathy", "Data", "EasyVQAData", "Flickr30k",
+    "Found", "Hub", "ImageFolder", "ImageNet", "NamedImages", "Needs", "NoCaps", "Published", "Questions", "Table", "TextFiles", "VQAv2", "balanced",
+    "file_state", "mixed", "open_image", "open_mask", "questions_of",
 ]  # fmt: skip

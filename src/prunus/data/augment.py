@@ -17,14 +17,13 @@ from pydantic import Field
 from torch.utils.data import Dataset
 
 from prunus.data import pixel_operations as pixels
+from prunus.data.images import IGNORED
 from prunus.data.pixel_operations import Size
 from prunus.errors import PrunusError
 from prunus.typed import Count, Seed, Share, Typed, named
 
 Pair = tuple[Image.Image, Image.Image | None]
 """A picture, and its mask, if it has one."""
-IGNORED_PIXEL = 255
-"""Of a mask, where padding is."""
 
 
 class Augmentation(Typed):
@@ -131,7 +130,7 @@ class SegmenterPipeline(Augmentation):
         return padded((other_light(image, draw), mask), size)
 
     def _filled_by_one(self, mask: np.ndarray[Any, Any]) -> bool:
-        counts = np.bincount(mask[mask != IGNORED_PIXEL].ravel())
+        counts = np.bincount(mask[mask != IGNORED].ravel())
         return bool(np.count_nonzero(counts) < 2 or counts.max() / counts.sum() >= self.largest_class)
 
 
@@ -159,7 +158,7 @@ def padded(pair: Pair, size: Size) -> Pair:
     whole.paste(image)
     if mask is None:
         return whole, None
-    there = Image.new("L", size[::-1], IGNORED_PIXEL)
+    there = Image.new("I", size[::-1], IGNORED)
     there.paste(mask)
     return whole, there
 
@@ -225,7 +224,7 @@ TIMM: Mapping[str, Operation] = {
 class Augmented(Dataset[Any]):
     """Rows with `image` or `images` (and `mask`) as PIL images, in versions of the wanted size.
 
-    An item is a row, with `sized` true, or the list of its versions where the augmentation repeats.
+    An item is a row, with `sized` true and the seed of what is random about it, `drawn`; or the list of its versions where the augmentation repeats.
 
     Args:
         rows: whatever has a length and gives mappings by index.
@@ -247,18 +246,19 @@ class Augmented(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         row, how = self.rows[index], self.augmentation
-        draw = Random(f"{how.seed}/{self.epoch}/{index}")
-        versions = [self._version(row, draw) for _ in range(how.repeats)]
+        seed = f"{how.seed}/{self.epoch}/{index}"
+        draw = Random(seed)
+        versions = [self._version({**row, "sized": True, "drawn": seed}, draw) for _ in range(how.repeats)]
         return versions[0] if how.repeats == 1 else versions
 
     def _version(self, row: Mapping[str, Any], draw: Random) -> dict[str, Any]:
-        changed = {**row, "sized": True}
         if row.get("images"):  # each a picture of its own
             images: Sequence[Image.Image] = row["images"]
-            changed["images"] = [self.augmentation.version(image, None, self.size, draw)[0] for image in images]
-            return changed
+            return {**row, "images": [self.augmentation.version(one, None, self.size, draw)[0] for one in images]}
+        if row.get("image") is None:
+            return dict(row)
         image, mask = self.augmentation.version(row["image"], row.get("mask"), self.size, draw)
-        return changed | {"image": image} | ({} if mask is None else {"mask": mask})
+        return {**row} | {"image": image} | ({} if mask is None else {"mask": mask})
 
 
 if TYPE_CHECKING:

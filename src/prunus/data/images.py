@@ -8,10 +8,10 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from prunus.errors import PrunusError
 
@@ -19,8 +19,11 @@ LARGEST = 89_478_485
 """Pixels of an image, 9,459 × 9,459: what Pillow takes without a warning. A small file can claim to have any number."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """What is read. Others, such as EPS, would be handed to other programs."""
-IGNORED = 255
+IGNORED = -1
 """Class of the pixels of a mask that are not counted."""
+UNLABELLED = 255
+"""What masks of 8 bits give pixels that nobody has labelled."""
+LARGEST_CLASS = 65535
 
 
 class BrokenImage(PrunusError):  # noqa: N818
@@ -49,7 +52,7 @@ def open_image(value: Any, where: str = "") -> Image.Image:
 
 
 def open_mask(value: Any, where: str = "", first_class: int = 0) -> Image.Image:
-    """Classes of the pixels, as an image of whole numbers: mode L, or I where there are more than 255 classes.
+    """Classes of the pixels, as an image of whole numbers (mode I); `IGNORED` where 8 bits hold `UNLABELLED`.
 
     Args:
         value: as of `open_image`.
@@ -57,14 +60,23 @@ def open_mask(value: Any, where: str = "", first_class: int = 0) -> Image.Image:
         first_class: what the image gives the first class. That becomes 0; what lies below becomes `IGNORED`.
 
     Raises:
-        BrokenImage: as of `open_image`; or the image has colours and no numbers of classes.
+        BrokenImage: as of `open_image`; or the image has colours or fractions and no numbers of classes.
     """
     with _opened(value, where) as image:
         if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
             raise ValueError(f"a mask holds one number a pixel, and this has {len(image.getbands())} channels")
-        classes = np.array(image).astype(np.int32) - first_class
-    classes[classes < 0] = IGNORED
-    return Image.fromarray(classes if classes.max() > IGNORED else classes.astype(np.uint8))
+        given = np.array(ImageOps.exif_transpose(image))
+        classes = given.astype(np.int32) - first_class
+        if classes.max() > LARGEST_CLASS:
+            raise ValueError(f"classes have numbers up to {LARGEST_CLASS:,}, and it holds {classes.max():,}")
+    classes[(classes < 0) | ((given == UNLABELLED) if given.dtype == np.uint8 else False)] = IGNORED
+    return Image.fromarray(classes)
+
+
+def classes_in(mask: Image.Image) -> list[int]:
+    """The classes that occur in a mask of `open_mask`."""
+    found = np.flatnonzero(np.bincount(np.asarray(mask).ravel() - IGNORED)) + IGNORED
+    return [int(one) for one in found if one != IGNORED]
 
 
 def look_at(value: Any, where: str = "", whole: bool = False) -> tuple[int, int]:
@@ -79,6 +91,28 @@ def look_at(value: Any, where: str = "", whole: bool = False) -> tuple[int, int]
             image.draft(None, (1, 1))
             image.load()
     return size
+
+
+class Shown(NamedTuple):
+    """How a picture is seen."""
+
+    size: tuple[int, int]
+    """Width and height."""
+    stored: tuple[int, int]
+    """Those of the pixels in the file."""
+    turned: bool
+    """Whether its EXIF entry turns or mirrors it."""
+
+
+def shown(value: Any, where: str = "") -> Shown:
+    """How a picture is seen, by its EXIF entry.
+
+    Raises:
+        BrokenImage: as of `open_image`.
+    """
+    with _opened(value, where) as image:
+        turn = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return Shown(image.size[::-1] if turn in (5, 6, 7, 8) else image.size, image.size, turn in range(2, 9))
 
 
 def endings() -> frozenset[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunus.data.columns import COLUMNS, WHERE, Labels, MisfitError
-from prunus.data.images import BrokenImage, look_at
+from prunus.data.images import BrokenImage, classes_in, look_at, open_mask, shown
 from prunus.errors import PrunusError
 from prunus.progress import track
 
@@ -36,7 +37,12 @@ class Reading:
         """Fixed columns that have a value in any row."""
         self.broken: dict[str, list[int] | None] = {}
         """Files of images for which rows were skipped, and their states."""
+        self.pictures: list[int] = []
+        """Of the rows that were written the first that shows the same picture, where they have captions."""
+        self.mask_classes: dict[int, str] = {}
+        """Classes that masks hold, and where each was met first."""
         self._ids: dict[str, str] = {}
+        self._first: dict[bytes, int] = {}
         self._looks: dict[str, tuple[int, int] | BrokenImage] = {}
         self._own_name = {name: data.columns.get(name, name) for name in COLUMNS}
 
@@ -64,6 +70,7 @@ class Reading:
                 continue
             self.columns.update(name for name, value in row.items() if value is not None)
             self.numbers.append(row["label"])
+            self.pictures.append(self._same_picture(row))
             self.written += 1
             yield row
         self._refuse_nothing()
@@ -105,17 +112,45 @@ class Reading:
             raise PrunusError(f"{found.where}: {own}", value, str(remedy)) from None
 
     def _check_images(self, found: Found, row: Mapping[str, Any]) -> None:
-        sizes = {name: self._size(image, f"{found.where}: {name}") for name, image in images_of(row)}
-        image, mask = sizes.get("image"), sizes.get("mask")
-        if (
-            image and mask and mask not in (image, image[::-1])
-        ):  # a camera that was turned says so, and its mask does not
-            raise PrunusError(
-                f"{found.where}: mask", mask, f"its image has {image[0]} × {image[1]} pixels; give a mask of that size"
-            )
+        try:
+            for name, image in images_of(row):
+                self._look(image, f"{found.where}: {name}")
+            if row["mask"] is not None:
+                self._check_mask(found, row["image"], row["mask"])
+        except PrunusError:
+            paths = (image["path"] for _, image in images_of(row) if image["bytes"] is None)
+            self.broken.update({path: image_state(path) for path in paths})
+            raise
 
-    def _size(self, image: Mapping[str, Any], where: str) -> tuple[int, int]:
-        """(width, height) of an image, whose file is looked at once."""
+    def _check_mask(self, found: Found, image: Any, mask: Any) -> None:
+        """Refuses a mask that is none, and one that lies on its picture otherwise than the picture is seen."""
+        field = f"{found.where}: mask"
+        opened = open_mask(mask, field, self.data.first_class)
+        if image is not None:
+            seen = shown(image, f"{found.where}: image")
+            if opened.size != seen.size:
+                turned = ", turned as its EXIF entry says" if seen.turned else ""
+                raise PrunusError(
+                    field, opened.size, f"its image has {seen.size[0]} × {seen.size[1]} pixels{turned}; give a mask of that size"
+                )  # fmt: skip
+            if seen.turned and seen.size == seen.stored and not shown(mask).turned:
+                raise PrunusError(
+                    field, opened.size, "its image is turned or mirrored by an EXIF entry, and nothing says whether the mask is; save the image "
+                    "as it is seen, without the entry",
+                )  # fmt: skip
+        for one in classes_in(opened):
+            self.mask_classes.setdefault(one, found.where)
+
+    def _same_picture(self, row: Mapping[str, Any]) -> int:
+        """The number of the first row that shows the same picture, by its file or its bytes; the row's own where it has no captions."""
+        image = row["image"]
+        if image is None or row["captions"] is None:
+            return self.written
+        same = image["path"].encode() if image["bytes"] is None else image["bytes"]
+        return self._first.setdefault(blake2b(same, digest_size=16).digest(), self.written)
+
+    def _look(self, image: Mapping[str, Any], where: str) -> None:
+        """Refuses an image that cannot be read; each file is looked at once."""
         path = image["path"] if image["bytes"] is None else None
         look = self._looks.get(path) if path is not None else None
         if look is None:
@@ -126,10 +161,7 @@ class Reading:
             if path is not None and len(self._looks) < REMEMBERED:
                 self._looks[path] = look
         if isinstance(look, BrokenImage):
-            if path is not None:
-                self.broken[path] = image_state(path)
             raise look
-        return look
 
     def _refuse_nothing(self) -> None:
         named = {f"columns.{name}": own for name, own in self.data.columns.items() if own is not None}
@@ -152,7 +184,8 @@ class Reading:
         """What is written beside the rows."""
         return {
             "rows": self.written, "skipped": self.skipped, "examples": self.examples, "broken": self.broken, "names": self.labels.order,
-            "columns": sorted(self.columns - {WHERE}), "found": list(self.found),
+            "columns": sorted(self.columns - {WHERE}), "found": list(self.found), "mask_classes": sorted(self.mask_classes.items()),
+            "repeated": sum(first < row for row, first in enumerate(self.pictures)),
         }  # fmt: skip
 
 

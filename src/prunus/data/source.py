@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from prunus.data.columns import COLUMNS
-from prunus.data.store import Kept, keep
+from prunus.data.store import Kept, Needs, keep
 from prunus.errors import PrunusError
 from prunus.typed import Steps, Typed
 
 if TYPE_CHECKING:
     import datasets
+
+    from prunus.data.pictures import Pictures
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,12 @@ class Data(Typed):
         """Names of the classes by their numbers; None where they are not known before the rows are read."""
         return None
 
+    def version(self) -> str | None:
+        """What a place that is none of `inputs` has now, such as a commit; None where nothing says it. Rows that are kept of another version
+        are read anew.
+        """
+        return None
+
     def mask_classes(self) -> Sequence[str] | None:
         """Names of the classes of masks by their numbers, the first being 0; None where nothing says them."""
         return None
@@ -101,19 +109,28 @@ class Data(Typed):
         """The rows as they lie in the cache, put there if need be."""
         return keep(self)
 
-    def read(self, needs: Sequence[str] = ()) -> datasets.Dataset:
+    def read(self, needs: Needs = ()) -> datasets.Dataset:
         """The rows, mapped into memory, with the fixed columns that are there and `where`, the file and row of each. Nothing is decoded:
         images are mappings with `bytes` and `path`, for `open_image`.
 
         Args:
-            needs: columns that each row must have. Rows that lack one are left out if `on_broken` says so.
+            needs: columns that each row must have, or several of which it must have one. Rows that lack one are left out if `on_broken`
+                says so.
 
         Raises:
             PrunusError: a file, a column or a value is missing or wrong; the error names it.
         """
         return self.kept.having(needs)
 
-    def check(self, needs: Sequence[str]) -> None:
+    def pictures(self, needs: Needs = ("image", "captions")) -> datasets.Dataset | Pictures:
+        """As `read`; rows of the same picture, by its file or its bytes, are one row, with the captions of all of them.
+
+        Raises:
+            PrunusError: see there.
+        """
+        return self.kept.of_pictures(needs)
+
+    def check(self, needs: Needs) -> None:
         """As `read`; and every image is still there.
 
         Raises:

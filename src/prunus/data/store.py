@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from prunus.data.columns import COLUMNS, WHERE
+from prunus.data.identity import identity
 from prunus.data.images import BrokenImage
+from prunus.data.pictures import Pictures
 from prunus.data.reading import REMEMBERED, SHOWN, Reading, image_state, images_of
 from prunus.errors import PrunusError, refusing
 from prunus.storage import cache_folder, locked, new_folder, write_text
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
 
     from prunus.data.source import Data
 
-FORMAT = "prunus.data/1"
-ROWS, LABELS, ABOUT = "rows.arrow", "labels.arrow", "about.json"
+FORMAT = "prunus.data/2"
+ROWS, LABELS, PICTURES, ABOUT = "rows.arrow", "labels.arrow", "pictures.arrow", "about.json"
+Needs = Sequence[str | tuple[str, ...]]
+"""Columns that rows must have; of several in one entry any."""
 TOGETHER, HEAVY = 1000, 32 << 20
 """Rows and bytes that are written at a time."""
 
@@ -45,6 +49,16 @@ class Kept:
         return names
 
     @property
+    def state(self) -> list[Any]:
+        """What tells states of the data set apart: all that its rows follow from."""
+        return [self.folder.parent.name, self.about["version"], self.about["rows"], self.about["skipped"]]
+
+    @property
+    def mask_classes(self) -> dict[int, str]:
+        """Classes that masks hold, and file and row where each was met first."""
+        return dict(self.about["mask_classes"])
+
+    @property
     def skipped(self) -> int:
         """Rows that were left out, since they are broken."""
         return int(self.about["skipped"])
@@ -62,39 +76,65 @@ class Kept:
         labels = datasets.Dataset.from_file(str(self.folder / LABELS), info=info)
         return datasets.concatenate_datasets([rows.remove_columns("label"), labels], axis=1)
 
-    def having(self, needs: Sequence[str]) -> datasets.Dataset:
+    def having(self, needs: Needs) -> datasets.Dataset:
         """The rows that have these columns.
 
         Raises:
             PrunusError: there is no such column; or a row lacks one, and none is to be skipped.
         """
+        rows, places = self._having(needs)
+        return rows if len(places) == len(rows) else rows.select(places)
+
+    def of_pictures(self, needs: Needs) -> datasets.Dataset | Pictures:
+        """As `having`; rows of one picture are one, with the captions of all of them.
+
+        Raises:
+            PrunusError: see there.
+        """
+        import datasets
+
+        if not self.about["repeated"]:
+            return self.having(needs)
+        rows, places = self._having(needs)
+        first = datasets.Dataset.from_file(str(self.folder / PICTURES))[:]["first"]
+        groups: dict[int, list[int]] = {}
+        for place in places:
+            groups.setdefault(first[place], []).append(place)
+        return Pictures(rows, list(groups.values()))
+
+    def _having(self, needs: Needs) -> tuple[datasets.Dataset, Sequence[int]]:
+        """All rows, and the numbers of those that have these columns."""
+        import pyarrow.compute
+
         rows = self.rows()
         lacking: set[int] = set()
-        for name in needs:
-            if name not in rows.column_names:
-                raise self._no_such_column(name)
-            column = rows.data.column(name)
-            if column.null_count:
-                places = column.is_null().to_numpy().nonzero()[0].tolist()
-                if not self.skips:
+        for names in ((need,) if isinstance(need, str) else need for need in needs):
+            columns = [rows.data.column(name) for name in names if name in rows.column_names]
+            if not columns:
+                raise self._no_such_column(*names)
+            if all(column.null_count for column in columns):
+                absent = reduce(pyarrow.compute.and_, [column.is_null() for column in columns])
+                places = absent.to_numpy().nonzero()[0].tolist()
+                if places and not self.skips:
                     raise PrunusError(
-                        f"{rows[places[0]][WHERE]}: {name}", None, f"the row has no {name}, and neither have {len(places) - 1} others; add it, "
-                        "or leave such rows out: on_broken: skip",
+                        f"{rows[places[0]][WHERE]}: {names[0]}", None, f"the row has no {' or '.join(names)}, and neither have "
+                        f"{len(places) - 1} others; add it, or leave such rows out: on_broken: skip",
                     )  # fmt: skip
                 lacking.update(places)
         if not lacking:
-            return rows
-        _say(self.title, len(lacking), len(rows), [f"{rows[min(lacking)][WHERE]} lacks one of {', '.join(needs)}"])
+            return rows, range(len(rows))
+        wanted = ", ".join(need if isinstance(need, str) else " or ".join(need) for need in needs)
+        _say(self.title, len(lacking), len(rows), [f"{rows[min(lacking)][WHERE]} lacks one of {wanted}"])
         if len(lacking) == len(rows):
-            raise PrunusError("data", self.title, f"no row has all of {', '.join(needs)}")
-        return rows.select([place for place in range(len(rows)) if place not in lacking])
+            raise PrunusError("data", self.title, f"no row has all of {wanted}")
+        return rows, [place for place in range(len(rows)) if place not in lacking]
 
-    def _no_such_column(self, name: str) -> PrunusError:
+    def _no_such_column(self, name: str, *others: str) -> PrunusError:
         there: list[str] = self.about["found"]
         near = difflib.get_close_matches(name, there, n=1) or [name.rstrip("s")] * (name.rstrip("s") in there)
         other = near[0] if near else "the name it has there"
         return PrunusError(
-            f"{self.title}: {name}", None, f"there is no such column; there are {', '.join(there)}. If one of them is meant, say so: "
+            f"{self.title}: {' or '.join([name, *others])}", None, f"there is no such column; there are {', '.join(there)}. If one of them is meant, say so: "
             f"columns: {{{name}: {other}}}",
         )  # fmt: skip
 
@@ -139,16 +179,13 @@ def keep(data: Data) -> Kept:
     Raises:
         PrunusError: it cannot be read, or something in it is wrong; the error names file, row and column.
     """
-    settings = data.model_dump(mode="json")
-    states = [_state(file) for file in data.inputs()]
-    key = hashlib.sha256(json.dumps([FORMAT, settings, states]).encode()).hexdigest()[:16]
-    folder = cache_folder() / "data" / f"{data.layout}-{key}"
+    folder, version = cache_folder() / "data" / f"{data.layout}-{identity(data, FORMAT)}", data.version()
     try:
         with locked(folder, "cache", wait=True):
-            about = _about(folder / "kept")
+            about = _about(folder / "kept", version)
             if about is None:
                 with new_folder(folder / "kept") as partial:
-                    about = _write(data, partial)
+                    about = _write(data, partial, version)
             elif about["skipped"]:
                 _say(data.title, about["skipped"], about["skipped"] + about["rows"], about["examples"])
     except OSError as error:
@@ -157,21 +194,20 @@ def keep(data: Data) -> Kept:
     return Kept(folder / "kept", data.title, data.on_broken == "skip", about)
 
 
-def _state(file: Path) -> list[Any]:
-    found = file.stat()
-    return [str(file.resolve()), 0 if file.is_dir() else found.st_size, found.st_mtime_ns]
-
-
-def _about(folder: Path) -> dict[str, Any] | None:
-    """What was written of the data set; None if it is not there, or if an image that was broken has been mended since."""
+def _about(folder: Path, version: str | None) -> dict[str, Any] | None:
+    """What was written of the data set; None if it is not there, if its place has another version now, or if images of a row that was
+    skipped have changed since.
+    """
     try:
         about: dict[str, Any] = json.loads((folder / ABOUT).read_bytes())
     except (OSError, ValueError):
         return None
+    if None not in (version, about["version"]) and version != about["version"]:
+        return None
     return about if all(image_state(path) == state for path, state in about["broken"].items()) else None
 
 
-def _write(data: Data, folder: Path) -> dict[str, Any]:
+def _write(data: Data, folder: Path, version: str | None) -> dict[str, Any]:
     """Reads all rows, and writes those that are whole."""
     import pyarrow
 
@@ -181,16 +217,23 @@ def _write(data: Data, folder: Path) -> dict[str, Any]:
         for rows in _together(reading.rows()):
             with refusing("data", data.title, f"the rows up to {rows[-1][WHERE]} cannot be kept"):
                 writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=schema))
-    about = reading.about()
-    numbers = pyarrow.array(reading.labels.final(reading.numbers), pyarrow.int64())
+    about = reading.about() | {"version": version}
     if "label" in about["columns"]:
-        batch = pyarrow.record_batch([numbers], names=["label"])
-        with pyarrow.OSFile(str(folder / LABELS), "wb") as sink, pyarrow.ipc.new_stream(sink, batch.schema) as writer:
-            writer.write_batch(batch)
+        _write_numbers(folder / LABELS, "label", reading.labels.final(reading.numbers))
+    if about["repeated"]:
+        _write_numbers(folder / PICTURES, "first", reading.pictures)
     write_text(folder / ABOUT, json.dumps(about))
     if reading.skipped:
         _say(data.title, reading.skipped, reading.total, reading.examples)
     return about
+
+
+def _write_numbers(file: Path, name: str, numbers: Sequence[int | None]) -> None:
+    import pyarrow
+
+    batch = pyarrow.record_batch([pyarrow.array(numbers, pyarrow.int64())], names=[name])
+    with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
 
 
 def _schema() -> Any:

@@ -8,10 +8,10 @@ from prunus.metrics.classification import TOP, top_figures, top_rows
 from prunus.metrics.ranks import best_ranks
 from prunus.metrics.retrieval import RECALLS, recall_figures, recall_rows
 from prunus.metrics.segmentation import overlap_figures, overlap_row
-from prunus.metrics.vqa import answer_figures, answer_rows, normalised, vqa_accuracy, yes_or_no
+from prunus.metrics.vqa import answer_figures, answer_rows, answer_summary, normalised, vqa_accuracy, yes_or_no
 
 __all__ = [
-    "RECALLS", "TOP", "CaptionScores", "Figures", "answer_figures", "answer_rows", "best_ranks", "caption_scores", "check_caption_metrics",
+    "RECALLS", "TOP", "CaptionScores", "Figures", "answer_figures", "answer_rows", "answer_summary", "best_ranks", "caption_scores", "check_caption_metrics",
     "mean_of", "normalised", "overlap_figures", "overlap_row", "recall_figures", "recall_rows", "top_figures", "top_rows", "vqa_accuracy",
     "with_interval", "yes_or_no",
 ]  # fmt: skip

@@ -76,7 +76,7 @@ def check_caption_metrics(metrics: Sequence[str], words: Words = "plain") -> Non
     """Refuses what cannot be computed here.
 
     Raises:
-        PrunusError: a metric is unknown, or a package or Java is missing.
+        PrunusError: a metric is unknown, a package or Java is missing, or SPICE's models cannot be fetched.
     """
     for metric in metrics:
         if metric not in (*WITHOUT_JAVA, *WITH_JAVA):
@@ -92,6 +92,9 @@ def check_caption_metrics(metrics: Sequence[str], words: Words = "plain") -> Non
     if words == "ptb" and shutil.which("java") is None:
         raise PrunusError("words", words, "this tokenizer is a Java program; install Java 8 or later, or take plain")
     _module("cider.cider")
+    if "spice" in metrics:
+        with refusing("metrics", "spice", "its scorer fetches models of CoreNLP once, and could not"):
+            _scorer("spice")
 
 
 def _module(name: str) -> Any:

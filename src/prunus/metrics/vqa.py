@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from prunus.metrics.bootstrap import with_interval
 
 ARTICLES = frozenset(("a", "an", "the"))
 NUMBERS = {
@@ -94,6 +97,16 @@ def answer_rows(found: Sequence[tuple[float, bool]]) -> Tensor:
     accuracies, closed = torch.tensor(found, dtype=torch.double).T
     of_all = torch.stack([torch.ones_like(accuracies), accuracies], 1)
     return torch.cat([of_all, of_all * closed[:, None]], 1)
+
+
+def answer_summary(found: Sequence[tuple[float, bool]]) -> dict[str, float]:
+    """The figures of `answer_figures` as numbers, that of all questions with an interval, without those of no question.
+
+    Args:
+        found: of every question its accuracy, and whether it is one of yes or no.
+    """
+    figures = with_interval(answer_rows(found), answer_figures, "accuracy")
+    return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
 def answer_figures(sums: Tensor) -> Mapping[str, Tensor]:

@@ -123,7 +123,7 @@ class BlipForRetrievalTraining(WithCopies, BlipForImageTextRetrieval):  # type: 
             labels: the number of each pair's image, int64 (B,), not negative: pairs with one image are all positive. None: all images
                 are different.
             return_loss: whether to train; by default where there are labels.
-            soft_target_weight: that of the config if none is given; it is raised from zero during the first epochs.
+            soft_target_weight: if none is given, that of the config, times `soft_target_share`.
 
         Returns:
             With a loss a `BlipRetrievalOutput`, else as of `BlipForImageTextRetrieval`.
@@ -148,7 +148,7 @@ class BlipForRetrievalTraining(WithCopies, BlipForImageTextRetrieval):  # type: 
             states_m, read_m = self.vision_model_m(**pixels), self.text_encoder_m(**words)
             image_m = F.normalize(self.vision_proj_m(states_m.last_hidden_state[:, 0]), dim=-1)
             text_m = F.normalize(self.text_proj_m(read_m.last_hidden_state[:, 0]), dim=-1)
-        weight = self.config.soft_target_weight if soft_target_weight is None else soft_target_weight
+        weight = self.soft_weight(soft_target_weight)
         itc_loss = contrast((image, text), (image_m, text_m), self.queue, 1 / self.temp, weight, labels)
         itm_loss = self._match(states, matched, attention_mask, image.detach(), text.detach(), labels)
         if self.training:

@@ -109,7 +109,7 @@ class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
             labels: the number of each pair's image, int64 (B,), not negative: pairs with one image are all positive. None: all images
                 are different.
             return_loss: whether to contrast the pairs with the queue; by default where there are labels.
-            soft_target_weight: that of the config if none is given; it is raised from zero during the first epochs.
+            soft_target_weight: if none is given, that of the config, times `soft_target_share`.
 
         Returns:
             As of `CLIPModel`, with the loss of momentum distillation.
@@ -130,7 +130,7 @@ class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
         if return_loss:
             own = (outputs.image_embeds, outputs.text_embeds)
             behind = self._momentum_features(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
-            weight = self.config.soft_target_weight if soft_target_weight is None else soft_target_weight
+            weight = self.soft_weight(soft_target_weight)
             outputs = CLIPOutput(contrast(own, behind, self.queue, self.logit_scale.exp(), weight, labels), **outputs)
             if self.training:
                 self.queue.push(*own, labels)

@@ -26,6 +26,14 @@ class WithCopies:
     prunus_mirrors: ClassVar[dict[str, str]]
     """Path of a copy → that of its original. The anatomy reads it, too."""
     get_submodule: Callable[[str], nn.Module]
+    soft_target_share: float = 1.0
+    """Of the config's `soft_target_weight`, what counts now: a training may raise it from zero."""
+    config: Any
+
+    def soft_weight(self, given: float | Tensor | None) -> float | Tensor:
+        """Weight of the copies' similarities among the targets: what is given, or the share of the config's that counts now."""
+        weight: float = self.config.soft_target_weight
+        return self.soft_target_share * weight if given is None else given
 
     @torch.no_grad()
     def follow(self, momentum: float) -> None:

@@ -39,6 +39,9 @@ class TeacherCache:
         predict: what a model says about a batch.
         data: training items by index, with a length.
         collate: makes batches of them.
+
+    Raises:
+        PrunusError: the items change from epoch to epoch.
     """
 
     def __init__(
@@ -46,6 +49,11 @@ class TeacherCache:
         collate: Callable[[list[Any]], dict[str, Any]],
     ):  # fmt: skip
         assert method.top_k is not None
+        if hasattr(data, "set_epoch"):
+            raise PrunusError(
+                "distillation.top_k", method.top_k, "the training items change from epoch to epoch, and the teacher's logits would be those of one; "
+                "leave it out, or the augmentation",
+            )  # fmt: skip
         self.folder, self.method, self.predict = folder, method, predict
         self.data, self._collate = _Numbered(data), collate
         self._digests: dict[int, str] = {}

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from prunus.sources.dense import dense_folder
+from prunus.sources.dense import dense_folder, described
 from prunus.sources.packaged import PackagedSource
 from prunus.sources.path import PathSource
 from prunus.sources.published import PublishedSource
@@ -19,5 +19,6 @@ else:
 """Any source, by its name in a recipe."""
 
 __all__ = [
-    "AnySource", "PackagedSource", "PathSource", "PublishedSource", "RandomSource", "Source", "TowersSource", "WarmStartSource", "dense_folder", "with_tag",
+    "AnySource", "PackagedSource", "PathSource", "PublishedSource", "RandomSource", "Source", "TowersSource", "WarmStartSource", "dense_folder",
+    "described", "with_tag",
 ]  # fmt: skip

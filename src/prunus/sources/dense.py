@@ -34,7 +34,7 @@ def dense_folder(source: Source, task: Task, seed: int, console: Console) -> Pat
         console.rule("dense model")
         bench.seed_generators()
         model = source.build(task) if given is None else bench.load()
-        bench = dataclasses.replace(bench, task=task.for_model(given or _described(model, folder / "config")))
+        bench = dataclasses.replace(bench, task=task.for_model(given or described(model, folder / "config")))
         course: list[dict[str, float]] = []
         for phase, training in enumerate(source.train, start=1):
             title = f"dense {phase}/{len(source.train)}" if len(source.train) > 1 else "dense"
@@ -45,17 +45,30 @@ def dense_folder(source: Source, task: Task, seed: int, console: Console) -> Pat
     return bench.output
 
 
-def _described(model: PreTrainedModel, folder: Path) -> Path:
-    """A folder with a model's config, for a task to see what it is."""
+def described(model: PreTrainedModel, folder: Path) -> Path:
+    """A folder with a model's config, for a task to see what it is.
+
+    Args:
+        model: with or without weights.
+        folder: which is made.
+
+    Returns:
+        The folder.
+    """
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     return folder
 
 
 def _key(source: Source, task: Task, seed: int) -> str:
-    """What tells dense models apart; of sources that 0.1 knew it is what 0.1 wrote, so that its caches are found."""
+    """What tells dense models apart; of sources that 0.1 knew it is what 0.1 wrote, so that its caches are found, unless data of the user's
+    were trained on.
+    """
     settings = {**source.model_dump(mode="json"), "train": [training.identity() for training in source.train]}
     if source.source in SETTINGS_OF_0_1:
         settings = {**dict.fromkeys(SETTINGS_OF_0_1), **settings}
         del settings["source"]
-    return hashlib.sha256(json.dumps([settings, task.model_dump(mode="json"), seed]).encode()).hexdigest()[:16]
+    known = [settings, task.model_dump(mode="json"), seed]
+    if source.train and (state := task.data_state()):
+        known.append(state)
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

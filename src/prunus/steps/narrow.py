@@ -27,6 +27,7 @@ from prunus.steps.prune import Calibration
 from prunus.steps.step import History, Sketch, Step
 from prunus.storage import write_text
 from prunus.structured import Whole
+from prunus.tasks import Task
 from prunus.unstructured import WalkOptions
 
 
@@ -72,6 +73,9 @@ class NarrowStep(Step):
             whole = Whole(before.anatomy, before.model)
             loadable(before.model, self.method, knobs).fit(whole, units).check(units)
         return before
+
+    def suit_data(self, task: Task) -> None:
+        task.check_calibration(self.calibration.samples)
 
     def carry_out(self, bench: Bench) -> History:
         if not bench.output.exists():

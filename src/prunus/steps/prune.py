@@ -14,6 +14,7 @@ from prunus.errors import PrunusError
 from prunus.plan import SparsityPlan
 from prunus.steps.bench import Bench
 from prunus.steps.step import History, Sketch, Step
+from prunus.tasks import Task
 from prunus.typed import Count, Typed
 from prunus.unstructured import AnyPruner, WalkOptions, refuse_gradients, settle
 
@@ -65,6 +66,9 @@ class PruneStep(Step):
         else:
             chosen = self.allocate.check(before.model, before.survey.matrices, self.include, self.exclude)
         return replace(before, pruned=before.pruned | {matrix.name for matrix in chosen})
+
+    def suit_data(self, task: Task) -> None:
+        task.check_calibration(self.calibration.samples)
 
     def carry_out(self, bench: Bench) -> History:
         if not bench.output.exists():

@@ -11,6 +11,7 @@ from prunus.errors import PrunusError
 from prunus.repair import AnyRepair, repair
 from prunus.steps.bench import Bench
 from prunus.steps.step import History, Sketch, Step
+from prunus.tasks import Task
 from prunus.training import Training
 
 
@@ -28,6 +29,13 @@ class RepairStep(Step):
             raise PrunusError("step", self.step, "search or prune first; there is nothing to repair yet")
         if not any(step.prunes for step in earlier):
             raise PrunusError("step", self.step, "it holds zeros, and nothing is pruned yet; take step retrain")
+
+    def suit(self, task: Task) -> None:
+        learns = self.method.distillation
+        if learns is not None and learns.top_k is not None and getattr(task, "augment", None) is not None:
+            raise PrunusError(
+                "method.distillation.top_k", learns.top_k, "stored logits are those of pictures as they are; leave it out, or task.augment"
+            )  # fmt: skip
 
     def check(self, before: Sketch) -> Sketch:
         self.method.check(before.survey.matrices, before.pruned)

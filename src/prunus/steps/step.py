@@ -85,6 +85,16 @@ class Step(Typed):
             PrunusError: the step needs what the task does not have.
         """
 
+    def suit_data(self, task: Task) -> None:
+        """Says what can be said of the task's data; called before any step is carried out.
+
+        Args:
+            task: as the model needs it.
+
+        Raises:
+            PrunusError: the step needs more than there are.
+        """
+
     def check(self, before: Sketch) -> Sketch:
         """What is known of the model after this step; called before any step is carried out.
 

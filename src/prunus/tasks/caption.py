@@ -30,6 +30,7 @@ class Caption(SpeakingTask):
     """Beams of the generation."""
 
     needs: ClassVar = ("image", "captions")
+    by_picture: ClassVar = True
 
     @property
     def metrics(self) -> dict[str, Metric]:  # type: ignore[override]

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn import functional as F
 
 from prunus.calibration import Batch
+from prunus.data import mixed
 from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.metrics import top_figures, top_rows, with_interval
-from prunus.tasks.kinds import Labeller
+from prunus.tasks.kinds import Classifier, Labeller
 from prunus.tasks.on_data import DataTask, Row
 
 
 class Classification(DataTask):
-    """Classification. A classifier's logits are those of its classes, found by their names where it has the same ones; CLIP, SigLIP and
+    """Classification. A classifier's logits are those of its classes, found by their names where it has some; CLIP, SigLIP and
     their like compare a picture with a sentence about each class (zero-shot), and train on pairs of both.
     """
 
@@ -29,12 +32,24 @@ class Classification(DataTask):
     """Sentences about a class, with {} for its name, whose mean it is compared by; none is "a photo of a {}."."""
     classes: tuple[str, ...] | None = None
     """Names of the classes by their numbers; None takes those of the data."""
+    match: Literal["names", "numbers"] = "names"
+    """How a classifier's classes are those of the data: by their names, where both have some, or by their numbers alone."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of a classifier's target that is spread over all classes."""
+    mixup: float = Field(default=0.0, ge=0, le=100)
+    """Of augmented pictures for a classifier: both parameters of the Beta distribution by which two are blended; 0 never blends."""
+    cutmix: float = Field(default=0.0, ge=0, le=100)
+    """Likewise, by which a box of one takes the place of the other's. With both, each batch has either."""
 
     metrics: ClassVar = {"top1": Metric(), "top5": Metric()}
     needs: ClassVar = ("image", "label")
     kinds: ClassVar = Labeller
+
+    @model_validator(mode="after")
+    def _versions_are_mixed(self) -> Classification:
+        if (self.mixup or self.cutmix) and self.augment is None:
+            raise PrunusError("mixup", max(self.mixup, self.cutmix), "augmented pictures are mixed; set augment, too")
+        return self
 
     def check(self) -> None:
         super().check()
@@ -54,7 +69,13 @@ class Classification(DataTask):
 
     def check_model(self, folder: Path) -> None:
         super().check_model(folder)
-        self.for_model(folder).kind.check_classes(self.names, self.templates)
+        kind = self.for_model(folder).kind
+        kind.check_classes(self.names, self.templates)
+        if (self.mixup or self.cutmix) and not isinstance(kind, Classifier):
+            raise PrunusError(
+                "task.mixup", max(self.mixup, self.cutmix), "only a classifier learns from mixed pictures"
+            )
+        self.check_labels(len(self.names) if self.names else kind.config.num_labels)
 
     @property
     def names(self) -> list[str] | None:
@@ -68,12 +89,16 @@ class Classification(DataTask):
         batch: Batch = self.kind.labelled(
             [self.images(row)[0] for row in rows], labels, self.names, self.templates, sized
         )
+        if sized and (self.mixup or self.cutmix):
+            shares = F.one_hot(batch["labels"], self.kind.config.num_labels).float()
+            draw = Random(rows[0]["drawn"])
+            batch["pixel_values"], batch["labels"] = mixed(batch["pixel_values"], shares, self.mixup, self.cutmix, draw)
         return batch
 
     @cached_property
     def kind(self) -> Any:
         kind = super().kind
-        kind.smoothing = self.label_smoothing
+        kind.smoothing, kind.by_names = self.label_smoothing, self.match == "names"
         return kind
 
     def read_off(self, model: Any, rows: Sequence[Row]) -> Sequence[tuple[Tensor, int]]:

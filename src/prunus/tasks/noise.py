@@ -105,6 +105,9 @@ class Noise(Task):
             for start in range(0, count, batch_size)
         ]
 
+    def check_calibration(self, samples: int) -> None:
+        """There is nothing to refuse: of fewer items all are taken."""
+
     @torch.no_grad()
     def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:
         model.eval()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from prunus.calibration import Batch
-from prunus.data import WHERE, AnyAugmentation, AnyData, Augmented, Data, open_image
+from prunus.data import WHERE, AnyAugmentation, AnyData, Augmented, Data, Needs, open_image
 from prunus.errors import PrunusError
 from prunus.losses import Prediction
 from prunus.progress import track
@@ -87,8 +87,10 @@ class DataTask(Task):
     augment: AnyAugmentation | None = None
     """Other versions of the pictures for training; None takes them as they are. Calibration always does."""
 
-    needs: ClassVar[tuple[str, ...]]
-    """Columns that every row has to have."""
+    needs: ClassVar[Needs]
+    """Columns that every row has to have; of several in one entry any."""
+    by_picture: ClassVar[bool] = False
+    """Whether rows of the same picture are one row, with the captions of all of them."""
     kinds: ClassVar[type[Kind]]
     """What the task asks of a model."""
 
@@ -105,17 +107,45 @@ class DataTask(Task):
             data: Data | None = getattr(self, field)
             if data is not None:
                 try:
-                    data.check(self.needs)
+                    data.check(self.wanted)
                 except PrunusError as error:
                     raise PrunusError(f"task.{field}: {error.field}", error.value, error.remedy) from None
+
+    @property
+    def wanted(self) -> Needs:
+        """Columns that every row has to have with these settings: by default those that it `needs`."""
+        return self.needs
+
+    def data_state(self) -> list[Any]:
+        return [data.kept.state for data in (self.train, self.evaluation) if data is not None]
 
     def for_model(self, folder: Path) -> Self:
         """The same for the kind of the model in `folder`, unless another is named."""
         return self if self.config else self.model_copy(update={"config": str(folder)})
 
     def check_model(self, folder: Path) -> None:
-        """Refuses a model of a kind that cannot do the task, and one without a processor."""
-        self.for_model(folder).kind.check()
+        """Refuses a model of a kind that cannot do the task, one without a processor, and one that takes no augmented pictures."""
+        kind = self.for_model(folder).kind
+        kind.check()
+        if self.augment is not None:
+            _ = kind.size
+
+    def check_labels(self, classes: int) -> None:
+        """Refuses labels that are none of so many classes.
+
+        Raises:
+            PrunusError: naming the row.
+        """
+        for field in ("train", "evaluation"):
+            if getattr(self, field) is not None:
+                table = self.rows(field)
+                labels = table.select_columns(["label"])[:]["label"]
+                worst = max(range(len(labels)), key=labels.__getitem__)
+                if labels[worst] >= classes:
+                    raise PrunusError(
+                        f"task.{field}: {table[worst][WHERE]}: label", labels[worst], f"there are {classes} classes, with numbers from 0; take a "
+                        "model that knows as many as the data have",
+                    )  # fmt: skip
 
     @cached_property
     def kind(self) -> Any:
@@ -136,7 +166,7 @@ class DataTask(Task):
                 raise PrunusError(
                     f"task.{field}", None, "there are no such data; name a file, or a layout and its folder"
                 )
-            self._tables[field] = data.read(self.needs)
+            self._tables[field] = data.pictures(self.wanted) if self.by_picture else data.read(self.wanted)
         return self._tables[field]
 
     @cached_property
@@ -149,9 +179,9 @@ class DataTask(Task):
         return [open_image(image, row[WHERE]) for image in held]
 
     def opened(self, row: Row) -> Row:
-        """A row with its pictures open, for versions to be made of them."""
+        """A row with its pictures open, for versions to be made of them: one as `image`, others as `images`."""
         seen = self.images(row)
-        return row | ({"images": seen} if len(seen) != 1 else {"image": seen[0]})
+        return row | ({"image": seen[0], "images": None} if len(seen) == 1 else {"image": None, "images": seen})
 
     def still_data(self) -> Dataset[Any]:
         """The training items, with their pictures as they are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from PIL.Image import Image
@@ -27,8 +28,20 @@ class Reasoning(DataTask):
     """Tokens of a statement at the most; None is what the model has positions for."""
 
     metrics: ClassVar = {"accuracy": Metric()}
-    needs: ClassVar = ("text", "label")
+    needs: ClassVar = (("images", "image"), "text", "label")
     kinds: ClassVar = PairReader
+
+    def check_model(self, folder: Path) -> None:
+        import pyarrow.compute
+
+        super().check_model(folder)
+        self.check_labels(self.for_model(folder).kind.config.num_labels)
+        for field in ("train", "evaluation"):
+            if getattr(self, field) is not None and "images" in (table := self.rows(field)).column_names:
+                column = table.select_columns(["images"]).with_format("arrow")[:]["images"]
+                for place, count in enumerate(pyarrow.compute.list_value_length(column).to_pylist()):
+                    if (count or 0) > 2:
+                        raise _not_two(f"task.{field}: {table[place][WHERE]}: images", count)
 
     def images(self, row: Row) -> list[Image]:
         """Two pictures."""
@@ -41,7 +54,7 @@ class Reasoning(DataTask):
                 seen[0].crop((third, 0, max(width, third + 1), height)),
             ]
         if len(seen) != 2:
-            raise PrunusError(f"{row[WHERE]}: images", len(seen), "the model reads two pictures; give one or two")
+            raise _not_two(f"{row[WHERE]}: images", len(seen))
         return seen
 
     def collate(self, items: Sequence[Any]) -> Batch:
@@ -59,3 +72,7 @@ class Reasoning(DataTask):
     def figures(self, found: Sequence[bool]) -> dict[str, float]:
         """The share that is judged rightly, with an interval."""
         return with_interval(mean_of(found), lambda sums: {"accuracy": sums[..., 1] / sums[..., 0]}, "accuracy")
+
+
+def _not_two(field: str, count: int) -> PrunusError:
+    return PrunusError(field, count, "the model reads two pictures; give one or two")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -14,9 +14,9 @@ from prunus.calibration import Batch
 from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.metrics import RECALLS, recall_figures, recall_rows, with_interval
-from prunus.tasks.kinds import DualEncoder
+from prunus.tasks.kinds import DualEncoder, blip_words
 from prunus.tasks.on_data import DataTask, Row, Rows
-from prunus.typed import Count
+from prunus.typed import Count, Steps
 
 RECALL = [f"{way}_r{k}" for way in ("text", "image") for k in RECALLS]
 Seen = tuple[Tensor, Tensor | None, list[str]]
@@ -29,21 +29,29 @@ class Retrieval(DataTask):
     """
 
     name: Literal["retrieval"] = "retrieval"
-    rerank: Count | None = None
-    """Candidates that a model with a matching head (BLIP) looks at again, for every query; None ranks by similarity alone."""
+    rerank: int | None = Field(default=None, ge=max(RECALLS), le=1_000_000)
+    """Candidates that a model with a matching head (BLIP) looks at again, for every query: no fewer than a recall counts. None ranks by
+    similarity alone."""
     words: Literal["as_written", "blip"] = "as_written"
     """How captions are given to the model: `blip` is in small letters, without punctuation, thirty words at the most."""
     length: Count | None = None
     """Tokens of a caption at the most; None is what the model has positions for."""
 
+    soft_target_steps: Steps | None = None
+    """Of a training, in which the share of what a model with momentum copies says itself rises from zero among its targets; None has all of it
+    from the first step on."""
+
     metrics: ClassVar = {name: Metric() for name in ("mean_recall", *RECALL)}
     needs: ClassVar = ("image", "captions")
+    by_picture: ClassVar = True
     kinds: ClassVar = DualEncoder
 
     def check_model(self, folder: Any) -> None:
         super().check_model(folder)
         if self.rerank is not None and not self.for_model(folder).kind.rereads:
             raise PrunusError("task.rerank", self.rerank, "the model cannot look at pairs again; leave it out")
+        if self.soft_target_steps is not None and not hasattr(self.for_model(folder).kind.config, "soft_target_weight"):
+            raise PrunusError("task.soft_target_steps", self.soft_target_steps, "the model has no momentum copies")
 
     def still_data(self) -> Dataset[Any]:
         return Rows.of_parts(self.rows("train"), "captions")
@@ -58,6 +66,10 @@ class Retrieval(DataTask):
         images, numbers = [self.images(row)[0] for row in rows], [row["row"] for row in rows]
         batch: Batch = self.kind.batch(images, texts, numbers, sized, self.length)
         return batch
+
+    def before_step(self, model: Any, step: int, steps: int) -> None:
+        if self.soft_target_steps is not None:
+            model.soft_target_share = min(1.0, step / self.soft_target_steps)
 
     def calibration(self, samples: int, batch_size: int) -> list[Batch]:
         """Pairs alone: a model with a matching head then reads every text while it looks at its picture."""
@@ -105,13 +117,3 @@ class Retrieval(DataTask):
     def figures(self, found: Sequence[Tensor]) -> dict[str, float]:
         """The recalls, and their mean with an interval."""
         return with_interval(torch.stack(list(found)), recall_figures, "mean_recall")
-
-
-def blip_words(caption: str, most: int = 30) -> str:
-    """A caption as BLIP's authors clean it.
-
-    >>> blip_words("A dog, (brown) runs -- fast!  ")
-    'a dog, brown runs -- fast'
-    """
-    plain = re.sub(r"[.!\"()*#:;~]", " ", caption.lower())
-    return " ".join(re.sub(r"\s{2,}", " ", plain).rstrip("\n").strip(" ").split(" ")[:most])

@@ -48,14 +48,17 @@ class Segmentation(DataTask):
         firsts = {data.first_class for data in (self.train, self.evaluation) if data is not None}
         if len(firsts) > 1:
             raise PrunusError(
-                "task.evaluation: first_class",
-                sorted(firsts),
-                "both splits must number their classes alike; set it for both",
-            )
+                "task.evaluation: first_class", sorted(firsts), "both splits must number their classes alike; set it for both"
+            )  # fmt: skip
 
     def check_model(self, folder: Path) -> None:
         super().check_model(folder)
-        window = self.for_model(folder).kind.size[0]
+        kind = self.for_model(folder).kind
+        for field, data in (("train", self.train), ("evaluation", self.evaluation)):
+            classes = {} if data is None else data.kept.mask_classes
+            for one in sorted(classes.keys() - set(self.ignore)):
+                kind.check_class(f"task.{field}: {classes[one]}: mask", one)
+        window = kind.size[0]
         if self.stride is not None and self.stride > window:
             raise PrunusError(
                 "task.stride", self.stride, f"windows of {window} pixels would leave gaps; take at most that"
@@ -69,6 +72,8 @@ class Segmentation(DataTask):
         mask = open_mask(row["mask"], row[WHERE], first)
         classes = np.array(mask)
         classes[np.isin(classes, self.ignore)] = IGNORED
+        if self.config is not None:
+            self.kind.check_class(f"{row[WHERE]}: mask", int(classes.max()))
         return Image.fromarray(classes)
 
     def opened(self, row: Row) -> Row:
@@ -89,26 +94,21 @@ class Segmentation(DataTask):
         found = []
         for row in rows:
             mask = torch.from_numpy(np.array(self.mask(row)).astype(np.int64))
-            found.append(
-                overlap_row(
-                    self.segment(model, self.images(row)[0], tuple(mask.shape)), mask, self.kind.config.num_labels
-                )
-            )
+            said = self.segment(model, self.images(row)[0], tuple(mask.shape))
+            found.append(overlap_row(said, mask, self.kind.config.num_labels))
         return found
 
     def segment(self, model: Any, image: Image.Image, size: tuple[int, ...]) -> Tensor:
         """The likeliest class of every pixel of a mask of this height and width, on the CPU."""
-        window = self.kind.size[0]
-        side = self.side or window
-        fit = min(4 * side / max(image.size), side / min(image.size))
-        total: Any = 0
-        for scale in self.scales:
-            width, height = (max(1, int(length * fit * scale + 0.5)) for length in image.size)
-            resized = image.resize((width, height), Image.Resampling.BILINEAR)
-            for mirrored in (False, True)[: 1 + self.mirror]:
-                total = total + self.kind.likelihoods(model, resized, size, self.stride or window, mirrored)
-        classes: Tensor = total.argmax(0)
-        return classes.cpu()
+        found: Tensor = self.kind.classes(model, image, size, self.side, self.stride, self.scales, self.mirror)
+        return found
+
+    def calibration(self, samples: int, batch_size: int) -> list[Batch]:
+        """Pictures alone: a model's own loss may pass over one of its classes."""
+        return [{"pixel_values": batch["pixel_values"]} for batch in super().calibration(samples, batch_size)]
+
+    def sample(self, places: Sequence[int]) -> Batch:
+        return {"pixel_values": super().sample(places)["pixel_values"]}
 
     def figures(self, found: Sequence[Tensor]) -> dict[str, float]:
         """Over all pixels; the mean of the classes' intersections over unions with an interval."""

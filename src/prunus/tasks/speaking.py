@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import string
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from PIL.Image import Image
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from prunus.data import COLUMNS, Needs
 from prunus.errors import PrunusError
 from prunus.tasks.kinds import Speaker
 from prunus.tasks.on_data import DataTask, Row, said
@@ -30,6 +32,20 @@ class SpeakingTask(DataTask):
     """Which of the beams wins: its log-likelihood is divided by its length to this power, so less than 0 prefers short texts."""
 
     kinds: ClassVar = Speaker
+
+    @field_validator("prompt")
+    @classmethod
+    def _columns_are_texts(cls, prompt: str | None) -> str | None:
+        texts = [name for name, column in COLUMNS.items() if column.kind in ("text", "number")]
+        for name in _places(prompt or ""):
+            if name not in texts:
+                raise PrunusError("", prompt, f"{{{name}}} is no column with words; there are {', '.join(texts)}")
+        return prompt
+
+    @property
+    def wanted(self) -> Needs:
+        """Those that it `needs`, and those that stand in the prompt."""
+        return tuple(dict.fromkeys((*self.needs, *_places(self.prompt or ""))))
 
     @model_validator(mode="after")
     def _settings_fit(self) -> SpeakingTask:
@@ -61,3 +77,15 @@ class SpeakingTask(DataTask):
             how["min_new_tokens"] = self.least_tokens
         texts: list[str] = self.kind.generate(model, images, prompts, self.new_tokens, self.beams, **how)
         return texts
+
+
+def _places(prompt: str) -> list[str]:
+    """Names in braces.
+
+    Raises:
+        PrunusError: a brace is left open, or stands alone.
+    """
+    try:
+        return [name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None]
+    except ValueError as error:
+        raise PrunusError("", prompt, f"{error}; write {{{{ and }}}} for braces that are meant") from None

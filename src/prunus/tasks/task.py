@@ -94,6 +94,14 @@ class Task(Typed):
             return self.predict(model, batch).loss
         return own_loss(model, batch)
 
+    def before_step(self, model: nn.Module, step: int, steps: int) -> None:
+        """Changes what changes in the course of a training, such as a weight of the loss that rises.
+
+        Args:
+            step: optimiser steps that are done.
+            steps: of the training.
+        """
+
     @torch.no_grad()
     def measure_on(self, model: Any, items: Sequence[Any]) -> dict[str, float]:
         """How good a model in evaluation mode is on training items: by default their loss, the mean over batches of 32."""
@@ -111,6 +119,20 @@ class Task(Typed):
         data: Any = self.still_data()
         places = spread(torch.arange(len(data)), samples)
         return [self.collate([data[place] for place in part.tolist()]) for part in torch.split(places, batch_size)]
+
+    def check_calibration(self, samples: int) -> None:
+        """Fails early, with a `PrunusError`, where `calibration` has not so many samples: by default training items."""
+        size = len(self.still_data())  # type: ignore[arg-type]
+        if samples > size:
+            raise PrunusError(
+                "calibration.samples", samples, f"there are {size} training items; take at most that many"
+            )
+
+    def data_state(self) -> list[Any]:
+        """What tells states of the task's data apart, beside its settings, in JSON: a model that was trained on them before is made anew
+        once it changes.
+        """
+        return []
 
     def sample(self, places: Sequence[int]) -> Batch:
         """A batch of items by number, counted round and round, for measuring and tracing: by default of the training items."""

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from prunus.calibration import Batch, spread, text_tokens, text_windows
 from prunus.checkpoint import understood
-from prunus.data import AnyData, Data
+from prunus.data import AnyData, Data, file_state
 from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.metrics import with_interval
@@ -92,6 +92,10 @@ class Text(Task):
                 f"{len(task._evaluation)} tokens leave none to predict; give more text",
             )
         check_length(config, self.length, int(task._evaluation.max()))
+
+    def data_state(self) -> list[Any]:
+        given = [source for source in (self.training, self.evaluation) if source is not None]
+        return [source.kept.state if isinstance(source, Data) else file_state(source) for source in given]
 
     def for_model(self, folder: Path) -> Self:
         """The same with the tokenizer of the model in `folder`, unless another is named."""

@@ -163,6 +163,20 @@ class Epochs(TrainerCallback):  # type: ignore[misc]
             data.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
+class EachStep(TrainerCallback):  # type: ignore[misc]
+    """Calls a function before every step of the optimiser.
+
+    Args:
+        before: of the model, the steps that are done, and all of the training's.
+    """
+
+    def __init__(self, before: Callable[[nn.Module, int, int], None]):
+        self.before = before
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.before(kwargs["model"], state.global_step, state.max_steps)
+
+
 class Complete(TrainerCallback):  # type: ignore[misc]
     """Marks a checkpoint once every other callback has written its part; must stand last."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from prunus.data.layouts.imagefolder import images_below
+from prunus.data.layouts.imagefolder import folders_below, images_below
 from prunus.data.layouts.published import Published
 from prunus.data.source import Found
 
@@ -24,6 +24,10 @@ class ADE20K(Published):
     """What masks give the first class; pixels below it are not counted."""
 
     def inputs(self) -> list[Path]:
+        return [*self._folders, *(below for folder in self._folders for below in folders_below(folder))]
+
+    @property
+    def _folders(self) -> list[Path]:
         return [self.find(f"{kind}/{SPLITS[self.split]}") for kind in ("images", "annotations")]
 
     def mask_classes(self) -> Sequence[str] | None:
@@ -33,7 +37,7 @@ class ADE20K(Published):
         return None
 
     def rows(self) -> Iterator[Found]:
-        images, masks = self.inputs()
+        images, masks = self._folders
         for path in images_below(images):
             mask = masks / path.relative_to(images).with_suffix(".png")
             yield Found(str(path), images, {"image": str(path.absolute()), "mask": str(mask.absolute())})

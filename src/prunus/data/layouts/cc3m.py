@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from prunus.data.files import json_of
-from prunus.data.layouts.imagefolder import images_below
+from prunus.data.layouts.imagefolder import folders_below, images_below
 from prunus.data.layouts.published import Published
 from prunus.data.source import Found
 from prunus.errors import PrunusError
@@ -37,6 +37,12 @@ class CC3M(Published):
         return own if own.is_dir() else self.place
 
     def inputs(self) -> list[Path]:
+        folders = [source for source in self._sources if source.is_dir()]
+        inside = [path for folder in folders for path in (*folders_below(folder), *sorted(folder.rglob("*.txt")))]
+        return [*self._sources, *inside]
+
+    @cached_property
+    def _sources(self) -> list[Path]:
         lists = [self._folder / name for name in LISTS if (self._folder / name).is_file()]
         shards = sorted(path for path in self._folder.iterdir() if path.suffix == ".tar" or path.is_dir())
         if not lists and not shards:
@@ -44,7 +50,7 @@ class CC3M(Published):
         return lists[:1] or shards
 
     def rows(self) -> Iterator[Found]:
-        for source in self.inputs():
+        for source in self._sources:
             if source.suffix == ".json":
                 for number, row in enumerate(json_of(source), start=1):
                     read = {"image": row["image"], "captions": row["caption"]}

@@ -30,7 +30,13 @@ class CocoKarpathy(Published):
         data, folder = json_of(file), self.find(*self.folders)
         read = self._of_karpathy(data) if isinstance(data, dict) else self._of_blip(data)
         for number, (path, captions) in read:
-            yield Found(f"{file}, row {number}", folder.parent, {"image": path, "captions": captions})
+            yield Found(
+                f"{file}, row {number}", folder.parent, {"image": self.place_of(path, folder), "captions": captions}
+            )
+
+    def place_of(self, path: str, folder: Path) -> str:
+        """Where an image lies, from the parent of `folder`, which is one of `folders`."""
+        return path
 
     def _of_karpathy(self, data: dict[str, Any]) -> Iterator[tuple[int, tuple[str, list[str]]]]:
         taken = ("train", "restval") if self.split == "train" else (self.split,)

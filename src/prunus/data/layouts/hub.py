@@ -7,12 +7,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from huggingface_hub import HfApi, constants
+
 from prunus.data.source import Data, Found
 from prunus.errors import PrunusError, refusing
 
 SAVED = ("state.json", "dataset_dict.json")
 """Files of a folder that `save_to_disk` wrote."""
 TOGETHER = 64
+WAIT = 10
+"""Seconds for the hub to say which commit it has."""
 
 
 class Hub(Data):
@@ -37,6 +41,16 @@ class Hub(Data):
 
     def inputs(self) -> list[Path]:
         return [] if self._folder is None else [self._folder, *sorted(self._folder.rglob("*"))]
+
+    def version(self) -> str | None:
+        """The commit that the hub has now; None of a folder, and where the hub cannot be asked."""
+        if self._folder is not None or constants.HF_HUB_OFFLINE:
+            return None
+        try:
+            found: str | None = HfApi().dataset_info(self.path, revision=self.revision, timeout=WAIT).sha
+        except Exception:  # whatever keeps the hub from answering
+            return None
+        return found
 
     @property
     def title(self) -> str:

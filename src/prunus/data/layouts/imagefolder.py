@@ -19,7 +19,7 @@ TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 class ImageFolder(Data):
     """A folder with `metadata.jsonl` (or .csv, .parquet), which names images by `file_name`; or with a folder for each class, named after
-    it; or with images alone.
+    it; or with images alone. Images beside the folders of classes have no label.
     """
 
     layout: Literal["imagefolder"] = "imagefolder"
@@ -63,11 +63,11 @@ class ImageFolder(Data):
 
 
 def class_rows(place: Path) -> Iterator[Found]:
-    """The images of a folder with a folder for each class; or of one without, which have no label."""
-    classes = sorted(folder for folder in place.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    for folder in classes or [place]:
-        label = {"label": folder.name} if classes else {}
-        for path in images_below(folder):
+    """The images of a folder with a folder for each class; those that lie beside these have no label."""
+    for path in images_below(place):
+        inside = path.relative_to(place).parts
+        label = {"label": inside[0]} if len(inside) > 1 else {}
+        if not inside[0].startswith(".") or len(inside) == 1:
             yield Found(str(path), place, {"image": str(path.absolute()), **label})
 
 

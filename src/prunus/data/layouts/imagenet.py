@@ -56,8 +56,9 @@ class ImageNet(Published):
         numbers = {synset: number for number, synset in enumerate(self._synsets)}
         if not self._flat:
             for found in class_rows(self._folder):
-                label = numbers.get(found.values["label"], found.values["label"])
-                yield Found(found.where, found.folder, {"image": found.values["image"], "label": label})
+                synset = found.values.get("label")
+                read = {**found.values, "label": numbers.get(str(synset), synset)}
+                yield Found(found.where, found.folder, read)
             return
         solution = self.place / SOLUTION
         if not solution.is_file():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from prunus.data.files import rows_of
-from prunus.data.layouts.imagefolder import images_below
+from prunus.data.layouts.imagefolder import folders_below, images_below
 from prunus.data.layouts.published import Published
 from prunus.data.source import Found
 
@@ -21,10 +21,15 @@ class NLVR(Published):
     splits: ClassVar = ("train", "dev", "test")
 
     def inputs(self) -> list[Path]:
-        return [self.find(f"{self.split}/{self.split}.json")]
+        file = self.find(f"{self.split}/{self.split}.json")
+        return [
+            file,
+            *(place for place in [file.parent / "images"] if place.is_dir()),
+            *folders_below(file.parent / "images"),
+        ]
 
     def rows(self) -> Iterator[Found]:
-        (file,) = self.inputs()
+        file, *_ = self.inputs()
         orders: dict[str, list[str]] = {}
         for drawing in images_below(file.parent / "images"):
             orders.setdefault(drawing.stem.rpartition("-")[0], []).append(str(drawing.absolute()))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import io
+import itertools
 import json
+import re
+import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +22,7 @@ from prunus.errors import PrunusError
 
 
 class Table(Data):
-    """Rows of files. In CSV, a cell may hold a JSON list, such as ["a cat", "an animal"]."""
+    """Rows of files. In CSV, a cell may hold a list, as JSON or Python writes it, such as ["a cat", "an animal"]."""
 
     layout: Literal["table"] = "table"
     files: str | list[str]
@@ -54,9 +59,9 @@ class Table(Data):
         for file in self._paths:
             spoken = file.suffix.lower() in (".csv", ".tsv")
             for where, values in rows_of(file, wanted):
-                yield Found(where, root or file.parent, self._from_cells(values) if spoken else values)
+                yield Found(where, root or file.parent, self._from_cells(where, values) if spoken else values)
 
-    def _from_cells(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def _from_cells(self, where: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """Lists and numbers of classes, which CSV writes as text."""
         read = dict(values)
         for name, column in COLUMNS.items():
@@ -64,9 +69,15 @@ class Table(Data):
             cell = read.get(own) if own else None
             if own and isinstance(cell, str) and name == "label":
                 read[own] = _label(cell.strip())
-            elif own and isinstance(cell, str) and column.kind.startswith("list") and cell.lstrip().startswith("["):
-                read[own] = _list(cell)
+            elif own and isinstance(cell, str) and column.kind.startswith("list") and LIST.match(cell):
+                read[own] = _list(f"{where}: {own}", cell)
         return read
+
+
+LIST = re.compile(r"""\s*(\[|\(\s*['"])""")
+"""How a cell begins that may hold a list."""
+OF_TEXTS = re.compile(r"""\s*[\[(]\s*['"{].*[\])]\s*\Z""", re.DOTALL)
+"""What cannot be meant otherwise."""
 
 
 def _label(cell: str) -> int | bool | str:
@@ -75,8 +86,27 @@ def _label(cell: str) -> int | bool | str:
     return int(cell) if cell.lstrip("-").isascii() and cell.lstrip("-").isdigit() and len(cell) < 9 else cell
 
 
-def _list(cell: str) -> Any:
-    try:
-        return json.loads(cell)
-    except (ValueError, RecursionError):
-        return cell
+def _list(where: str, cell: str) -> Any:
+    """What a cell holds, as JSON or Python writes it; the cell itself where it is a text in brackets.
+
+    Raises:
+        PrunusError: it is a list, and damaged.
+    """
+    for read in (json.loads, _of_python):
+        try:
+            return read(cell)
+        except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError):
+            continue
+    if OF_TEXTS.match(cell):
+        raise PrunusError(where, cell, 'its list cannot be read; write one as in JSON, such as ["a cat", "an animal"]')
+    return cell
+
+
+def _of_python(cell: str) -> Any:
+    """A list or tuple of Python's; not texts side by side, which Python would join."""
+    tokens = list(tokenize.generate_tokens(io.StringIO(cell.strip()).readline))
+    texts = [token.type == tokenize.STRING for token in tokens if token.type != tokenize.NL]
+    if any(one and after for one, after in itertools.pairwise(texts)):
+        raise ValueError("texts without a comma between them")
+    found = ast.literal_eval(cell.strip())
+    return list(found) if isinstance(found, tuple) else found

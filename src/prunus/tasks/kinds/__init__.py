@@ -3,14 +3,15 @@
 from prunus.tasks.kinds.answer_classes import AnswerClasses
 from prunus.tasks.kinds.blip_like import BlipAnswers, BlipCaptions
 from prunus.tasks.kinds.classifier import Classifier, Labeller
-from prunus.tasks.kinds.dual_encoder import BlipMatching, DualEncoder, Towers
+from prunus.tasks.kinds.dual_encoder import BlipMatching, DualEncoder, Towers, blip_words
 from prunus.tasks.kinds.generative import Generative
+from prunus.tasks.kinds.grouped_blip import GroupedBlip
 from prunus.tasks.kinds.kind import PROCESSOR_FILES, Kind, Speaker, kind_of
-from prunus.tasks.kinds.pair_reader import PairReader
+from prunus.tasks.kinds.pair_reader import PairReader, ViltPairs
 from prunus.tasks.kinds.parts import Parted
 from prunus.tasks.kinds.segmenter import Segmenting
 
 __all__ = [
-    "PROCESSOR_FILES", "AnswerClasses", "BlipAnswers", "BlipCaptions", "BlipMatching", "Classifier", "DualEncoder", "Generative", "Kind",
-    "Labeller", "PairReader", "Parted", "Segmenting", "Speaker", "Towers", "kind_of",
+    "PROCESSOR_FILES", "AnswerClasses", "BlipAnswers", "BlipCaptions", "BlipMatching", "Classifier", "DualEncoder", "Generative", "GroupedBlip",
+    "Kind", "Labeller", "PairReader", "Parted", "Segmenting", "Speaker", "Towers", "ViltPairs", "blip_words", "kind_of",
 ]  # fmt: skip

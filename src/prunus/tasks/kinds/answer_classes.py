@@ -16,6 +16,7 @@ from prunus.calibration import Batch
 from prunus.losses import Prediction
 from prunus.metrics import normalised
 from prunus.tasks.kinds.kind import Speaker, architecture
+from prunus.tasks.kinds.parts import wide_enough
 
 PEOPLE = 0.3
 """What every person who gives an answer adds to its label, up to one (Kim et al. 2021)."""
@@ -37,7 +38,7 @@ class AnswerClasses(Speaker):
         self, images: Sequence[Sequence[Image]], prompts: Sequence[str], targets: Sequence[Sequence[str]] | None = None
     ) -> Batch:
         """Labels are (rows, classes): how far each answer is right."""
-        given = [image for (image,) in images]
+        given = wide_enough(self.processor.image_processor, [image for (image,) in images])
         words = {"padding": True, "truncation": True, "max_length": self.config.max_position_embeddings}
         batch: Batch = dict(self.processor(images=given, text=list(prompts), return_tensors="pt", **words))
         if targets is not None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from prunus.batches import for_model
 from prunus.calibration import Batch
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, shown
 from prunus.losses import Prediction
 from prunus.tasks.kinds.kind import Kind, architecture
 from prunus.tasks.kinds.parts import image_processor, pixels
@@ -23,6 +24,11 @@ from prunus.tasks.kinds.parts import image_processor, pixels
 
 class Labeller(Kind):
     """Base of the kinds that tell which of some classes a picture shows."""
+
+    takes: ClassVar = "classifiers (…ForImageClassification), CLIP, SigLIP and their like"
+
+    by_names = True
+    """Whether the data's classes are found by their names, where a model has names of its own."""
 
     def check_classes(self, names: Sequence[str] | None, templates: Sequence[str]) -> None:
         """Refuses what the model cannot tell apart.
@@ -82,9 +88,31 @@ class Classifier(Looker, Labeller):
         return "ForImageClassification" in architecture(config)
 
     def places(self, names: Sequence[str] | None) -> list[int] | None:
-        """The model's number of each class of the data, where both have the same names; None where numbers are all there is."""
-        known = self.config.label2id
-        return [known[name] for name in names] if names and all(name in known for name in names) else None
+        """The model's number of each class of the data; None where numbers are all there is, or all that counts.
+
+        Raises:
+            PrunusError: the model has names, and not those.
+        """
+        if not names or not self.by_names or not self.known:
+            return None
+        strange = next((name for name in names if _plain(name) not in self.known), None)
+        if strange is not None:
+            raise PrunusError(
+                "task.classes", strange, f"the model calls no class so, or several; it has {shown([str(n) for n in self.config.id2label.values()])}. "
+                "Name the classes as it does, in the order of the data; or set match: numbers if both number them alike, or it is to learn them anew",
+            )  # fmt: skip
+        return [self.known[_plain(name)] for name in names]
+
+    @cached_property
+    def known(self) -> dict[str, int]:
+        """Numbers of the model's classes by their names, of which the first of several will do; none if it has only numbers."""
+        numbers: dict[str, list[int]] = {}
+        for number, name in self.config.id2label.items():
+            for said in {_plain(str(name)), _plain(str(name).partition(",")[0])}:
+                numbers.setdefault(said, []).append(int(number))
+        if all(re.fullmatch(r"label \d+", said) for said in numbers):
+            return {}
+        return {said: alike[0] for said, alike in numbers.items() if len(alike) == 1}
 
     def check_classes(self, names: Sequence[str] | None, templates: Sequence[str]) -> None:
         if templates:
@@ -95,6 +123,7 @@ class Classifier(Looker, Labeller):
             raise PrunusError(
                 "task.train", len(names), f"there are so many classes, and the model knows {self.config.num_labels}"
             )
+        self.places(names)
 
     def labelled(
         self,
@@ -111,12 +140,12 @@ class Classifier(Looker, Labeller):
         return {"pixel_values": pixels(self.processor, images, sized), "labels": torch.tensor(known)}
 
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
-        """The cross-entropy."""
+        """The cross-entropy, of classes or of shares of them."""
         inputs = for_model(dict(batch), model)
         labels = inputs.pop("labels")
         logits = model(**inputs).logits
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
-        return Prediction(loss, logits, torch.ones_like(labels, dtype=torch.bool))
+        return Prediction(loss, logits, torch.ones(len(logits), dtype=torch.bool, device=logits.device))
 
     @torch.no_grad()
     def look(self, model: Any, images: Sequence[Image]) -> Tensor:
@@ -126,3 +155,8 @@ class Classifier(Looker, Labeller):
     def compare(self, model: Any, seen: Tensor, names: Sequence[str] | None, templates: Sequence[str]) -> Tensor:
         places = self.places(names)
         return seen if places is None else seen[:, places]
+
+
+def _plain(name: str) -> str:
+    """A name in small letters, with single spaces."""
+    return " ".join(name.replace("_", " ").casefold().split())

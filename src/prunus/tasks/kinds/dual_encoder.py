@@ -4,9 +4,10 @@ again while it looks at a picture.
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
@@ -28,6 +29,8 @@ PLAIN = "a photo of a {}."
 
 class DualEncoder(Parted, Labeller):
     """Base of the kinds that compare pictures with texts."""
+
+    takes: ClassVar = "CLIP, SigLIP and their like, and BLIP for retrieval"
 
     rereads = False
     """Whether pairs can be looked at again, more closely."""
@@ -169,3 +172,13 @@ def _unit(features: Any) -> Tensor:
     """Of length one, fp32, on the CPU."""
     values: Tensor = getattr(features, "pooler_output", features)
     return F.normalize(values.float(), dim=-1).cpu()
+
+
+def blip_words(caption: str, most: int = 30) -> str:
+    """A caption as BLIP's authors clean it.
+
+    >>> blip_words("A dog, (brown) runs -- fast!  ")
+    'a dog, brown runs -- fast'
+    """
+    plain = re.sub(r"[.!\"()*#:;~]", " ", caption.lower())
+    return " ".join(re.sub(r"\s{2,}", " ", plain).rstrip("\n").strip(" ").split(" ")[:most])

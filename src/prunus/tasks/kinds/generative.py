@@ -6,7 +6,7 @@ import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
@@ -34,6 +34,8 @@ class Generative(Speaker):
 
     What is learnt is appended to the tokens of the prompt, so that training and generation see the same prompt.
     """
+
+    takes: ClassVar = "models that go on with a text in which images stand (image-text-to-text)"
 
     @classmethod
     def fits(cls, config: Any) -> bool:
@@ -87,7 +89,8 @@ class Generative(Speaker):
         )
 
     def chats(self, images: Sequence[Sequence[Image]], chats: Sequence[Sequence[Mapping[str, str]]]) -> Batch:
-        """Whole conversations, of which the assistant's parts are learnt.
+        """Whole conversations, of which the assistant's parts are learnt. A model whose prompt is read otherwise than what follows it has a row
+        for each of these parts.
 
         Args:
             images: of every conversation; they stand before its first message.
@@ -96,6 +99,9 @@ class Generative(Speaker):
         Raises:
             PrunusError: a conversation has nothing to learn.
         """
+        if self.encodes or self._takes_suffix:
+            ends = [(row, place + 1) for row, chat in enumerate(chats) for place in _answers(chat)]
+            images, chats = [images[row] for row, _ in ends], [chats[row][:end] for row, end in ends]
         rows = [self._segments(chat, len(some)) for chat, some in zip(chats, images, strict=True)]
         batch = self._inputs(images, [first for (first, _), *_ in rows])
         ids, labels = zip(*(self._appended(row) for row in rows), strict=True)
@@ -215,14 +221,19 @@ class Generative(Speaker):
 
     def _segments(self, chat: Sequence[Mapping[str, str]], images: int) -> list[Segment]:
         """A conversation in pieces, of which the first is not learnt and holds the places of the images."""
-        answers = [place for place, message in enumerate(chat) if message["role"] == "assistant"]
-        if not answers or answers[0] == 0:
-            raise PrunusError(
-                "messages", [each["role"] for each in chat], "give an answer of the assistant's after a question"
-            )
-        if self.template is None:
-            return [(self._asking(chat[: answers[-1]], images), False), (chat[answers[-1]]["content"], True)]
+        answers = _answers(chat)
+        if self.encodes or self._takes_suffix:
+            answers = answers[-1:]
         pieces: list[Segment] = []
+        if self.template is None:
+            told = 0
+            for place in answers:
+                before = "".join(f"\n{message['content']}" for message in chat[told:place])
+                if before:
+                    pieces.append((before if told else self._placed(before[1:], images), False))
+                pieces.append((chat[place]["content"], True))
+                told = place + 1
+            return pieces
         written = ""
         for place in answers:
             asking, answered = (
@@ -262,7 +273,7 @@ class Generative(Speaker):
         """Tokens of a text as they are behind another."""
         if self.encodes:
             return self._ids(text)
-        if self.template is None and not self._takes_suffix and not before.endswith((" ", "\n")):
+        if self.template is None and not self._takes_suffix and not before.endswith((" ", "\n")) and text[:1] != "\n":
             text = f" {text}"
         start, whole = self._ids(before), self._ids(before + text)
         return whole[len(start) :] if whole[: len(start)] == start else self._ids(text)
@@ -287,6 +298,20 @@ class Generative(Speaker):
 
 AT_A_TIME = 32
 """Candidates that are scored at a time."""
+
+
+def _answers(chat: Sequence[Mapping[str, str]]) -> list[int]:
+    """Places of the assistant's messages.
+
+    Raises:
+        PrunusError: there are none, or it begins.
+    """
+    places = [place for place, message in enumerate(chat) if message["role"] == "assistant"]
+    if not places or places[0] == 0:
+        raise PrunusError(
+            "messages", [each["role"] for each in chat], "give an answer of the assistant's after a question"
+        )
+    return places
 
 
 def _padded(rows: Sequence[Sequence[int]], filling: int) -> Tensor:

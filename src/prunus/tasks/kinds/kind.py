@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from PIL.Image import Image
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ class Kind(ABC):
 
     A kind of one's own is a subclass of one of the bases that tasks ask for (such as `Speaker`); it is known once it is imported.
     """
+
+    takes: ClassVar[str] = "others"
+    """What models these are, for errors."""
 
     def __init__(self, folder: str, processor: str | None = None):
         """
@@ -104,6 +107,8 @@ class Kind(ABC):
 class Speaker(Kind):
     """Base of the kinds that say something about images: answers, captions, whatever they are asked for."""
 
+    takes: ClassVar = "models that speak about images: image-text-to-text, BLIP, ViLT's answers"
+
     prompt: str = "{question}"
     """How a question is put to such a model, unless a task says otherwise."""
     caption_prompt: str = ""
@@ -172,7 +177,9 @@ def kind_of(base: type[AnyKind], folder: str, processor: str | None = None) -> A
     found = next((cls for cls in _finished(base) if cls.fits(config)), None)
     if found is None:
         name = (config.architectures or [config.model_type])[0]
-        raise PrunusError("task", name, "the task does not know how such a model takes its inputs; take another task")
+        raise PrunusError(
+            "task", name, f"the task does not know how such a model takes its inputs; it is for {base.takes}"
+        )
     return found(folder, processor)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -90,6 +91,18 @@ def pixels(processor: Any, images: Sequence[Image], sized: bool = False) -> Tens
     as_they_are = {"do_resize": False, "do_center_crop": False} if sized else {}
     values: Tensor = processor(images=list(images), return_tensors="pt", **as_they_are)["pixel_values"]
     return values
+
+
+def wide_enough(processor: Any, images: Sequence[Image]) -> list[Image]:
+    """Pictures, of which those that are so thin that a processor like ViLT's would leave nothing of them are stretched."""
+    divisor, short = processor.size_divisor, processor.size.shortest_edge
+    thinnest = divisor / int(1333 / 800 * short)
+    wide = []
+    for image in images:
+        least = math.ceil(max(image.size) * thinnest)
+        size = max(image.width, least), max(image.height, least)
+        wide.append(image if size == image.size else image.resize(size))
+    return wide
 
 
 def _may_have(place: str, names: Sequence[str]) -> bool:
