@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from prunus.parallel import is_first, is_ours, processes, shared_out
+from prunus import PrunusError
+from prunus.parallel import is_first, is_ours, processes, refuse_sharding_launcher, shared_out
 from tests.in_processes import CHECKS
 
 
@@ -20,6 +21,13 @@ def test_alone_everything_is_ours() -> None:
 def test_the_dearest_goes_to_whoever_has_least(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prunus.parallel.sharing.processes", lambda: 2)
     assert shared_out({"a": 1.0, "b": 5.0, "c": 2.0, "d": 2.0}) == {"b": 0, "c": 1, "d": 1, "a": 1}
+
+
+def test_a_launcher_that_shards_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_sharding_launcher()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(PrunusError, match="torchrun"):
+        refuse_sharding_launcher()
 
 
 @pytest.mark.long

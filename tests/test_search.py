@@ -491,7 +491,7 @@ def test_models_that_cannot_be_watched_are_refused_before_the_first_step() -> No
     Search(searched, UPop(ratio=0.5), 1)
 
 
-def test_sharded_weights_are_refused_and_replicas_of_processes_are_looked_through(tmp_path) -> None:
+def test_weights_sharded_in_part_are_refused_and_replicas_of_processes_are_looked_through(tmp_path) -> None:
     store = dist.FileStore(str(tmp_path / "store"), 1)
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:

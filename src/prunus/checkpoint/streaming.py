@@ -125,7 +125,9 @@ class _Work(Work):
     def begin(self, shards: Shards, dtypes: Mapping[str, torch.dtype]) -> None:
         """Takes up earlier work, or copies the source, with other types for some tensors."""
         with self.understood():
-            journal = self.read() or {"copied": False, "request": "", "done": {}, "calibration": None}
+            journal = self.read()
+            if journal is None:
+                journal = {"copied": False, "request": "", "done": {}, "calibration": None}
             copied, request, done, calibration = (journal[n] for n in ("copied", "request", "done", "calibration"))
             done = {block: {name: int(count) for name, count in counts.items()} for block, counts in done.items()}
         if copied:

@@ -71,8 +71,12 @@ class Work:
         """The journal of earlier work; None if there is none."""
         path = self.folder / self.journal
         with self.understood():
-            found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-        return found
+            if not path.exists():
+                return None
+            found = json.loads(path.read_text())
+            if not isinstance(found, dict):
+                raise TypeError("it is no mapping")
+            return found
 
     def write(self, journal: dict[str, Any]) -> None:
         """Says how far the work has come."""

@@ -4,7 +4,17 @@ Processes come from `torchrun` or `accelerate launch`, and their group from `tor
 """
 
 from prunus.parallel.exchange import add_up, after_first, agreeing, everyones, from_process, in_first, of_first, summed
-from prunus.parallel.processes import barrier, is_first, is_ours, join_group, leave, process, processes, several
+from prunus.parallel.processes import (
+    barrier,
+    is_first,
+    is_ours,
+    join_group,
+    leave,
+    process,
+    processes,
+    refuse_sharding_launcher,
+    several,
+)
 from prunus.parallel.sharded import (
     from_rows_here,
     group_of,
@@ -20,6 +30,6 @@ from prunus.parallel.sharing import shared_out
 
 __all__ = [
     "add_up", "after_first", "agreeing", "barrier", "everyones", "from_process", "from_rows_here", "group_of", "has_shards", "in_first",
-    "is_first", "is_ours", "is_sharded", "join_group", "leave", "local", "of_first", "process", "processes", "rows_here", "several",
+    "is_first", "is_ours", "is_sharded", "join_group", "leave", "local", "of_first", "process", "processes", "refuse_sharding_launcher", "rows_here", "several",
     "shared_out", "summed", "to_rows_here", "type_of", "whole",
 ]  # fmt: skip

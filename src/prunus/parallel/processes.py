@@ -8,6 +8,8 @@ import sys
 import torch
 import torch.distributed as dist
 
+from prunus.errors import PrunusError
+
 
 def processes() -> int:
     """How many there are; one where torch.distributed is not initialised."""
@@ -38,6 +40,20 @@ def barrier() -> None:
     """Waits until all have come here."""
     if several():
         dist.barrier()
+
+
+def refuse_sharding_launcher() -> None:
+    """Refuses a launcher that lets the Trainer shard models: what has been set up around whole weights would be lost.
+
+    Raises:
+        PrunusError: accelerate was launched with FSDP or DeepSpeed.
+    """
+    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        if os.environ.get(name, "").lower() in ("1", "true"):
+            raise PrunusError(
+                name, os.environ[name], "under the Trainer prunus needs whole weights: launch by torchrun, or accelerate launch --multi_gpu; of a "
+                "model under fully_shard, train it in a loop of your own",
+            )  # fmt: skip
 
 
 def leave(status: int = 0) -> None:

@@ -18,7 +18,7 @@ from prunus.anatomy import Matrix, matrices, weight_of
 from prunus.batches import check_batch, input_device
 from prunus.errors import PrunusError, refusing
 from prunus.losses import Predict, own_prediction
-from prunus.parallel import join_group, of_first
+from prunus.parallel import join_group, of_first, refuse_sharding_launcher
 from prunus.plan import Entry
 from prunus.refusals import expect, is_absent, plain_model, refuse_weight
 from prunus.repair.distillation import Distillation, Lesson, Teacher, beside
@@ -73,6 +73,7 @@ def repair(
         PrunusError: nothing is pruned, or all of it is frozen; a compiled, quantised or absent weight; data that are no items
             by index, or none that the model can take; distillation without a teacher; or a zero that was lost.
     """
+    refuse_sharding_launcher()
     join_group()
     model = plain_model(model)
     expect("training", training, Training, "prunus.Training(steps=..., learning_rate=...)")

@@ -11,6 +11,7 @@ from transformers.trainer_callback import ExportableState
 
 from prunus.errors import PrunusError
 from prunus.finished import Finished
+from prunus.parallel import refuse_sharding_launcher
 from prunus.plan import Plan
 from prunus.structured.method import SearchMethod
 from prunus.structured.preflight import COMPILED, REPLICAS, SHARDED
@@ -120,6 +121,7 @@ def _check(args: Any) -> None:
             "load_best_model_at_end", True, "weights of an earlier step have not learned to do without the channels that "
             "the plan takes; leave it off, and choose the best model while you retrain the extracted one",
         )  # fmt: skip
+    refuse_sharding_launcher()
     if args.torch_compile:
         raise PrunusError("torch_compile", True, COMPILED)
     if getattr(args, "deepspeed", None):
