@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 from torch import nn
 from typer.testing import CliRunner
 
@@ -246,8 +247,13 @@ def test_the_command_says_what_it_found(tmp_path: Path, faking: Any) -> None:
 def test_a_narrowed_language_model_speaks_in_onnx(tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
-    case = build("llama", 0)
-    small = extract(case.model, random_plan(case.model, 0))
-    done = export(small, tmp_path / "out", "onnx", batches(case.inputs))
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = tf.LlamaConfig(**sizes, num_hidden_layers=1, vocab_size=50, max_position_embeddings=64, eos_token_id=None)
+    model = tf.LlamaForCausalLM(config)
+    small = extract(model, random_plan(model, 0)).eval()
+    ids = torch.randint(3, 50, (2, 7))
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0
+    done = export(small, tmp_path / "out", "onnx", batches({"input_ids": ids, "attention_mask": mask}))
     assert [(graph.name, graph.sizes) for graph in done.graphs] == [("prefill", "any"), ("decode", "any")]
     assert max(graph.difference for graph in done.graphs) <= 1e-5
