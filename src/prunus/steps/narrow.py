@@ -85,10 +85,11 @@ class NarrowStep(Step):
                 model, gone = drop_blocks(model, self.depth, batches, options=self.walk, inplace=True)
                 write_text(bench.folder / "blocks.json", json.dumps(gone) + "\n")
             if self.method is not None:
-                scores = score_channels(
-                    model, self.method, batches, options=self.walk, latency=self.method.max_milliseconds is not None
-                )
-                scores.save(bench.folder / "scores.safetensors")
+                scores = None
+                if not self.method.score.whole_experts:  # what they are worth is not kept as a file
+                    timed = self.method.max_milliseconds is not None
+                    scores = score_channels(model, self.method, batches, options=self.walk, latency=timed)
+                    scores.save(bench.folder / "scores.safetensors")
                 model, plan = narrow(model, self.method, batches, options=self.walk, scores=scores, inplace=True)
                 bench.save_plan(plan)
             bench.save(model)
