@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,7 @@ def test_quality_is_a_share_of_the_dense_and_turned_where_less_is_better() -> No
         update={"metric": Metric(unit="plain", higher_is_better=False)}
     )
     assert lower.quality == pytest.approx(0.5)
+    assert outcome("m", "2x", 0, math.nan).quality == 0
 
 
 def test_the_share_kept_of_components() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -131,10 +132,12 @@ def _part(part: Any) -> str:
     return text
 
 
-def as_label(value: Any, folder: Path) -> int | bool | str:
-    """A class by its number or its name, or a truth."""
+def as_label(value: Any, folder: Path) -> int | bool | str | None:
+    """A class by its number or its name, or a truth; None for the number that is none, by which pandas says that there is none."""
     if isinstance(value, bool | int):
         return value
+    if isinstance(value, float) and (math.isnan(value) or value.is_integer()):
+        return None if math.isnan(value) else int(value)
     if isinstance(value, str):
         return as_words(value, folder)
     raise MisfitError(f"it is {_kind(value)}; give the number or the name of a class, or true or false")

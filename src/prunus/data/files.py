@@ -9,11 +9,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from prunus.data.columns import COLUMNS
 from prunus.data.source import given_path
 from prunus.errors import PrunusError, refusing
 
 Row = tuple[str, Mapping[str, Any]]
 """File and place, for errors; values by name."""
+LARGEST_CELL = 1 << 30
+"""Characters of a cell of CSV."""
 TOGETHER = 64
 """Rows of a Parquet file that are read at a time: they may hold images."""
 
@@ -109,6 +112,8 @@ def _json(file: Path, wanted: Collection[str] | None) -> Iterator[Row]:
     data = json_of(file)
     if isinstance(data, Mapping):
         lists = [name for name, value in data.items() if isinstance(value, list) and value]
+        if COLUMNS.keys() & data.keys() and not any(_are_rows(data[name]) for name in lists if name != "messages"):
+            lists = []  # it is the only row itself
         if len(lists) > 1:
             raise PrunusError("file", str(file), f"it holds several lists, {', '.join(lists)}; give a file with one")
         data = data[lists[0]] if lists else [data]
@@ -119,6 +124,10 @@ def _json(file: Path, wanted: Collection[str] | None) -> Iterator[Row]:
         yield where, _mapping(where, row)
 
 
+def _are_rows(values: list[Any]) -> bool:
+    return all(isinstance(value, Mapping) for value in values)
+
+
 def _mapping(where: str, row: Any) -> Mapping[str, Any]:
     if not isinstance(row, Mapping):
         raise PrunusError(where, row, 'a row is a mapping, such as {"image": "a.jpg", "text": "a cat"}')
@@ -127,6 +136,7 @@ def _mapping(where: str, row: Any) -> Mapping[str, Any]:
 
 def _csv(file: Path, wanted: Collection[str] | None) -> Iterator[Row]:
     """The first line names the columns; an empty cell is none."""
+    csv.field_size_limit(LARGEST_CELL)  # the module's own is too small for chats
     with open(file, encoding="utf-8-sig", newline="") as text:
         reader = csv.reader(text, delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True)
         try:

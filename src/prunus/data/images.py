@@ -41,13 +41,12 @@ def open_image(value: Any, where: str = "") -> Image.Image:
         BrokenImage: there is no such file, it is damaged or no image, or it is too large.
     """
     with _opened(value, where) as image:
+        _refuse_fractions(image)
         turned = ImageOps.exif_transpose(image)
         if turned.mode in ("P", "PA") and "transparency" in turned.info:
             turned = turned.convert("RGBA")
         if turned.mode.startswith("I"):  # 16 bits of grey, which would all be white
             turned = Image.fromarray((np.asarray(turned).clip(0, 65535) // 256).astype(np.uint8))
-        if turned.mode == "F":
-            raise ValueError("its pixels are fractions; save it with 8 bits a channel")
         return turned if turned.mode == "RGB" else turned.convert("RGB")
 
 
@@ -87,10 +86,16 @@ def look_at(value: Any, where: str = "", whole: bool = False) -> tuple[int, int]
     """
     with _opened(value, where) as image:
         size = image.size
+        _refuse_fractions(image)
         if whole:
             image.draft(None, (1, 1))
             image.load()
     return size
+
+
+def _refuse_fractions(image: Image.Image) -> None:
+    if image.mode == "F":
+        raise ValueError("its pixels are fractions; save it with 8 bits a channel")
 
 
 class Shown(NamedTuple):

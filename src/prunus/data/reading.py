@@ -56,7 +56,7 @@ class Reading:
             if self.written == self.data.limit:
                 break
             self.found.update(dict.fromkeys(found.values))
-            if any(str(found.values.get(name)) != str(value) for name, value in self.data.only.items()):
+            if any(not _alike(found.values.get(name), value) for name, value in self.data.only.items()):
                 continue
             self.total += 1
             try:
@@ -187,6 +187,13 @@ class Reading:
             "columns": sorted(self.columns - {WHERE}), "found": list(self.found), "mask_classes": sorted(self.mask_classes.items()),
             "repeated": sum(first < row for row, first in enumerate(self.pictures)),
         }  # fmt: skip
+
+
+def _alike(found: Any, wanted: str | int | bool) -> bool:
+    """Whether a value is the wanted one; CSV writes numbers and truths as text."""
+    if isinstance(wanted, bool):
+        return str(found).strip().lower() == str(wanted).lower()
+    return str(found) == str(wanted)
 
 
 def images_of(row: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

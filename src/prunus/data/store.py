@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from prunus.data.source import Data
 
-FORMAT = "prunus.data/2"
+FORMAT = "prunus.data/3"
 ROWS, LABELS, PICTURES, ABOUT = "rows.arrow", "labels.arrow", "pictures.arrow", "about.json"
 Needs = Sequence[str | tuple[str, ...]]
 """Columns that rows must have; of several in one entry any."""

@@ -69,6 +69,5 @@ def _key(source: Source, task: Task, seed: int) -> str:
         settings = {**dict.fromkeys(SETTINGS_OF_0_1), **settings}
         del settings["source"]
     known = [settings, task.model_dump(mode="json"), seed]
-    if source.train and (state := task.data_state()):
-        known.append(state)
+    known += [state for state in (task.data_state() if source.train else [], source.data_state()) if state]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

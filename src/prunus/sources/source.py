@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -22,6 +23,10 @@ class Source(Typed):
     """The name by which recipes find it."""
     train: tuple[Training, ...] = ()
     """Phases of training before compression; the trained model is cached for the next run."""
+
+    def data_state(self) -> list[Any]:
+        """What tells states of data apart that the model follows from, beside its settings, in JSON."""
+        return []
 
     @abstractmethod
     def skeleton(self, task: Task) -> PreTrainedModel:

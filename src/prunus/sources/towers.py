@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
-from prunus.data import AnyData, open_image
+from prunus.data import WHERE, AnyData, open_image
 from prunus.models import TowerSizes, bare_with_towers, save_with_towers
 from prunus.sources.source import Source
 from prunus.tasks import Task
@@ -42,12 +43,16 @@ class TowersSource(Source):
         """How large it is to be."""
         return TowerSizes(self.image_size, self.vision_layers, self.text_layers, self.labels)
 
+    def data_state(self) -> list[Any]:
+        return [] if self.pictures is None else [self.pictures.kept.state]
+
     def skeleton(self, task: Task) -> PreTrainedModel:
         return bare_with_towers(self.towers, self.sizes)
 
     def folder(self, cache: Path) -> Path:
         settings = self.model_dump_json(exclude={"train"})
-        key = hashlib.sha256(settings.encode()).hexdigest()[:16]
+        state = json.dumps(self.data_state()) if self.pictures is not None else ""
+        key = hashlib.sha256((settings + state).encode()).hexdigest()[:16]
         place = cache / f"towers-{self.towers}-{key}"
         if (place / "config.json").exists():
             return place
@@ -55,5 +60,5 @@ class TowersSource(Source):
         if self.pictures is not None:
             rows = self.pictures.read(("image",))
             places = range(0, len(rows), max(1, len(rows) // SEEN))[:SEEN]
-            shown = [open_image(rows[number]["image"]) for number in places]
+            shown = [open_image(rows[number]["image"], rows[number][WHERE]) for number in places]
         return save_with_towers(self.towers, self.sizes, shown, place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fnmatch import fnmatchcase
 from statistics import fmean
 from typing import Any
@@ -50,6 +51,8 @@ class Outcome(BaseModel):
     def quality(self) -> float:
         """The headline as a share of the dense model's, turned so that larger is better."""
         before, after = self.dense[self.headline], self.compressed[self.headline]
+        if math.isnan(after):  # of a broken model
+            return 0.0
         small, large = (after, before) if self.metric.higher_is_better else (before, after)
         return small / large if large else float(small == large)
 

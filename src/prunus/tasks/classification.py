@@ -54,10 +54,8 @@ class Classification(DataTask):
     def check(self) -> None:
         super().check()
         named = [data.class_names() for data in (self.train, self.evaluation) if data is not None]
-        if self.classes is None and len(named) == 2 and named[0] != named[1]:
-            raise PrunusError(
-                "task.evaluation", named[1], "its classes are not those of task.train; give both the same ones"
-            )
+        if self.classes is None:
+            self.check_same_classes()
         if self.classes is not None and any(names is not None and len(names) != len(self.classes) for names in named):
             raise PrunusError("task.classes", len(self.classes), "the data have another number of classes")
         for names in named:

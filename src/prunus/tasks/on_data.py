@@ -130,6 +130,18 @@ class DataTask(Task):
         if self.augment is not None:
             _ = kind.size
 
+    def check_same_classes(self) -> None:
+        """Refuses splits of which each numbers classes of other names.
+
+        Raises:
+            PrunusError: they do.
+        """
+        named = [data.class_names() for data in (self.train, self.evaluation) if data is not None]
+        if len(named) == 2 and named[0] != named[1]:
+            raise PrunusError(
+                "task.evaluation", named[1], "its classes are not those of task.train; give both the same ones"
+            )
+
     def check_labels(self, classes: int) -> None:
         """Refuses labels that are none of so many classes.
 

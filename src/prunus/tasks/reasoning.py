@@ -31,6 +31,10 @@ class Reasoning(DataTask):
     needs: ClassVar = (("images", "image"), "text", "label")
     kinds: ClassVar = PairReader
 
+    def check(self) -> None:
+        super().check()
+        self.check_same_classes()
+
     def check_model(self, folder: Path) -> None:
         import pyarrow.compute
 

@@ -8,12 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from prunus.data.cells import SPOKEN, from_cells
 from prunus.data.columns import COLUMNS
-from prunus.data.files import rows_of
+from prunus.data.files import parquet_classes, rows_of
 from prunus.data.images import endings
 from prunus.data.source import Data, Found, given_path
 from prunus.errors import PrunusError
 
+SPLITS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"))
+"""What folders of splits are called."""
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -45,7 +48,15 @@ class ImageFolder(Data):
         return self.folder
 
     def classes(self) -> Sequence[str] | None:
-        return None if self._table else [folder.name for folder in self._classes] or None
+        if self._table:
+            label = self.columns.get("label", "label")
+            return parquet_classes(self._table, label) if label and self._table.suffix == ".parquet" else None
+        names = [folder.name for folder in self._classes]
+        if len(names) > 1 and SPLITS.issuperset(name.lower() for name in names):
+            raise PrunusError(
+                "folder", self.folder, f"{', '.join(names)} are splits and no classes; name the folder of one of them"
+            )
+        return names or None
 
     @cached_property
     def _classes(self) -> list[Path]:
@@ -59,6 +70,8 @@ class ImageFolder(Data):
         wanted = {*named, *self.only, *(self.columns.get(name, name) or name for name in COLUMNS)}
         for where, values in rows_of(self._table, wanted):
             read: dict[str, Any] = {named.get(name, name): value for name, value in values.items()}
+            if self._table.suffix in SPOKEN:
+                read = from_cells(where, read, lambda name: self.columns.get(name, name))
             yield Found(where, self._place, read)
 
 

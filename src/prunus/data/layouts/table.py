@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import ast
-import io
-import itertools
-import json
-import re
-import tokenize
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import field_validator
 
+from prunus.data.cells import SPOKEN, from_cells
 from prunus.data.columns import COLUMNS
 from prunus.data.files import files_of, parquet_classes, rows_of
 from prunus.data.source import Data, Found, given_path
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, shown
 
 
 class Table(Data):
@@ -50,63 +45,23 @@ class Table(Data):
         return self.columns.get(name, name)
 
     def classes(self) -> Sequence[str] | None:
-        label, first = self.own_name("label"), self._paths[0]
-        return parquet_classes(first, label) if label and first.suffix.lower() == ".parquet" else None
+        label = self.own_name("label")
+        if label is None:
+            return None
+        named = {str(file): parquet_classes(file, label) for file in self._paths if file.suffix.lower() == ".parquet"}
+        first = next(iter(named.values()), None)
+        other = next((file for file, names in named.items() if names != first), None)
+        if other is not None or (first is not None and len(named) < len(self._paths)):
+            raise PrunusError(
+                "files", other or self.files, f"not every file numbers the classes as {next(iter(named))} does ({shown(first)}); "
+                "a number would be one class here and another there. Write all files with the same classes",
+            )  # fmt: skip
+        return first
 
     def rows(self) -> Iterator[Found]:
         wanted = {name for name in map(self.own_name, COLUMNS) if name is not None} | set(self.only)
         root = None if self.root is None else given_path("root", self.root)
         for file in self._paths:
-            spoken = file.suffix.lower() in (".csv", ".tsv")
             for where, values in rows_of(file, wanted):
-                yield Found(where, root or file.parent, self._from_cells(where, values) if spoken else values)
-
-    def _from_cells(self, where: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Lists and numbers of classes, which CSV writes as text."""
-        read = dict(values)
-        for name, column in COLUMNS.items():
-            own = self.own_name(name)
-            cell = read.get(own) if own else None
-            if own and isinstance(cell, str) and name == "label":
-                read[own] = _label(cell.strip())
-            elif own and isinstance(cell, str) and column.kind.startswith("list") and LIST.match(cell):
-                read[own] = _list(f"{where}: {own}", cell)
-        return read
-
-
-LIST = re.compile(r"""\s*(\[|\(\s*['"])""")
-"""How a cell begins that may hold a list."""
-OF_TEXTS = re.compile(r"""\s*[\[(]\s*['"{].*[\])]\s*\Z""", re.DOTALL)
-"""What cannot be meant otherwise."""
-
-
-def _label(cell: str) -> int | bool | str:
-    if cell.lower() in ("true", "false"):
-        return cell.lower() == "true"
-    return int(cell) if cell.lstrip("-").isascii() and cell.lstrip("-").isdigit() and len(cell) < 9 else cell
-
-
-def _list(where: str, cell: str) -> Any:
-    """What a cell holds, as JSON or Python writes it; the cell itself where it is a text in brackets.
-
-    Raises:
-        PrunusError: it is a list, and damaged.
-    """
-    for read in (json.loads, _of_python):
-        try:
-            return read(cell)
-        except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError):
-            continue
-    if OF_TEXTS.match(cell):
-        raise PrunusError(where, cell, 'its list cannot be read; write one as in JSON, such as ["a cat", "an animal"]')
-    return cell
-
-
-def _of_python(cell: str) -> Any:
-    """A list or tuple of Python's; not texts side by side, which Python would join."""
-    tokens = list(tokenize.generate_tokens(io.StringIO(cell.strip()).readline))
-    texts = [token.type == tokenize.STRING for token in tokens if token.type != tokenize.NL]
-    if any(one and after for one, after in itertools.pairwise(texts)):
-        raise ValueError("texts without a comma between them")
-    found = ast.literal_eval(cell.strip())
-    return list(found) if isinstance(found, tuple) else found
+                read = from_cells(where, values, self.own_name) if file.suffix.lower() in SPOKEN else values
+                yield Found(where, root or file.parent, read)
