@@ -34,8 +34,9 @@ def test_every_tutorial_is_carried_out() -> None:
     assert sorted(STAND_INS) == sorted(page.stem for page in PAGES.glob("*.md"))
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", STAND_INS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name != "llava" else ()) for name in STAND_INS]
+)
 def test_a_tutorial_does_what_it_says(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (PAGES / f"{name}.md").read_text()
     monkeypatch.chdir(tmp_path)
