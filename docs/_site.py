@@ -54,7 +54,10 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(made)
     for name in re.findall(r"reference/(\w+)\.md", str(config.nav)):
         full = name if name == "prunus" else f"prunus.{name}"
-        files.append(File.generated(config, f"reference/{name}.md", content=f"# `{full}`\n\n::: {full}\n"))
+        text = f"# `{full}`\n\n::: {full}\n"
+        if name != "prunus":  # which names what the rooms explain
+            text += "    options: {inherited_members: true}\n"
+        files.append(File.generated(config, f"reference/{name}.md", content=text))
     return files
 
 
