@@ -39,6 +39,7 @@ from prunus import (
     IterativeGlobal,
     IterativeMagnitude,
     Lesson,
+    Magnitude,
     MaskedFinetune,
     MaskedLoRA,
     Plan,
@@ -126,25 +127,27 @@ def same_on_all(model: nn.Module) -> None:
         assert torch.equal(theirs, parameter)
 
 
-PRUNERS = (Wanda(sparsity=0.5), SparseGPT(sparsity=0.5), DSnoT(sparsity=0.5))
+SIDEWAYS = WalkOptions(progress=False, sequential=False)
+PRUNINGS = (
+    *((name, method, QUIET) for name in ("llama", "clip") for method in (Wanda(sparsity=0.5), SparseGPT(sparsity=0.5), DSnoT(sparsity=0.5))),
+    ("llama", Wanda(sparsity=0.5), SIDEWAYS), ("llama", Magnitude(sparsity=0.5), SIDEWAYS), ("mixtral", Wanda(sparsity=0.5), QUIET),
+)  # fmt: skip
 
 
 @check
 def prunes_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same zeros, and kept weights that differ by rounding, on a text model and on one with towers."""
-    for name in ("llama", "clip"):
-        case = build(name, 3)
-        batches = words(5) if name == "llama" else [case.inputs, build(name, 4).inputs, build(name, 5).inputs]
-        for method in PRUNERS:
-            one, many = copy.deepcopy(case.model), copy.deepcopy(case.model)
-            expected = alone(partial(prune, one, method, batches, options=QUIET), monkeypatch)
-            found = prune(many, method, batches, options=QUIET)
-            assert found == expected
-            for key, there in zeros(one).items():
-                assert torch.equal(zeros(many)[key], there), (name, method.method, key)
-            for mine, theirs in zip(many.parameters(), one.parameters(), strict=True):
-                torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
-            same_on_all(many)
+    """The same zeros, and kept weights that differ by rounding: of texts, of towers, of experts, and where all blocks see the dense model."""
+    for name, method, options in PRUNINGS:
+        one, many = build(name, 3).model, build(name, 3).model
+        batches = [build(name, seed).inputs for seed in (3, 4, 5)] if name == "clip" else words(5)
+        expected = alone(partial(prune, one, method, batches, options=options), monkeypatch)
+        found = prune(many, method, batches, options=options)
+        assert found == expected
+        for key, there in zeros(one).items():
+            assert torch.equal(zeros(many)[key], there), (name, method.method, key)
+        for mine, theirs in zip(many.parameters(), one.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+        same_on_all(many)
 
 
 @check

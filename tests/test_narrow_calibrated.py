@@ -20,6 +20,7 @@ from prunus import (
     ChannelMagnitude,
     Everyone,
     Fluctuation,
+    GradientTimesGate,
     PrunusError,
     SurgeonCost,
     WalkOptions,
@@ -27,6 +28,7 @@ from prunus import (
     anatomy,
 )
 from prunus.anatomy import linears
+from prunus.calibrated.allotting import scaled
 from prunus.calibrated.heads import with_heads
 from prunus.calibrated.plain import knobs_for
 from prunus.calibrated.refit import Moments
@@ -670,3 +672,63 @@ def test_a_refit_after_pruning_is_refused_when_the_recipe_is_read() -> None:
     text = VIT.replace("steps:", "steps:\n  - {step: prune, method: {method: wanda, sparsity: 0.5}}")
     with pytest.raises(PrunusError, match="fill the zeros"):
         parse_recipe(f"{text}output: nowhere", "recipe")
+
+
+# gradients of gates, and shares that an allocation gives
+
+
+def test_gradients_of_gates_are_what_the_loss_says() -> None:
+    case = build("llama", 2)
+    batches = [
+        {**case.inputs, "labels": case.inputs["input_ids"]},
+        {**unpadded(case.inputs), "labels": case.inputs["input_ids"]},
+    ]
+    method = Calibrated(ratio=0.3, score=GradientTimesGate(), compensation="none")
+    before = [parameter.requires_grad for parameter in case.model.parameters()]
+    found = prunus.score_channels(case.model, method, batches, options=QUIET).worth
+    signed = method.model_copy(update={"score": GradientTimesGate(signed=True)})
+    summed = prunus.score_channels(case.model, signed, batches, options=QUIET).worth
+    assert [parameter.requires_grad for parameter in case.model.parameters()] == before
+    assert all(parameter.grad is None for parameter in case.model.parameters())
+    for unit in anatomy(case.model):
+        gates = Gates(case.model, [unit])
+        for channel in (0, unit.channels - 1):
+            slopes = []
+            for batch in batches:
+                losses = []
+                for step in (1e-2, -1e-2):
+                    gates.set({unit.name: torch.ones(unit.channels).index_fill(0, torch.tensor([channel]), 1 + step)})
+                    with torch.no_grad():
+                        losses.append(float(case.model(**batch).loss))
+                slopes.append((losses[0] - losses[1]) / 2e-2)
+            assert float(found[unit.name][channel]) == pytest.approx(sum(map(abs, slopes)), rel=0.05, abs=1e-4)
+            assert float(summed[unit.name][channel]) == pytest.approx(-sum(slopes), rel=0.05, abs=1e-4)
+        gates.remove()
+    with pytest.raises(PrunusError, match="own loss"):
+        prunus.narrow(case.model, method, batches, call=lambda model, batch: model(**batch), options=QUIET)
+
+
+def test_an_allocation_says_how_much_of_each_unit_goes() -> None:
+    case = build("llama", 2)
+    allocation = prunus.OWL()
+    small, plan = narrow(
+        case.model, case.inputs, ratio=0.3, allocation=allocation, compensation="none", include=("*.mlp",)
+    )
+    assert prunus.plan_of(small) is not None
+    given = prunus.allocate(case.model, prunus.OWL(sparsity=0.3), [case.inputs], include=("*.mlp",), progress=False)
+    shares = given.unit_ratios(anatomy(case.model))
+    gone = {name: 1 - len(unit.kept) / unit.channels for name, unit in plan.units.items()}
+    assert len(gone) > 1
+    for name, share in gone.items():
+        assert share == pytest.approx(shares[name], abs=0.6 / plan.units[name].channels + 0.01)
+    batch = {**case.inputs, "labels": case.inputs["input_ids"]}
+    other = prunus.ECoFLaP(order="first", max_sparsity=0.8)
+    with pytest.raises(PrunusError, match="max_sparsity"):
+        narrow(case.model, batch, ratio=0.82, allocation=other)
+    _, plan = narrow(case.model, batch, ratio=0.3, allocation=other, compensation="none")
+    assert plan.ratio == pytest.approx(0.3, abs=0.06)
+    assert scaled({"a": 0.9, "b": 0.3}, {"a": 1, "b": 1}, 0.8) == pytest.approx({"a": 0.95, "b": 0.65})
+    with pytest.raises(PrunusError, match="one width"):
+        Calibrated(ratio=0.3, allocation=allocation, plain=True)
+    with pytest.raises(PrunusError, match="leave scope out"):
+        Calibrated(ratio=0.3, allocation=allocation, scope=Everyone())

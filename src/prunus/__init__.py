@@ -18,6 +18,7 @@ from prunus.calibrated import (
     ChannelScores,
     Depth,
     Fluctuation,
+    GradientTimesGate,
     RouterWeighted,
     Score,
     SurgeonCost,
@@ -87,7 +88,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "OWL", "RESSA", "Anatomy", "AtEnd", "Budget", "Calibrated", "Chance", "ChannelMagnitude", "ChannelScores", "Closing", "ComponentRatios", "Composed",
-    "DSnoT", "Decision", "Depth", "Distillation", "ECoFLaP", "Everyone", "Fluctuation", "GateGradient", "Importance", "IterativeGlobal",
+    "DSnoT", "Decision", "Depth", "Distillation", "ECoFLaP", "Everyone", "Fluctuation", "GateGradient", "GradientTimesGate", "Importance", "IterativeGlobal",
     "IterativeMagnitude", "IterativeSTE", "Lesson", "LoRA", "Magnitude", "Manual", "MaskBased", "MaskedFinetune", "MaskedLoRA", "Matrix",
     "Parts", "Plan", "Progressive", "PrunusError", "RateGate", "Rounds", "RouterWeighted", "Scope", "Score", "Search", "SearchCallback", "SearchMethod",
     "SparseGPT", "SparsityPlan", "Storage", "StraightThrough", "Structured", "SurgeonCost", "Taylor", "TrainedGate", "Training", "UPop", "Unified",

@@ -13,6 +13,7 @@ from prunus.calibrated.scores import (
     AnyScore,
     ChannelMagnitude,
     Fluctuation,
+    GradientTimesGate,
     RouterWeighted,
     Score,
     Seen,
@@ -22,7 +23,7 @@ from prunus.calibrated.scores import (
 from prunus.calibrated.sweeping import Point, Sweep, sweep
 
 __all__ = [
-    "AnyScore", "Calibrated", "ChannelMagnitude", "ChannelScores", "Compensation", "Depth", "Fluctuation", "Point", "RouterWeighted", "Score", "Seen",
+    "AnyScore", "Calibrated", "ChannelMagnitude", "ChannelScores", "Compensation", "Depth", "Fluctuation", "GradientTimesGate", "Point", "RouterWeighted", "Score", "Seen",
     "SurgeonCost", "Sweep", "WeightedNorm", "consumers_of", "drop_blocks", "loadable", "narrow", "narrow_folder", "plan_channels", "refuse_compensation",
     "score_channels", "stacks_of", "sweep", "units_of",
 ]  # fmt: skip

@@ -25,6 +25,7 @@ from prunus.calibrated.method import Calibrated
 from prunus.calibrated.narrowing import calibration_of, decided, make_up, recorded_plan, scored
 from prunus.calibrated.plain import loadable, make_plain
 from prunus.calibrated.request import Request, refuse_compensation, units_of
+from prunus.calibrated.scores import GradientTimesGate
 from prunus.calibrated.state import State
 from prunus.checkpoint import (
     Hollow,
@@ -91,7 +92,9 @@ def narrow_folder(
     if method.score.whole_experts:
         raise PrunusError(
             "method.score", method.score.score, "whole experts leave a model that is in memory; load it, and use narrow"
-        )
+        )  # fmt: skip
+    if method.allocation is not None or isinstance(method.score, GradientTimesGate):
+        raise PrunusError("method", method.method, "it asks for all of the model at once; load it, and use narrow")
     if method.counts_an_example:
         raise PrunusError(
             "method",

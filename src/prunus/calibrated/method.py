@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from prunus.allocation import AnyAllocator
 from prunus.anatomy import Unit
 from prunus.calibrated.scores import AnyScore, SurgeonCost
 from prunus.errors import PrunusError
@@ -25,6 +26,9 @@ class Calibrated(Budget):
     """What a channel is worth, such as `SurgeonCost()` or `Fluctuation()`; with `RouterWeighted()` whole experts leave."""
     scope: AnyScope = WithinUnit()
     """Who competes with whom, such as `WithinUnit()` or `Everyone()`."""
+    allocation: AnyAllocator | None = None
+    """How much of each unit goes, by a method such as `OWL()` or `ECoFLaP()`, so that all of it comes to what is asked; its own sparsity does
+    not count. Channels then compete within their unit."""
     compensation: Compensation = "refit"
     """`refit`: the consumer's other columns, and its bias if it has one, are fitted to what it gave before, by least squares;
     `bias`: its bias takes the mean of what is gone; `none`."""
@@ -45,6 +49,18 @@ class Calibrated(Budget):
     def _heads_are_plain(self) -> Self:
         if self.attention == "heads" and not self.plain:
             raise PrunusError("attention", "heads", "how many there are is said by an ordinary config; set plain: true")
+        return self
+
+    @model_validator(mode="after")
+    def _one_says_the_shares(self) -> Self:
+        if self.allocation is not None and self.plain:
+            raise PrunusError(
+                "allocation",
+                self.allocation.method,
+                "an ordinary config says one width for all blocks; leave out one of both",
+            )
+        if self.allocation is not None and self.scope != WithinUnit():
+            raise PrunusError("allocation", self.allocation.method, "it says the share of every unit; leave scope out")
         return self
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 from prunus.anatomy import Unit
 from prunus.batches import input_device
 from prunus.calibrated.ablation import ablated
+from prunus.calibrated.allotting import allotted
 from prunus.calibrated.channel_scores import ChannelScores
 from prunus.calibrated.compensating import Leaving, compensate
 from prunus.calibrated.given import masks_of
+from prunus.calibrated.gradients import by_gradient
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.plain import make_plain, same_count
 from prunus.calibrated.request import Request, settle
-from prunus.calibrated.scores import Seen
+from prunus.calibrated.scores import GradientTimesGate, Seen
 from prunus.calibrated.whole_experts import worth_of_experts
 from prunus.checkpoint import extract
 from prunus.errors import PrunusError
@@ -74,6 +77,7 @@ def narrow(
     with Undo() as undo:
         try:
             if kept is None:
+                request = with_shares(request)
                 kept = decided(
                     request, scored(request, gates, request.batches) if scores is None else scores.of(request.units)
                 )
@@ -132,6 +136,10 @@ def scored(request: Request, gates: Gates, data: Iterable[Any]) -> dict[str, Ten
     score, worth = request.method.score, dict[str, Tensor]()
     if score.whole_experts:
         return weighed(request, data)
+    if isinstance(score, GradientTimesGate):
+        if request.call is not None:
+            raise PrunusError("score", score.score, "it is of the model's own loss on each batch; leave call out")
+        return by_gradient(request.model, request.units, score, data, request.options.bf16)
     if not score.needs:
         for unit in request.units:
             with request.state.block(unit.block):
@@ -222,6 +230,15 @@ def make_up(request: Request, gates: Gates, kept: dict[str, Tensor], undo: Undo,
             with in_fp32(model):
                 compensate(model, due, gates, stop, method)
             request.state.fitted(stop.block, written)
+
+
+def with_shares(request: Request) -> Request:
+    """The request with the share of each unit that goes, where an allocation says it."""
+    method, options = request.method, request.options
+    shared = allotted(
+        request.model, request.parts, request.units, method, request.batches, options.bf16, options.progress
+    )
+    return replace(request, method=shared)
 
 
 def in_fp32(model: nn.Module) -> torch.autocast:

@@ -81,6 +81,10 @@ def plan_channels(scores: ChannelScores, method: Calibrated, model: nn.Module | 
     """
     expect("scores", scores, ChannelScores, "what score_channels gave, or ChannelScores.load(path)")
     expect("method", method, Calibrated, "how to narrow, such as prunus.Calibrated(ratio=0.3)")
+    if method.allocation is not None:
+        raise PrunusError(
+            "allocation", method.allocation.method, "it looks at the model and data; give scores and batches to narrow"
+        )
     inner = _built(scores.header) if model is None else searchable(model)
     parts = anatomy(inner)
     parts, units, knobs = units_of(inner, parts, method)

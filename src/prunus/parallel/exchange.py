@@ -29,7 +29,7 @@ def add_up(tensors: Sequence[Tensor], group: dist.ProcessGroup | None = None) ->
     if not several():
         return
     small: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    for tensor in tensors:
+    for tensor in filter(torch.numel, tensors):
         if tensor.numel() >= LARGE:
             _sum(tensor, group)
         else:
