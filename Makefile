@@ -1,9 +1,9 @@
-# Two commands on a fresh machine: make demo, make test. Both create .venv and install into it.
+# Two commands on a fresh machine: make demo, make test. Both create .venv and install into it; so does make docs, the site in build/site.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test docs clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/prunus demo
@@ -14,6 +14,9 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -28,5 +31,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed-demo
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[demo,dev]"
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed-demo
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[demo,docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build

@@ -17,7 +17,7 @@ FILE = "prunus.json"
 
 
 def pages() -> list[Path]:
-    docs = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+    docs = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
     return [*docs, *sorted((ROOT / "src" / "prunus").rglob("*.py"))]
 
 

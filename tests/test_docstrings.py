@@ -100,6 +100,7 @@ def test_examples_do_what_they_say(name: str) -> None:
     tests = [test for test in doctest.DocTestFinder().find(module, name) if test.examples]
     assert tests
     for test in tests:
+        assert "Examples:\n" in (test.docstring or ""), f"{test.name}: the site shows what stands below that"
         assert not [one for one in test.examples if one.options.get(doctest.SKIP)], "an example that nobody carries out"
         test.globs |= {"torch": torch, **NAMES.get(name, dict)()}
         with torch.random.fork_rng():

@@ -11,11 +11,12 @@ from prunus.typed import Typed
 class Metric(Typed):
     """How a metric is written and compared.
 
-    >>> Metric().text(0.9865), Metric().change(0.9865, 0.99)
-    ('98.65%', '+0.35 points')
-    >>> cider = Metric(unit="plain")
-    >>> cider.text(1.33), cider.change(1.33, 1.2)
-    ('1.33', '-9.8%')
+    Examples:
+        >>> Metric().text(0.9865), Metric().change(0.9865, 0.99)
+        ('98.65%', '+0.35 points')
+        >>> cider = Metric(unit="plain")
+        >>> cider.text(1.33), cider.change(1.33, 1.2)
+        ('1.33', '-9.8%')
     """
 
     unit: Literal["share", "plain"] = "share"
@@ -48,8 +49,9 @@ def relative(before: float, after: float) -> str:
 def written(found: Mapping[str, float], metrics: Mapping[str, Metric]) -> dict[str, str]:
     """Every figure in its unit. The bounds of a figure (`…_low` and `…_high`) stand behind it, and not by themselves.
 
-    >>> written({"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.61}, {"accuracy": Metric()})
-    {'accuracy': '50.00% (40.00% to 61.00%)'}
+    Examples:
+        >>> written({"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.61}, {"accuracy": Metric()})
+        {'accuracy': '50.00% (40.00% to 61.00%)'}
     """
     texts = {}
     for name, value in found.items():

@@ -21,7 +21,7 @@ class Undo:
     What is kept lies in an unnamed temporary file (`TMPDIR` says where), so that it costs no memory, and in memory only
     where there is no room for that file.
 
-    Example:
+    Examples:
         >>> weight = torch.ones(2)
         >>> try:
         ...     with Undo() as undo:
@@ -91,7 +91,7 @@ def structure_kept(model: nn.Module) -> Iterator[None]:
 
     What their tensors hold is the business of `Undo`.
 
-    Example:
+    Examples:
         >>> layer = nn.Linear(2, 2)
         >>> weight = layer.weight
         >>> with suppress(ValueError), structure_kept(layer):

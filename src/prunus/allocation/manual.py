@@ -16,7 +16,7 @@ from prunus.typed import Share
 class Manual(Allocator):
     """Sparsities by hand, per tower, block or matrix; what is named more narrowly wins.
 
-    Example:
+    Examples:
         >>> by_hand = Manual(sparsity={"vision": 0.3, "language": 0.6, "vision_model.encoder.layers.0": 0.0})
     """
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig
 
 FoundT = TypeVar("FoundT")
 
-PLACE = ("layer_idx", "layer_index", "layer_id", "training", "_is_hf_initialized")
-"""Attributes that differ from layer to layer, and that no trial depends on."""
+PLACE = ("layer_idx", "layer_index", "layer_id", "training", "_is_hf_initialized", "_hf_hook", "_old_forward")
+"""Attributes that differ from layer to layer, or say where weights lie, and that no trial depends on."""
 ABOUT = (
     "_name_or_path", "_commit_hash", "transformers_version", "architectures", "id2label", "label2id", "prunus", "prunus_sparsity",
 )  # fmt: skip

@@ -231,7 +231,7 @@ def describe(kind: type[nn.Module] | str, *layouts: Layout) -> None:
     Raises:
         PrunusError: it is no module type, or there is no layout.
 
-    Example:
+    Examples:
         >>> describe("my_package.vit:Attention", Attention("query", "key", "value", "out", width="head_width"))
     """
     name = qualified(kind) if isinstance(kind, type) and issubclass(kind, nn.Module) else kind

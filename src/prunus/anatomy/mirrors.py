@@ -26,7 +26,7 @@ def mirrored(model: Model, mirrors: Mapping[str, str]) -> Model:
     Raises:
         PrunusError: a path does not exist, or the two modules do not have the same parameters.
 
-    Example:
+    Examples:
         >>> model = mirrored(model, {"vision_model_m": "vision_model"})
         >>> mirrors_of(model)
         {'vision_model_m': 'vision_model'}

@@ -93,7 +93,7 @@ def drop_blocks(
         PrunusError: no entry of the config says how many blocks there are, or no more can leave; the model was narrowed or pruned; batches
             that it cannot take, or a loss that is not finite.
 
-    Example:
+    Examples:
         >>> shorter, gone = drop_blocks(model, Depth(blocks=1), batches)
         >>> len(gone), model.config.num_hidden_layers - shorter.config.num_hidden_layers
         (1, 1)

@@ -39,6 +39,7 @@ class Point(Typed):
     ratio: float
     """Share of the searched cost that is gone."""
     parameters: float
+    """Shared ones once."""
     macs: float
     """Multiply-accumulates of the scored call."""
     bytes: float
@@ -57,7 +58,9 @@ class Sweep(Typed):
     quality: str
     """What was measured."""
     higher_is_better: bool
+    """Whether more of it is better."""
     points: tuple[Point, ...]
+    """One for every budget, and before them the dense model's."""
 
     def save(self, folder: str | Path, cost: Cost = "parameters") -> None:
         """Writes `pareto.json`, and `pareto.png` with one cost against what was measured.

@@ -34,7 +34,7 @@ def with_interval(
     Raises:
         PrunusError: there are no items.
 
-    Example:
+    Examples:
         >>> found = with_interval(mean_of([1, 1, 0, 1]), lambda sums: {"hits": sums[..., 1] / sums[..., 0]}, "hits")
         >>> found["hits"], found["hits_low"] < 0.75 < found["hits_high"]
         (0.75, True)

@@ -27,7 +27,7 @@ def top_rows(scores: Tensor, labels: Sequence[int]) -> Tensor:
 def top_figures(sums: Tensor) -> Mapping[str, Tensor]:
     """`top1` and `top5` of sums (…, 3).
 
-    Example:
+    Examples:
         >>> rows = top_rows(torch.eye(6), [0, 1, 2, 3, 4, 0])
         >>> {name: round(float(value), 3) for name, value in top_figures(rows.sum(0)).items()}
         {'top1': 0.833, 'top5': 1.0}

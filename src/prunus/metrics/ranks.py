@@ -16,7 +16,7 @@ def best_ranks(scores: Tensor, right: Sequence[Sequence[int]]) -> list[int]:
         scores: of every candidate for every query, (queries, candidates); larger is better.
         right: the right candidates of every query, at least one.
 
-    Example:
+    Examples:
         >>> best_ranks(torch.tensor([[0.1, 0.9, 0.5], [0.2, 0.2, 0.2]]), [[2], [1, 2]])
         [1, 1]
     """

@@ -46,7 +46,7 @@ CONTRACTIONS = {
 def normalised(answer: str) -> str:
     """An answer without articles and most punctuation, in lower case, with digits for number words.
 
-    Example:
+    Examples:
         >>> normalised("The two dogs, dont run!")
         "2 dogs don't run"
     """
@@ -72,7 +72,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     Returns:
         From 0 to 1.
 
-    Example:
+    Examples:
         >>> round(vqa_accuracy("2", ["2", "2", "two", "3", "3", "3", "3", "3", "3", "3"]), 2)
         0.9
     """
@@ -112,7 +112,7 @@ def answer_summary(found: Sequence[tuple[float, bool]]) -> dict[str, float]:
 def answer_figures(sums: Tensor) -> Mapping[str, Tensor]:
     """`accuracy`, `accuracy_yes_no` and `accuracy_other` of sums (…, 4); NaN of no question.
 
-    Example:
+    Examples:
         >>> rows = answer_rows([(1.0, True), (0.0, True), (0.9, False)])
         >>> {name: round(float(value), 3) for name, value in answer_figures(rows.sum(0)).items()}
         {'accuracy': 0.633, 'accuracy_yes_no': 0.5, 'accuracy_other': 0.9}

@@ -42,7 +42,7 @@ class InstructBlipImagesConfig(InstructBlipConfig):  # type: ignore[misc]
 class Blip2Images(Blip2PreTrainedModel):  # type: ignore[misc]
     """A ViT, a Q-Former and a projection. `pooler_output` is what the language model reads, (B, queries, its width).
 
-    Example:
+    Examples:
         >>> sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 8}
         >>> config = Blip2ImagesConfig(
         ...     vision_config={**sizes, "image_size": 8, "patch_size": 4}, qformer_config=sizes, num_query_tokens=3,

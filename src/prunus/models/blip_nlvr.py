@@ -86,7 +86,7 @@ class BlipNlvrTextModel(BlipTextModel):  # type: ignore[misc]
 class BlipForImagesAndTextClassification(BlipPreTrainedModel):  # type: ignore[misc]
     """Two images and a sentence, classified.
 
-    Example:
+    Examples:
         >>> model(input_ids=ids, attention_mask=mask, pixel_values=pixels_B23HW, labels=labels).loss.shape
         torch.Size([])
     """

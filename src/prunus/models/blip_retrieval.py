@@ -71,7 +71,7 @@ class BlipForRetrievalTraining(WithCopies, BlipForImageTextRetrieval):  # type: 
     nothing changes, and negatives are the most similar. `from_pretrained` also reads a `BlipForImageTextRetrieval`; then
     `copy_momentum` gives it its copies.
 
-    Example:
+    Examples:
         >>> model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=image_numbers).loss.shape
         torch.Size([])
     """

@@ -60,7 +60,7 @@ class BlipForVqa(BlipForQuestionAnswering):  # type: ignore[misc]
 
     A question may have several answers, each with a weight. `generate` lets answers see padding, as the published code does.
 
-    Example:
+    Examples:
         >>> model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=answers).loss.shape
         torch.Size([])
         >>> best, looked_at, losses = model.rank(ids, pixels, mask, candidate_ids, candidate_mask, best=2)

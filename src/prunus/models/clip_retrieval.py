@@ -28,7 +28,7 @@ LARGEST_SCALE = 4.6052
 class CLIPRetrievalConfig(CLIPConfig):  # type: ignore[misc]
     """That of a CLIP, and how it is trained.
 
-    Example:
+    Examples:
         >>> CLIPRetrievalConfig(queue_size=256).momentum
         0.995
     """
@@ -50,7 +50,7 @@ class CLIPForRetrieval(WithCopies, CLIPModel):  # type: ignore[misc]
     features of the model itself, and the copy of the text tower has no last norm of its own. Everything but the copies and the queue
     has the names of a `CLIPModel`, whose `from_pretrained` reads the folders, too.
 
-    Example:
+    Examples:
         >>> model = CLIPForRetrieval.around(clip, queue_size=4096)
         >>> model(input_ids=ids, pixel_values=pixels, labels=image_numbers).loss.shape
         torch.Size([])

@@ -18,7 +18,7 @@ from transformers.utils.generic import can_return_tuple
 class EvaVitConfig(Blip2VisionConfig):  # type: ignore[misc]
     """That of BLIP-2's image encoder, ViT-g by default.
 
-    Example:
+    Examples:
         >>> EvaVitConfig(num_labels=1000).hidden_size
         1408
     """
@@ -34,7 +34,7 @@ class EvaVitConfig(Blip2VisionConfig):  # type: ignore[misc]
 class EvaVitForImageClassification(Blip2PreTrainedModel):  # type: ignore[misc]
     """An image, classified.
 
-    Example:
+    Examples:
         >>> model(pixel_values=pixels, labels=labels).loss.shape
         torch.Size([])
     """

@@ -33,7 +33,7 @@ from prunus.errors import PrunusError
 class SegmenterConfig(PreTrainedConfig):  # type: ignore[misc]
     """A Segmenter: `vision_config` of its encoder, `decoder_config` of its mask transformer (both `ViTConfig`).
 
-    Example:
+    Examples:
         >>> SegmenterConfig(num_labels=5).decoder_config.num_hidden_layers
         2
     """
@@ -131,7 +131,7 @@ class SegmenterDecoder(ViTPreTrainedModel):  # type: ignore[misc]
 class SegmenterForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
     """A class for every pixel of images of any size.
 
-    Example:
+    Examples:
         >>> model = SegmenterForSemanticSegmentation(SegmenterConfig(num_labels=5, image_size=64))
         >>> model(torch.randn(1, 3, 50, 70)).logits.shape
         torch.Size([1, 5, 50, 70])

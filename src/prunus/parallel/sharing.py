@@ -13,7 +13,7 @@ def shared_out(costs: Mapping[str, float]) -> dict[str, int]:
     Args:
         costs: name → what it costs; the same in every process.
 
-    Example:
+    Examples:
         >>> shared_out({"small": 1.0, "large": 3.0})
         {'large': 0, 'small': 0}
     """

@@ -136,7 +136,7 @@ def hold_zeros(model: nn.Module) -> HeldZeros:
     Raises:
         PrunusError: nothing in the model is pruned.
 
-    Example:
+    Examples:
         >>> with hold_zeros(model):
         ...     log = trainer.train()
     """

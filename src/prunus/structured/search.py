@@ -60,7 +60,7 @@ class Search:
         PrunusError: nothing to prune, a pattern without a match, a ratio out of reach; units with frozen weights; a model
             that is compiled, sharded by FSDP1 or along columns, not in memory, or under another search.
 
-    Example:
+    Examples:
         >>> search = Search(model, UPop(ratio=0.5), total_steps=len(loader))
         >>> for batch in loader:
         ...     model(**batch).loss.backward()

@@ -85,7 +85,7 @@ class Walk:
         spread: whether the batches, which all processes are given alike, are spread over them. All stop at the same blocks, also those
             that have no batch there; whoever changes a block changes it in all of them.
 
-    Example:
+    Examples:
         >>> with Walk(model, batches, blocks) as walk:
         ...     for stop in walk:
         ...         for visit in stop.visits:

@@ -177,8 +177,9 @@ def _unit(features: Any) -> Tensor:
 def blip_words(caption: str, most: int = 30) -> str:
     """A caption as BLIP's authors clean it.
 
-    >>> blip_words("A dog, (brown) runs -- fast!  ")
-    'a dog, brown runs -- fast'
+    Examples:
+        >>> blip_words("A dog, (brown) runs -- fast!  ")
+        'a dog, brown runs -- fast'
     """
     plain = re.sub(r"[.!\"()*#:;~]", " ", caption.lower())
     return " ".join(re.sub(r"\s{2,}", " ", plain).rstrip("\n").strip(" ").split(" ")[:most])
