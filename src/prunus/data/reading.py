@@ -114,7 +114,8 @@ class Reading:
     def _check_images(self, found: Found, row: Mapping[str, Any]) -> None:
         try:
             for name, image in images_of(row):
-                self._look(image, f"{found.where}: {name}")
+                if name != "mask":
+                    self._look(image, f"{found.where}: {name}")
             if row["mask"] is not None:
                 self._check_mask(found, row["image"], row["mask"])
         except PrunusError:
