@@ -270,7 +270,11 @@ def extracts_as_one(many: nn.Module, one: nn.Module, plan: Plan) -> None:
     with pytest.raises(PrunusError, match="sharded"):
         extract(many, plan)
     with shared_folder() as folder:
+        with pytest.raises(PrunusError, match="cannot be made"):
+            extract_to(many, plan, Path(__file__) / "small")
         extract_to(many, plan, folder / "small")
+        with pytest.raises(PrunusError, match="there already"):
+            extract_to(many, plan, folder / "small")
         loaded = type(one).from_pretrained(folder / "small")
         small = extract(one, plan)
         for (name, mine), (_, theirs) in zip(loaded.named_parameters(), small.named_parameters(), strict=True):

@@ -7,7 +7,7 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -116,6 +116,7 @@ class Fake:
     """In the place of a format: what it exports computes what the model does, at the sizes it was traced with or at all."""
 
     name = "fake"
+    running: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, dynamic: bool = True, error: float = 0.0):
         self.dynamic, self.error, self.traced = dynamic, error, list[tuple[str, bool]]()
@@ -241,6 +242,28 @@ def test_the_command_says_what_it_found(tmp_path: Path, faking: Any) -> None:
     assert told.exit_code == 0, told.output
     assert "0.0e+00 from the model on 2 batches, takes only the sizes that it was traced with" in told.output
     assert (tmp_path / "out" / "model.fake").exists()
+
+
+@pytest.mark.parametrize("option", [("--task", "easy_vqa"), ("--graphs", "forward")])
+def test_options_that_a_gguf_cannot_heed_are_refused(option: tuple[str, str]) -> None:
+    refused = CliRunner().invoke(app, ["export", "nothing", "--to", "gguf", *option]).exception
+    assert isinstance(refused, PrunusError)
+    assert refused.field == option[0]
+
+
+@pytest.mark.long
+def test_openvino_computes_in_fp32(narrow_vit: Any, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    export(narrow_vit[0], tmp_path / "out", "openvino", batches(narrow_vit[1]))
+    run_with = json.loads((tmp_path / "out" / "checked.json").read_bytes())["run_with"]
+    assert run_with["config"] == {"INFERENCE_PRECISION_HINT": "f32"}
+    again = exporters.ExportedModel.from_pretrained(tmp_path / "out", **run_with)
+    with torch.no_grad():
+        wanted = narrow_vit[0](pixel_values=narrow_vit[1]["pixel_values"])[0]
+    got = again(pixel_values=narrow_vit[1]["pixel_values"])
+    torch.testing.assert_close(
+        got[0] if isinstance(got, tuple) else next(iter(got.values())), wanted, rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.long

@@ -9,13 +9,19 @@ from pathlib import Path
 import pytest
 
 from prunus import PrunusError
-from prunus.parallel import is_first, is_ours, processes, refuse_sharding_launcher, shared_out
+from prunus.parallel import after_first, is_first, is_ours, processes, refuse_sharding_launcher, shared_out
 from tests.in_processes import CHECKS
 
 
 def test_alone_everything_is_ours() -> None:
     assert (processes(), is_first(), is_ours(7)) == (1, True, True)
     assert shared_out({"a": 1.0, "b": 2.0}) == {"a": 0, "b": 0}
+
+
+def test_alone_nothing_is_done_twice() -> None:
+    called: list[None] = []
+    assert after_first(lambda: called.append(None)) is None
+    assert len(called) == 1
 
 
 def test_the_dearest_goes_to_whoever_has_least(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,8 @@ def test_what_cannot_be_quantised_is_refused(narrow: Any, tmp_path: Path) -> Non
     with pytest.raises(PrunusError, match="nothing can be quantised"):
         quantise_folder(narrow[2], tmp_path / "none", Quantisation(to="int4", group=4096))
     assert not (tmp_path / "none").exists()
+    with pytest.raises(PrunusError, match="no groups"):
+        Quantisation(to="int8", group=64)
 
 
 def test_zeros_that_are_lost_are_said_and_not_claimed(

@@ -59,3 +59,11 @@ def test_rows_have_a_dash_where_a_model_has_no_such_figure(folders: list[Path]) 
 def test_a_model_that_is_named_twice_is_refused(folders: list[Path]) -> None:
     with pytest.raises(PrunusError, match="named twice"):
         side_by_side([folders[0], folders[0]], Noise(items=4), Measure())
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    command = ["compare", "nothing", "--task", "easy_vqa", "--out", str(tmp_path / "taken")]
+    refused = CliRunner().invoke(app, command).exception
+    assert isinstance(refused, PrunusError)
+    assert refused.field == "--out"

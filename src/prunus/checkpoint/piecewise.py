@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from prunus.anatomy import Anatomy, anatomy
 from prunus.checkpoint.checksums import write_checksums
 from prunus.checkpoint.described import describe
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, refusing
 from prunus.parallel import agreeing, is_first, type_of, whole
 from prunus.plan import Plan, plan_of, write_record
 from prunus.refusals import unwrapped
@@ -37,7 +38,7 @@ def extract_to(model: nn.Module, plan: Plan, folder: str | Path) -> None:
     Args:
         model: of transformers; it stays as it is.
         plan: `Search.plan()`, or any plan for this model.
-        folder: where the narrowed model is saved; it is whole or absent.
+        folder: to be made, or empty; it is whole or absent.
 
     Raises:
         PrunusError: the plan was made for another model; the model is none of transformers, or was pruned; or the folder cannot be written.
@@ -54,13 +55,17 @@ def extract_to(model: nn.Module, plan: Plan, folder: str | Path) -> None:
         small: Any = type_of(inner)(copy.deepcopy(source.config))
     parts, before = anatomy(small, plan.mirrors or None), plan_of(small)
     plan.check(parts)
-    pieces = _pieces(inner, small, parts, plan)
-    if not is_first():
-        with agreeing():
+    with agreeing(), ExitStack() as held:
+        with agreeing():  # before anything is gathered: who fails later leaves the others in the middle of it
+            if is_first():
+                _refuse_place(place)
+                with refusing("folder", str(place), "it cannot be made; take another"):
+                    partial = held.enter_context(new_folder(place))
+        pieces = _pieces(inner, small, parts, plan)
+        if not is_first():
             for _ in pieces:
                 pass
-        return
-    with agreeing(), new_folder(place) as partial:
+            return
         _write(partial, pieces)
         small.config.architectures = [type(small).__name__]
         write_record(small, plan if before is None else plan.after(before))
@@ -69,6 +74,11 @@ def extract_to(model: nn.Module, plan: Plan, folder: str | Path) -> None:
             source.generation_config.save_pretrained(partial)
         describe(partial, small)
         write_checksums(partial)
+
+
+def _refuse_place(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise PrunusError("folder", str(folder), "it is there already; take a new folder")
 
 
 def _pieces(model: PreTrainedModel, small: PreTrainedModel, parts: Anatomy, plan: Plan) -> Iterator[dict[str, Tensor]]:

@@ -19,7 +19,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as ended:
-        leave(ended.code if isinstance(ended.code, int) else 0)
+        leave(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
         raise
     except PrunusError as error:
         refusal = error

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from prunus.cli.options import ImportOption
+from prunus.errors import PrunusError
 from prunus.evaluation import read_task
 from prunus.export import Graphs, export_folder, write_gguf
 from prunus.quantise import Quantisation, quantise_folder
@@ -34,6 +35,9 @@ def export(
     """Writes MODEL (folder or hub id) as graphs of another runtime, which is run and compared with the model before it counts; or as
     a GGUF file, of a plain LLaMA."""
     if to == "gguf":
+        if task is not None or graphs != "auto":
+            option, given = ("--task", task) if task is not None else ("--graphs", graphs)
+            raise PrunusError(option, given, "a GGUF file holds weights and no graph; leave it out")
         typer.echo(f"gguf: {write_gguf(model, out or Path(f'{Path(model).name}.gguf'))}")
         return
     chosen = None if task is None else read_task(task, "--task")
@@ -81,7 +85,10 @@ def compare(
     """Puts MODELS (folders or hub ids, dense or not) side by side: quality on a task, parameters, multiply-accumulates, bytes, latency,
     memory, with a picture."""
     measure = Measure(batch_size=batch_size, repeats=repeats)
+    place = writable_path(out, "--out")
+    if place.exists() and not place.is_dir():
+        raise PrunusError("--out", str(out), "it is a file; name a folder")
     found = side_by_side(models, read_task(task, "--task"), measure, limit)
-    found.save(writable_path(out, "--out"))
+    found.save(place)
     Console().print(found.table())
-    typer.echo(f"{out / 'comparison.json'}   {out / 'comparison.png'}")
+    typer.echo(f"{place / 'comparison.json'}   {place / 'comparison.png'}")

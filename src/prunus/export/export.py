@@ -136,7 +136,8 @@ def _finish(
         given = [_stages(model, batch, generation) for batch in batches]
         found = _write(model, partial, kind, given)
     done = Exported(place, kind.name, found, lacking)
-    write_text(partial / CHECKED, json.dumps({**asdict(done), "folder": None, "tolerance": TOLERANCE}, indent=1) + "\n")
+    found_by = {"folder": None, "tolerance": TOLERANCE, "run_with": {"device": "cpu", **kind.running}}
+    write_text(partial / CHECKED, json.dumps({**asdict(done), **found_by}, indent=1) + "\n")
     for file in (file for pattern in PROCESSOR_FILES for file in (source.glob(pattern) if source else ())):
         if file.is_dir():
             shutil.copytree(file, partial / file.name)
@@ -196,7 +197,7 @@ def _saved(model: Any, folder: Path, kind: Format, components: dict[str, Any]) -
     with _explaining(type(model).__name__, f"its graphs cannot be written and read as {kind.name}"):
         generation = getattr(model, "generation_config", None)
         ExportedModel(components, config.export_format, model.config, generation).save_pretrained(folder)
-        return ExportedModel.from_pretrained(folder, device="cpu").runners
+        return ExportedModel.from_pretrained(folder, device="cpu", **kind.running).runners
 
 
 def _compared(runner: Any, name: str, given: Sequence[dict[str, Stage]], is_fixed: bool) -> Graph:

@@ -21,6 +21,8 @@ class Format:
     """What writing and running it needs, beside torch."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings that are always taken."""
+    running: dict[str, Any] = field(default_factory=dict)
+    """What its runtime is told beside the device, to compute in fp32 also where the machine would rather not."""
 
     def exporter(self, dynamic: bool) -> tuple[Any, Any]:
         """The exporter of transformers, and its settings.
@@ -51,7 +53,13 @@ FORMATS = {
     for found in (
         Format("onnx", "OnnxConfig", ("onnx", "onnxscript", "onnxruntime")),
         # caches as inputs and outputs, as in the other formats, and not as state of the runtime
-        Format("openvino", "OpenVINOConfig", ("openvino",), {"stateful": False}),
+        Format(
+            "openvino",
+            "OpenVINOConfig",
+            ("openvino",),
+            {"stateful": False},
+            {"config": {"INFERENCE_PRECISION_HINT": "f32"}},
+        ),
         Format("torch", "DynamoConfig"),
     )
 }

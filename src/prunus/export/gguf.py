@@ -47,6 +47,7 @@ def write_gguf(path: str | Path, file: str | Path) -> Path:
     with understood(str(source), doing="read the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     weights = dict(_named(model))
+    place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent) as folder:
         partial = Path(folder, "model.gguf")
         _write(partial, model.config, weights, tokenizer)

@@ -88,8 +88,9 @@ def of_first(value: T) -> T:
 def after_first(function: Callable[[], T]) -> T:
     """Calls a function in the first process, and then in the others, which find on disk what it has left there."""
     with agreeing():
-        found = function() if is_first() else None
-    return function() if found is None else found
+        found = [function()] if is_first() else []
+    with agreeing():
+        return found[0] if found else function()
 
 
 @contextmanager

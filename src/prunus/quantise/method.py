@@ -8,10 +8,13 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
+from pydantic import model_validator
 from torch import nn
 
 from prunus.errors import PrunusError
 from prunus.typed import Count, Typed
+
+GROUP = 32
 
 
 class Quantisation(Typed):
@@ -24,12 +27,20 @@ class Quantisation(Typed):
     to: Literal["int8", "int4"] = "int8"
     """`int8`: one scale a row. `int4`: one scale for each `group` of a row; kept one number a byte, as torchao has no packed form that runs
     on every device and is saved as safetensors."""
-    group: Count = 32
+    group: Count = GROUP
     """Of int4: neighbouring weights of a row that share a scale."""
     include: tuple[str, ...] = ()
     """Globs over module paths and towers; empty is everything but the connector."""
     exclude: tuple[str, ...] = ()
     """Globs that take away again."""
+
+    @model_validator(mode="after")
+    def _groups_are_of_int4(self) -> Quantisation:
+        if self.to == "int8" and self.group != GROUP:
+            raise PrunusError(
+                "group", self.group, "int8 has one scale a row, and no groups; leave it out, or take int4"
+            )
+        return self
 
     def config(self) -> Any:
         """The settings as torchao has them.
