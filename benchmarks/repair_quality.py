@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import html
-import io
 import json
 import statistics
 import time
@@ -36,6 +35,7 @@ from prunus import (
     repair,
 )  # fmt: skip
 from prunus.allocation.allocator import Allocator
+from prunus.figures import png
 from prunus.storage import write_bytes, write_text
 from prunus.unstructured import Pruner
 
@@ -164,9 +164,7 @@ def picture(study: Study, seeds: int) -> bytes:
     if not study.subject.higher_is_better:
         axes.set_yscale("log")
     axes.legend(fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.5, 1.14))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def write_page(study: Study, table: list[list[str]], folder: Path, seeds: int, minutes: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,6 +16,21 @@ NODE_LIMIT = 100_000
 """Values, once every alias stands for what it repeats."""
 NUMBER_LIMIT = 60
 """Characters of a number."""
+
+
+def yaml_text(path: str | Path, field: str, source: str) -> str:
+    """The text of a YAML file, and hardly more of it than `read_yaml` takes; `field` and `source` name it in errors.
+
+    Raises:
+        PrunusError: it cannot be read, or is no text.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(TEXT_LIMIT + 1)
+    except OSError as error:
+        raise PrunusError(field, source, f"it cannot be read ({error.strerror}); give a YAML file") from None
+    except ValueError:
+        raise PrunusError(field, source, "it is no text in UTF-8; give a YAML file") from None
 
 
 def read_yaml(text: str, field: str, source: str) -> Any:

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from prunus.bounded_yaml import TEXT_LIMIT, read_yaml
+from prunus.bounded_yaml import read_yaml, yaml_text
 from prunus.errors import PrunusError
 from prunus.sources import AnySource, with_tag
 from prunus.steps import AnyStep
 from prunus.storage import writable_path
 from prunus.tasks import AnyTask
-from prunus.typed import Seed, Steps, Typed, first_problem
+from prunus.typed import Seed, Steps, Typed, read_typed
 from prunus.variants import of_variant, put, variant_names
 
 
@@ -92,14 +92,7 @@ def recipe_variants(path: str | Path) -> list[str]:
 
 
 def _text_of(path: str | Path) -> str:
-    try:
-        with open(_place(Path(path)), encoding="utf-8") as file:
-            text = file.read(TEXT_LIMIT + 1)
-    except OSError as error:
-        raise PrunusError("recipe", str(path), f"it cannot be read ({error.strerror}); give a YAML file") from None
-    except ValueError:
-        raise PrunusError("recipe", str(path), "it is no text in UTF-8; give a YAML file") from None
-    return text
+    return yaml_text(_place(Path(path)), "recipe", str(path))
 
 
 def _place(path: Path) -> Path:
@@ -129,12 +122,7 @@ def recipe_of(data: dict[str, Any], source: str) -> Recipe:
     Raises:
         PrunusError: a field is unknown, missing or wrong.
     """
-    try:
-        return Recipe.model_validate(data)
-    except PrunusError as error:
-        raise PrunusError(f"{source}: {error.field}", error.value, error.remedy) from None
-    except ValidationError as error:
-        raise first_problem(error, Recipe, source) from None
+    return read_typed(Recipe, data, source)
 
 
 def _data_of(text: str, source: str) -> dict[str, Any]:

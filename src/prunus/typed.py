@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
 
@@ -22,6 +22,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What every generator of random numbers takes."""
 Factor = Annotated[float, Field(ge=0, le=1e6)]
 """A weight of one term among others."""
+
+
+TypedT = TypeVar("TypedT", bound="Typed")
 
 
 class Typed(BaseModel):
@@ -152,6 +155,20 @@ def _listed(cls: type[BaseModel]) -> str:
         sentence = " ".join((field.description or ("Its name in recipes." if own_name else "")).split())
         lines.append(f"    {name} ({default}): {sentence}".rstrip(": "))
     return "\n".join(lines)
+
+
+def read_typed(model: type[TypedT], data: object, source: str) -> TypedT:
+    """Typed data from plain data of a file.
+
+    Raises:
+        PrunusError: a field is unknown, missing or wrong; it names the `source`, too.
+    """
+    try:
+        return model.model_validate(data)
+    except PrunusError as error:
+        raise PrunusError(f"{source}: {error.field}", error.value, error.remedy) from None
+    except ValidationError as error:
+        raise first_problem(error, model, source) from None
 
 
 def first_problem(error: ValidationError, model: type[BaseModel], source: str = "") -> PrunusError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -227,7 +228,7 @@ def _loss_without(
 ) -> float:
     with quiet(model), _without(model, stacks, gone):
         total = sum(float(loss(model, batch)) for batch in batches) / len(batches)
-    if total != total:  # noqa: PLR0124
+    if math.isnan(total):
         raise PrunusError(
             "batches", "loss", f"without {gone[-1]} it is not finite; look at the batches, or take by: cosine"
         )

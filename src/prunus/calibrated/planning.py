@@ -24,7 +24,7 @@ from prunus.checkpoint import bare_model
 from prunus.errors import PrunusError
 from prunus.plan import Plan
 from prunus.refusals import expect
-from prunus.structured import Gates, Whole, searchable
+from prunus.structured import Gates, Whole, cost_of, searchable
 from prunus.unstructured import Call, WalkOptions, walk_options
 
 
@@ -62,7 +62,7 @@ def score_channels(
     macs = whole.macs(units)
     header = Header(
         model=type(inner).__name__, config=_config_of(inner), weights=digest(inner), method=method.meant, calibration=calibration_of(request),
-        macs=int(macs.total), channel_macs={name: float(cost) for name, cost in macs.channel.items()},  # type: ignore[arg-type]
+        macs=int(macs.total), channel_macs={name: cost_of(cost, 1) for name, cost in macs.channel.items()},
         cached=whole.cached(units, needed=False), latency=whole.milliseconds(units, method.align) if latency else None,
     )  # fmt: skip
     return ChannelScores({name: value.float().cpu().contiguous() for name, value in worth.items()}, header)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from prunus.calibrated.method import Calibrated
 from prunus.calibrated.narrowing import narrow
 from prunus.calibrated.planning import plan_channels, score_channels
 from prunus.errors import PrunusError
+from prunus.figures import png
 from prunus.losses import own_loss
 from prunus.modules import evaluating
 from prunus.plan import Plan
@@ -112,9 +112,7 @@ class Sweep(Typed):
         axes.set_xlabel(AXES[cost])
         axes.set_ylabel(self.quality + ("" if self.higher_is_better else ", lower is better"))
         axes.grid(alpha=0.3)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120)
-        return buffer.getvalue()
+        return png(figure)
 
 
 def sweep(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -32,13 +33,22 @@ def bare_blip(
     Raises:
         PrunusError: a size is out of range.
     """
-    limits = {"vision_layers": (vision_layers, 12), "text_layers": (text_layers, 6)}
-    for name, (value, limit) in limits.items():
-        if not 1 <= value <= limit:
-            raise PrunusError(name, value, f"the packaged tower has {limit} layers; take 1 to {limit}")
+    refuse_sizes(image_size, vision_layers, text_layers)
+    shapes = blip_shapes(len(words), image_size, vision_layers, text_layers, positions=32, begins=DEC, ends=SEP)
+    return BlipForQuestionAnswering(BlipConfig(**shapes))
+
+
+def refuse_sizes(image_size: int, vision_layers: int, text_layers: int) -> None:
+    """Refuses sizes that the packaged towers do not have.
+
+    Raises:
+        PrunusError: one is out of range.
+    """
+    for name, value, most in (("vision_layers", vision_layers, 12), ("text_layers", text_layers, 6)):
+        if not 1 <= value <= most:
+            raise PrunusError(name, value, f"the packaged tower has {most} layers; take 1 to {most}")
     if image_size % PATCH:
         raise PrunusError("image_size", image_size, f"take a multiple of the patch size {PATCH}")
-    return BlipForQuestionAnswering(_config(len(words), image_size, vision_layers, text_layers))
 
 
 def small_blip(
@@ -98,19 +108,28 @@ def whiten(encoder: BlipVisionModel, images: Tensor) -> None:
     encoder.post_layernorm.bias.sub_(mean).div_(deviation)
 
 
-def _config(vocabulary: int, image_size: int, vision_layers: int, text_layers: int) -> BlipConfig:
+def blip_shapes(
+    vocabulary: int, image_size: int, vision_layers: int, text_layers: int, positions: int, begins: int, ends: int
+) -> dict[str, dict[str, Any]]:
+    """What a `BlipConfig` says of the packaged towers.
+
+    Args:
+        positions: tokens that a text may have.
+        begins: the token that an answer begins with.
+        ends: the one that it ends with.
+    """
     shape = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH}
     text = shape | {
         "vocab_size": vocabulary, "encoder_hidden_size": WIDTH, "num_hidden_layers": text_layers,
-        "num_attention_heads": 12, "max_position_embeddings": 32, "layer_norm_eps": 1e-12,
+        "num_attention_heads": 12, "max_position_embeddings": positions, "layer_norm_eps": 1e-12,
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "label_smoothing": 0.0,
-        "pad_token_id": PAD, "bos_token_id": DEC, "eos_token_id": SEP, "sep_token_id": SEP,
+        "pad_token_id": PAD, "bos_token_id": begins, "eos_token_id": ends, "sep_token_id": ends,
     }  # fmt: skip
     vision = shape | {
         "num_hidden_layers": vision_layers, "num_attention_heads": 6, "image_size": image_size, "patch_size": PATCH,
         "layer_norm_eps": 1e-6,
     }  # fmt: skip
-    return BlipConfig(text_config=text, vision_config=vision)
+    return {"text_config": text, "vision_config": vision}
 
 
 def package_folder(name: str) -> Path:

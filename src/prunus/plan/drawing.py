@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prunus.figures import png
 from prunus.plan.sparsity import SparsityPlan
 from prunus.storage import write_bytes
 
@@ -47,6 +47,4 @@ def draw_plans(plans: SparsityPlan | Mapping[str, SparsityPlan], path: str | Pat
     panels[0][0].yaxis.set_major_formatter(PercentFormatter(1.0))
     if len(named) > 1:
         panels[0][-1].legend(fontsize=8)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    write_bytes(Path(path), picture.getvalue())
+    write_bytes(Path(path), png(figure))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
@@ -21,21 +21,30 @@ pre { background: #f5f5f0; padding: 1rem; overflow: auto }
 """
 
 
+def html_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of HTML; texts are escaped."""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def embedded(title: str, picture: bytes) -> str:
+    """A PNG inside of HTML; the title is its alternative text."""
+    return (
+        f'<figure><img alt="{escape(title)}" src="data:image/png;base64,{base64.b64encode(picture).decode()}"></figure>'
+    )
+
+
 def render_page(report: dict[str, Any], outcome: str, rows: Sequence[Row], plots: dict[str, bytes]) -> str:
     """HTML of a report and its table; `plots` are embedded."""
-    pictures = "".join(
-        f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(data).decode()}"></figure>'
-        for name, data in plots.items()
-    )
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in HEADER)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    pictures = "".join(embedded(name, data) for name, data in plots.items())
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     batch = report["recipe"]["measure"]["batch_size"]
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Prunus: {escape(report["recipe"]["task"]["name"])}</title>
 <style>{STYLE}</style></head><body>
 <h1>Prunus: {escape(report["recipe"]["task"]["name"])}, {escape(outcome)}</h1>
-<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>
+{html_table(HEADER, rows)}
 <p>Latency and multiply-accumulates are of one batch of {batch}, fp32, on this machine's CPU. Each model was loaded from
 disk by its stock transformers class, in a process of its own, and evaluated there. {escape(versions)}.</p>
 {pictures}

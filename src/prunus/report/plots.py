@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from prunus.figures import png
 from prunus.metric import Metric
 
 
@@ -33,7 +33,7 @@ def plot_retained(retained: dict[str, list[float]]) -> bytes:
     axes.set_ylabel("layer")
     axes.set_title("share of weights kept")
     figure.colorbar(image, format=PercentFormatter(1.0))
-    return _png(figure)
+    return png(figure)
 
 
 def plot_course(courses: list[dict[str, Any]], headline: str, metric: Metric) -> bytes:
@@ -69,7 +69,7 @@ def plot_course(courses: list[dict[str, Any]], headline: str, metric: Metric) ->
     for axes in panels[1:] if metric.unit == "share" else panels[1:2]:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     panels[-1].set_xlabel("step")
-    return _png(figure)
+    return png(figure)
 
 
 def plot_sides(models: Mapping[str, dict[str, Any]], headline: str, metric: Metric) -> bytes:
@@ -95,10 +95,4 @@ def plot_sides(models: Mapping[str, dict[str, Any]], headline: str, metric: Metr
     if metric.unit == "share":
         panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(models), 4))
-    return _png(figure)
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return png(figure)

@@ -18,7 +18,7 @@ from prunus.errors import PrunusError
 from prunus.modules import evaluating
 from prunus.parallel import of_first
 from prunus.structured.latency import LatencyTable, measure_latency
-from prunus.structured.selection import Cost
+from prunus.structured.selection import Cost, cost_of
 from prunus.typed import Count, Typed
 
 Example = Callable[[], object]
@@ -110,7 +110,7 @@ class Whole:
         weights = self.weights(units, storage)
         if not storage.cache_tokens:
             return weights
-        total, channel = weights.total, {name: float(cost) for name, cost in weights.channel.items()}  # type: ignore[arg-type]
+        total, channel = weights.total, {name: cost_of(cost, 1) for name, cost in weights.channel.items()}
         for one in self.cached(units):
             total += one.bytes(one.numbers, storage)
             if one.unit:

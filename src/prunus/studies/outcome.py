@@ -48,6 +48,16 @@ class Outcome(BaseModel):
         return {"part": self.part, **self.labels, "seed": str(self.seed)}
 
     @property
+    def row(self) -> str:
+        """Its row in a table: the label on the first axis."""
+        return next(iter(self.labels.values()), "")
+
+    @property
+    def column(self) -> str:
+        """Its column: the labels on the other axes."""
+        return ", ".join(list(self.labels.values())[1:])
+
+    @property
     def quality(self) -> float:
         """The headline as a share of the dense model's, turned so that larger is better."""
         before, after = self.dense[self.headline], self.compressed[self.headline]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from prunus.report import STYLE
+from prunus.report import STYLE, embedded, html_table
 from prunus.storage import write_bytes, write_text
 from prunus.studies.findings import Evidence, Finding
 from prunus.studies.outcome import Results
@@ -44,12 +43,7 @@ def markdown_page(results: Results, findings: Sequence[Finding], pictures: Itera
         pictures: their paths beside the page.
     """
     lines = [f"## {results.title}", "", results.note, "", _provenance(results), ""]
-    if findings:
-        lines += ["| " + " | ".join(FINDINGS) + " |", "| --- | --- | --- | --- |"]
-        for finding, evidence in weighed(results, findings):
-            lines.append(f"| {finding.claim} | {finding.source} | {evidence.verdict} | {evidence.said} |")
-        lines.append("")
-    for table in tables_of(results.outcomes):
+    for table in _tables(results, findings):
         lines += [table.markdown(), ""]
     lines += [f"![{_title(picture)}]({picture})\n" for picture in pictures]
     return "\n".join(lines).rstrip() + "\n"
@@ -57,16 +51,8 @@ def markdown_page(results: Results, findings: Sequence[Finding], pictures: Itera
 
 def html_page(results: Results, findings: Sequence[Finding], pictures: Mapping[str, bytes]) -> str:
     """The page as one HTML file that needs nothing beside it."""
-    found = [
-        [finding.claim, finding.source, evidence.verdict, evidence.said]
-        for finding, evidence in weighed(results, findings)
-    ]
-    body = _html(TableOf("Findings", list(FINDINGS), found)) if found else ""
-    body += "".join(map(_html, tables_of(results.outcomes)))
-    body += "".join(
-        f'<figure><img alt="{escape(_title(name))}" src="data:image/png;base64,{base64.b64encode(data).decode()}"></figure>'
-        for name, data in pictures.items()
-    )
+    body = "".join(map(_html, _tables(results, findings)))
+    body += "".join(embedded(_title(name), data) for name, data in pictures.items())
     failed = "".join(f"<li>{escape(cell)}: {escape(why)}</li>" for cell, why in results.failed.items())
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(results.title)}</title>
@@ -78,13 +64,17 @@ def html_page(results: Results, findings: Sequence[Finding], pictures: Mapping[s
 """
 
 
+def _tables(results: Results, findings: Sequence[Finding]) -> list[TableOf]:
+    """The findings, if there are any, and a table for every part."""
+    found = [
+        [finding.claim, finding.source, evidence.verdict, evidence.said]
+        for finding, evidence in weighed(results, findings)
+    ]
+    return [TableOf("Findings", list(FINDINGS), found)] * bool(found) + tables_of(results.outcomes)
+
+
 def _html(table: TableOf) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-    return (
-        f'<h2>{escape(table.title)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
+    return f'<h2>{escape(table.title)}</h2><div class="wide">{html_table(table.header, table.rows)}</div>'
 
 
 def _provenance(results: Results) -> str:

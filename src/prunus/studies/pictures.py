@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from prunus.figures import png
 from prunus.studies.outcome import Outcome
 
 
@@ -30,11 +30,11 @@ def plot_pareto(outcomes: Sequence[Outcome]) -> bytes:
     dense = [outcome.dense for outcome in outcomes]
     axes.axhline(fmean(found[first.headline] for found in dense), color="0.6", linestyle="--", label="dense")
     whole = fmean(found["macs"] for found in dense)
-    for label in dict.fromkeys(next(iter(outcome.labels.values()), "") for outcome in outcomes):
-        inside = [outcome for outcome in outcomes if next(iter(outcome.labels.values()), "") == label]
+    for label in dict.fromkeys(outcome.row for outcome in outcomes):
+        inside = [outcome for outcome in outcomes if outcome.row == label]
         points = []
-        for rest in dict.fromkeys(tuple(outcome.labels.values())[1:] for outcome in inside):
-            same = [outcome for outcome in inside if tuple(outcome.labels.values())[1:] == rest]
+        for column in dict.fromkeys(outcome.column for outcome in inside):
+            same = [outcome for outcome in inside if outcome.column == column]
             heights = [outcome.compressed[first.headline] for outcome in same]
             share = fmean(outcome.compressed["macs"] for outcome in same) / whole
             points.append((share, fmean(heights), stdev(heights) if len(heights) > 1 else 0.0))
@@ -48,6 +48,4 @@ def plot_pareto(outcomes: Sequence[Outcome]) -> bytes:
     axes.set_title(first.part)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return png(figure)

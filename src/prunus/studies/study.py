@@ -10,14 +10,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from prunus.bounded_yaml import TEXT_LIMIT, read_yaml
+from prunus.bounded_yaml import read_yaml, yaml_text
 from prunus.errors import PrunusError
 from prunus.recipe import Recipe, recipe_of
 from prunus.storage import writable_path
 from prunus.studies.findings import AnyFinding
-from prunus.typed import Seed, Typed, first_problem
+from prunus.typed import Seed, Typed, read_typed
 from prunus.variants import put
 
 Changes = dict[str, Any]
@@ -143,24 +143,16 @@ def load_study(path: str | Path, data: str | None = None, output: str | None = N
     Raises:
         PrunusError: the file is absent or no YAML, or a field is unknown, missing or wrong.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(TEXT_LIMIT + 1)
-    except OSError as error:
-        raise PrunusError("study", str(path), f"it cannot be read ({error.strerror}); give a YAML file") from None
-    except ValueError:
-        raise PrunusError("study", str(path), "it is no text in UTF-8; give a YAML file") from None
-    given = read_yaml(text, "study", str(path))
+    given = read_yaml(yaml_text(path, "study", str(path)), "study", str(path))
     if not isinstance(given, dict):
         raise PrunusError("study", str(path), "it must be a mapping with title, parts and output")
     if output is not None:
         given["output"] = output
     try:
-        return Study.model_validate(_with_data(given, data))
+        given = _with_data(given, data)
     except PrunusError as error:
         raise PrunusError(f"{path}: {error.field}", error.value, error.remedy) from None
-    except ValidationError as error:
-        raise first_problem(error, Study, str(path)) from None
+    return read_typed(Study, given, str(path))
 
 
 def folder_of(study: Study, smoke: bool = False) -> Path:

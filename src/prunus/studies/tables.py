@@ -33,8 +33,8 @@ def tables_of(outcomes: Sequence[Outcome]) -> list[TableOf]:
 
 def _table(outcomes: Sequence[Outcome]) -> TableOf:
     first = outcomes[0]
-    rows = dict.fromkeys(_row(outcome) for outcome in outcomes)
-    columns = dict.fromkeys(_column(outcome) for outcome in outcomes)
+    rows = dict.fromkeys(outcome.row for outcome in outcomes)
+    columns = dict.fromkeys(outcome.column for outcome in outcomes)
     header = [next(iter(first.labels), "")]
     header += [
         title for column in columns for title in (f"{column} {first.headline}".strip(), "parameters", "MACs", "latency")
@@ -44,18 +44,10 @@ def _table(outcomes: Sequence[Outcome]) -> TableOf:
     for row in rows:
         texts = [row]
         for column in columns:
-            inside = [outcome for outcome in outcomes if (_row(outcome), _column(outcome)) == (row, column)]
+            inside = [outcome for outcome in outcomes if (outcome.row, outcome.column) == (row, column)]
             texts += _cells(inside, first.metric, "compressed") if inside else [""] * 4
         body.append(texts)
     return TableOf(f"{first.part}: {first.metric.title(first.headline)}", header, body)
-
-
-def _row(outcome: Outcome) -> str:
-    return next(iter(outcome.labels.values()), "")
-
-
-def _column(outcome: Outcome) -> str:
-    return ", ".join(list(outcome.labels.values())[1:])
 
 
 def _cells(outcomes: Sequence[Outcome], metric: Metric, model: str) -> list[str]:
