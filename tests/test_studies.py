@@ -121,6 +121,12 @@ def test_a_wrong_cell_is_refused_before_any_begins(tmp_path: Path) -> None:
     assert not (tmp_path / "study").exists()
 
 
+def test_the_small_version_is_no_obstacle_to_the_whole_one(tmp_path: Path) -> None:
+    study = load_study(study_in(tmp_path))
+    for smoke in (True, False, True):
+        assert carry_out(study, smoke=smoke, only=lambda name: False).outcomes == []
+
+
 def test_the_folder_of_the_data_is_put_in(tmp_path: Path) -> None:
     file = study_in(tmp_path, note="from {data}/x")
     assert load_study(file, data="/d").note == "from /d/x"

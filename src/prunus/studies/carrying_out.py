@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -20,7 +20,7 @@ from prunus.evaluation import in_fresh_process
 from prunus.recipe import dump_recipe, parse_recipe
 from prunus.run import finished, run
 from prunus.storage import claim_folder, locked, write_text
-from prunus.studies.outcome import Results, outcome_of
+from prunus.studies.outcome import Outcome, Results, outcome_of
 from prunus.studies.study import Cell, Study, cells_of, folder_of
 from prunus.typed import places_in
 
@@ -55,18 +55,19 @@ def carry_out(
     console = console or Console()
     cells = cells_of(study, smoke)
     places_in(study)
+    claim_folder(study.output, RECORD)
     folder = folder_of(study, smoke)
-    claim_folder(folder, RECORD)
     with locked(folder):
-        write_text(folder / RECORD, study.model_dump_json(indent=2) + "\n")
+        write_text(study.output / RECORD, study.model_dump_json(indent=2) + "\n")
+        done = _done(cells)
         failed: dict[str, str] = {}
-        waiting = [cell for cell in cells if only(cell.name) and finished(cell.recipe) is None]
+        waiting = [cell for cell in cells if only(cell.name) and cell.name not in done]
         console.print(f"{study.title}: {len(cells)} cells, {len(waiting)} to do")
         free: SimpleQueue[str] = SimpleQueue()
         for device in devices:
             free.put(device)
 
-        def do(cell: Cell) -> None:
+        def do(cell: Cell) -> Cell:
             device = free.get()
             try:
                 console.print(f"begins: {cell.name}{f' on {device}' if device else ''}")
@@ -78,12 +79,15 @@ def carry_out(
                 console.print(f"[bold red]failed[/]: {cell.name}: {error}", highlight=False)
             finally:
                 free.put(device)
+            return cell
 
-        with ThreadPoolExecutor(len(devices)) as pool:
-            for _ in pool.map(do, waiting):
-                _write(folder, _results(study, cells, failed, command))
-        results = _results(study, cells, failed, command)
+        results = _results(study, cells, done, failed, command)
         _write(folder, results)
+        with ThreadPoolExecutor(len(devices)) as pool:
+            for cell in pool.map(do, waiting):
+                done |= _done([cell])
+                results = _results(study, cells, done, failed, command)
+                _write(folder, results)
     return results
 
 
@@ -101,17 +105,26 @@ def run_cell(recipe: str) -> str:
 
 def results_of(study: Study, smoke: bool = False, command: str = "") -> Results:
     """What the study's folder holds now; nothing is carried out."""
-    return _results(study, cells_of(study, smoke), {}, command)
+    cells = cells_of(study, smoke)
+    return _results(study, cells, _done(cells), {}, command)
 
 
-def _results(study: Study, cells: list[Cell], failed: dict[str, str], command: str) -> Results:
-    outcomes = []
-    for cell in cells:
-        report = finished(cell.recipe)
-        if report is not None:
-            outcomes.append(outcome_of(report, cell.part, dict(cell.labels), cell.seed))
+def _done(cells: Sequence[Cell]) -> dict[str, Outcome]:
+    """Name → outcome, of the cells that have one."""
+    reports = [(cell, finished(cell.recipe)) for cell in cells]
+    return {
+        cell.name: outcome_of(report, cell.part, dict(cell.labels), cell.seed)
+        for cell, report in reports
+        if report is not None
+    }
+
+
+def _results(
+    study: Study, cells: Sequence[Cell], done: Mapping[str, Outcome], failed: dict[str, str], command: str
+) -> Results:
     return Results(
-        title=study.title, note=study.note, command=command, machine=machine(), planned=len(cells), failed=failed, outcomes=outcomes,
+        title=study.title, note=study.note, command=command, machine=machine(), planned=len(cells), failed=failed,
+        outcomes=[done[cell.name] for cell in cells if cell.name in done],
     )  # fmt: skip
 
 
