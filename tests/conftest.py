@@ -23,13 +23,11 @@ LONGEST = "test_mutation.py"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For processes that take file after file: those with long tests come first, of them those with the most tests, so that all
-    processes end together."""
+    """For processes that take file after file: those with the most tests come first, so that all processes end together."""
     if not hasattr(config, "workerinput"):
         return
     tests = Counter(item.path for item in items)
-    with_long = {item.path for item in items if item.get_closest_marker("long")}
-    items.sort(key=lambda item: (item.path.name != LONGEST, item.path not in with_long, -tests[item.path]))
+    items.sort(key=lambda item: (item.path.name != LONGEST, -tests[item.path]))
 
 
 @pytest.hookimpl(trylast=True)
