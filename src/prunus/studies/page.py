@@ -13,7 +13,7 @@ from prunus.studies.outcome import Results
 from prunus.studies.pictures import pictures_of
 from prunus.studies.tables import TableOf, tables_of
 
-FINDINGS = ("claim", "source", "verdict", "evidence (mean ± standard error of paired differences)")
+FINDINGS = ("claim", "source", "verdict", "evidence (mean over pairs of cells, its 95% interval)")
 
 
 def write_page(results: Results, findings: Sequence[Finding], folder: Path) -> Path:
