@@ -80,7 +80,7 @@ def _html(table: TableOf) -> str:
 def _provenance(results: Results) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in results.machine.items())
     command = f"Command: {results.command}. " if results.command else ""
-    return f"{command}{len(results.outcomes)} of {results.planned} cells. {machine}."
+    return f"{command}{len(results.outcomes)} of {results.planned} cells." + (f" {machine}." if machine else "")
 
 
 def _title(picture: str) -> str:
