@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -19,7 +20,7 @@ from prunus.checkpoint import bare_model, local_folder, plan_of, sparsity_in, ve
 from prunus.cli.options import ImportOption
 from prunus.cli.outward import compare, export, quantise
 from prunus.errors import PrunusError
-from prunus.evaluation import evaluate_here, harness_scores, read_task
+from prunus.evaluation import evaluate_here, harness_scores, lmms_scores, read_task
 from prunus.metric import written
 from prunus.models import as_published
 from prunus.models import convert as convert_file
@@ -35,6 +36,20 @@ app = typer.Typer(
     help="Makes vision-language transformers small: prune, narrow, repair, and get a plain transformers checkpoint.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
+
+TOGETHER = ("demo", "compress")
+"""Commands that share their work out among the processes that a launcher has started; of any other every process would do all, and write it to the same place."""
+
+
+@app.callback()
+def alone(context: typer.Context) -> None:
+    """Refuses a launcher of several processes for commands that are for one."""
+    count, name = os.environ.get("WORLD_SIZE", "1"), context.invoked_subcommand
+    if count != "1" and name not in TOGETHER:
+        raise PrunusError(
+            "WORLD_SIZE", count, f"prunus {name} is for one process; start it without torchrun or accelerate launch, which are for {' and '.join(TOGETHER)}"
+        )  # fmt: skip
+
 
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field: steps.0.method.ratio=0.7. May be repeated.")
@@ -186,6 +201,12 @@ def evaluate(
     tasks: Annotated[
         str | None, typer.Option(help="Tasks of lm-evaluation-harness instead, such as mmlu,arc_easy (extra `eval`).")
     ] = None,
+    harness: Annotated[
+        Literal["lm-eval", "lmms-eval"],
+        typer.Option(
+            help="Whose --tasks they are: lm-evaluation-harness, or lmms-eval, for models that speak about images."
+        ),
+    ] = "lm-eval",
     limit: Annotated[int | None, typer.Option(min=1, help="Evaluate this many items only.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Batch for the memory measurement, and of the harness.")] = 16,
     json_path: Annotated[
@@ -194,8 +215,11 @@ def evaluate(
     extensions: ImportOption = None,
 ) -> None:
     """Loads MODEL with its stock transformers class and evaluates it on a task."""
+    if tasks is None and harness != "lm-eval":
+        raise PrunusError("--harness", harness, "name its tasks, with --tasks")
     if tasks is not None:
-        figures: dict[str, Any] = {"metrics": harness_scores(model, tasks.split(","), limit, batch_size)}
+        scores = {"lm-eval": harness_scores, "lmms-eval": lmms_scores}[harness]
+        figures: dict[str, Any] = {"metrics": scores(model, tasks.split(","), limit, batch_size)}
         texts = {name: f"{value:.4f}" for name, value in figures["metrics"].items()}  # as the harness writes them
     else:
         chosen = read_task(task, "--task")
