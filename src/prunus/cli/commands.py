@@ -27,7 +27,7 @@ from prunus.models import convert as convert_file
 from prunus.plan import SparsityPlan
 from prunus.recipe import Recipe, demo_recipe, load_recipe
 from prunus.report import Report, terminal_table, write_report
-from prunus.run import run
+from prunus.run import check_all, run
 from prunus.storage import write_text
 from prunus.studies import carry_out, folder_of, load_study, results_of, study_file, weighed, write_page
 from prunus.unstructured import recorded_sparsity
@@ -73,6 +73,33 @@ def compress(
 ) -> None:
     """Carries out RECIPE (YAML). Started again after an interruption, it goes on where it was."""
     _compress(load_recipe(recipe, tuple(changes or ()), variant))
+
+
+@app.command()
+def check(
+    recipe: Path,
+    variant: Annotated[
+        str | None, typer.Option(help="Which recipe, of a file with several, such as wanda/2:4.")
+    ] = None,
+    changes: SetOption = None,
+    extensions: ImportOption = None,
+) -> None:
+    """Says what is wrong with RECIPE, its model and its data, and decodes every picture once. Nothing is trained."""
+    chosen = load_recipe(recipe, tuple(changes or ()), variant)
+    check_all(chosen)
+    wrong = 0
+    for error in chosen.task.damaged():
+        typer.echo(error)
+        wrong += 1
+    if wrong:
+        raise PrunusError(
+            "task",
+            f"{wrong} pictures",
+            "they cannot be read, see above; mend them, or leave their rows out: on_broken: skip",
+        )
+    for remark in chosen.task.remarks():
+        typer.echo(f"note: {remark}")
+    typer.echo("nothing is wrong with recipe, model and data")
 
 
 def _compress(recipe: Recipe) -> None:
