@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -19,14 +20,14 @@ from prunus.cli.narrowing import plan, sweep
 from prunus.cli.options import ImportOption
 from prunus.cli.outward import compare, export, quantise
 from prunus.errors import PrunusError
-from prunus.evaluation import evaluate_here, harness_scores, read_task
+from prunus.evaluation import evaluate_here, harness_scores, lmms_scores, read_task
 from prunus.metric import written
 from prunus.models import as_published
 from prunus.models import convert as convert_file
 from prunus.plan import SparsityPlan
 from prunus.recipe import Recipe, demo_recipe, load_recipe
 from prunus.report import Report, terminal_table, write_report
-from prunus.run import run
+from prunus.run import check_all, run
 from prunus.storage import write_text
 from prunus.studies import carry_out, folder_of, load_study, results_of, study_file, weighed, write_page
 from prunus.unstructured import recorded_sparsity
@@ -35,6 +36,20 @@ app = typer.Typer(
     help="Makes vision-language transformers small: prune, narrow, repair, and get a plain transformers checkpoint.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
+
+TOGETHER = ("demo", "compress")
+"""Commands that share their work out among the processes that a launcher has started; of any other every process would do all, and write it to the same place."""
+
+
+@app.callback()
+def alone(context: typer.Context) -> None:
+    """Refuses a launcher of several processes for commands that are for one."""
+    count, name = os.environ.get("WORLD_SIZE", "1"), context.invoked_subcommand
+    if count != "1" and name not in TOGETHER:
+        raise PrunusError(
+            "WORLD_SIZE", count, f"prunus {name} is for one process; start it without torchrun or accelerate launch, which are for {' and '.join(TOGETHER)}"
+        )  # fmt: skip
+
 
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field: steps.0.method.ratio=0.7. May be repeated.")
@@ -58,6 +73,33 @@ def compress(
 ) -> None:
     """Carries out RECIPE (YAML). Started again after an interruption, it goes on where it was."""
     _compress(load_recipe(recipe, tuple(changes or ()), variant))
+
+
+@app.command()
+def check(
+    recipe: Path,
+    variant: Annotated[
+        str | None, typer.Option(help="Which recipe, of a file with several, such as wanda/2:4.")
+    ] = None,
+    changes: SetOption = None,
+    extensions: ImportOption = None,
+) -> None:
+    """Says what is wrong with RECIPE, its model and its data, and decodes every picture once. Nothing is trained."""
+    chosen = load_recipe(recipe, tuple(changes or ()), variant)
+    check_all(chosen)
+    wrong = 0
+    for error in chosen.task.damaged():
+        typer.echo(error)
+        wrong += 1
+    if wrong:
+        raise PrunusError(
+            "task",
+            f"{wrong} pictures",
+            "they cannot be read, see above; mend them, or leave their rows out: on_broken: skip",
+        )
+    for remark in chosen.task.remarks():
+        typer.echo(f"note: {remark}")
+    typer.echo("nothing is wrong with recipe, model and data")
 
 
 def _compress(recipe: Recipe) -> None:
@@ -159,6 +201,12 @@ def evaluate(
     tasks: Annotated[
         str | None, typer.Option(help="Tasks of lm-evaluation-harness instead, such as mmlu,arc_easy (extra `eval`).")
     ] = None,
+    harness: Annotated[
+        Literal["lm-eval", "lmms-eval"],
+        typer.Option(
+            help="Whose --tasks they are: lm-evaluation-harness, or lmms-eval, for models that speak about images."
+        ),
+    ] = "lm-eval",
     limit: Annotated[int | None, typer.Option(min=1, help="Evaluate this many items only.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Batch for the memory measurement, and of the harness.")] = 16,
     json_path: Annotated[
@@ -167,8 +215,11 @@ def evaluate(
     extensions: ImportOption = None,
 ) -> None:
     """Loads MODEL with its stock transformers class and evaluates it on a task."""
+    if tasks is None and harness != "lm-eval":
+        raise PrunusError("--harness", harness, "name its tasks, with --tasks")
     if tasks is not None:
-        figures: dict[str, Any] = {"metrics": harness_scores(model, tasks.split(","), limit, batch_size)}
+        scores = {"lm-eval": harness_scores, "lmms-eval": lmms_scores}[harness]
+        figures: dict[str, Any] = {"metrics": scores(model, tasks.split(","), limit, batch_size)}
         texts = {name: f"{value:.4f}" for name, value in figures["metrics"].items()}  # as the harness writes them
     else:
         chosen = read_task(task, "--task")
