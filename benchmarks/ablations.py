@@ -60,7 +60,8 @@ IMAGE = 48
 """Pixels of a side of the DeiT's images."""
 HELD_OUT = 200
 """Training items that a gated rate is measured on, and that nothing trains on."""
-RESULTS, PAGE = Path("docs/ablations.jsonl"), Path("docs/ablations.md")
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+RESULTS, PAGE = DOCS / "ablations.jsonl", DOCS / "ablations.md"
 
 
 @dataclass(frozen=True)
