@@ -151,9 +151,7 @@ def walks_where_weights_are_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     places = {**dict.fromkeys([*of_block, *elsewhere], "cpu"), f"{block}.self_attn": "disk"}
     one = build("llama", 3).model
     expected = alone(partial(allocate, one, ECoFLaP(order="zeroth"), words(3), progress=False), monkeypatch)
-    alone(
-        partial(prune, one, SparseGPT(sparsity=0.5), words(3), include=("*.mlp.*",), options=QUIET), monkeypatch
-    )
+    alone(partial(prune, one, SparseGPT(sparsity=0.5), words(3), include=("*.mlp.*",), options=QUIET), monkeypatch)
     with tempfile.TemporaryDirectory() as folder:
         many = dispatch_model(case.model, places, main_device="cpu", offload_dir=folder)
         found = allocate(many, ECoFLaP(order="zeroth"), words(3), progress=False)
