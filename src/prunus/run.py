@@ -45,7 +45,7 @@ def run(recipe: Recipe, console: Console | None = None) -> Report | None:
     console = console or Console() if is_first() else Console(quiet=True)
     with ExitStack() as held:
         with agreeing():
-            _check_data(recipe)
+            check_all(recipe)
             with _disk_errors(recipe):
                 held.enter_context(in_first(_taken(recipe)))
                 done = _carry_out(recipe, console)
@@ -58,8 +58,13 @@ def run(recipe: Recipe, console: Console | None = None) -> Report | None:
             return report
 
 
-def _check_data(recipe: Recipe) -> None:
-    """What does not fit each other of model, data and steps is said before anything is trained."""
+def check_all(recipe: Recipe) -> None:
+    """All that can be said before anything is trained: of the task's data, the model, the steps, and whether they fit each other. The
+    model is fetched, if need be.
+
+    Raises:
+        PrunusError: the recipe cannot work.
+    """
     recipe.task.check()
     places_in(recipe)  # what a new process cannot import is refused now, not when the result is evaluated
     refuse_nameless(recipe, Recipe.model_validate(recipe.model_dump(mode="json")))
@@ -144,6 +149,8 @@ def _suited(recipe: Recipe, folder: Path) -> Task:
 
 def _carry_out(recipe: Recipe, console: Console) -> tuple[Recipe, Path, Path, list[dict[str, Any]]]:
     """The recipe with its task as the model needs it, the dense model, the last one, and what steps have to tell."""
+    for remark in recipe.task.remarks() if is_first() else ():
+        console.print(f"note: {remark}", markup=False, highlight=False)
     dense = dense_folder(recipe.model, recipe.task, recipe.seed, console)
     task = _suited(recipe, dense)
     recipe = recipe.model_copy(update={"task": task})
