@@ -20,13 +20,13 @@ from transformers import PreTrainedModel
 
 from prunus.anatomy import Anatomy, Unit, anatomy, linears, survey
 from prunus.batches import call_with_batch, calls_the_model, checked
-from prunus.calibrated.consumers import consumers_of
+from prunus.calibrated.consumers import Consumer, consumers_of
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.narrowing import calibration_of, decided, make_up, recorded_plan, scored
 from prunus.calibrated.plain import loadable, make_plain
 from prunus.calibrated.request import Request, refuse_compensation, units_of
 from prunus.calibrated.scores import GradientTimesGate
-from prunus.calibrated.state import State
+from prunus.calibrated.state import Known, State
 from prunus.checkpoint import (
     Hollow,
     Parts,
@@ -52,6 +52,8 @@ from prunus.undo import Undo
 from prunus.unstructured import Call, WalkOptions, sparsity_of, walk_options
 
 JOURNAL, SCORES, FITTED = "prunus-narrowing.json", "prunus-scores.safetensors", "prunus-fitted"
+WORTH, MEAN = "worth", "mean"
+"""What the scores' file calls what it holds of units, and of matrices."""
 
 
 @torch.no_grad()
@@ -120,12 +122,12 @@ def narrow_folder(
     work = _Work(output.with_name(output.name + ".partial"), hashed(asked))
     with work.taken():
         work.begin(shards)
-        state = _FolderState(model, tensors, work, device, units, options.sequential)
+        state = _FolderState(model, tensors, work, device, units, consumers, options.sequential)
         request = Request(
             model, fitted, parts, units, knobs, consumers, given, call or partial(call_with_batch, device=device), options, state
         )  # fmt: skip
         with work.unless_refused(), state.on_use:
-            kept = _kept(request, work.worth)
+            kept = _kept(request, work.known)
             plan = recorded_plan(request, method, kept, calibration_of(request))
             _write(state, parts, plan, changed, dtypes)
         with work.writing():
@@ -134,19 +136,18 @@ def narrow_folder(
     return plan
 
 
-def _kept(request: Request, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _kept(request: Request, known: Known) -> dict[str, Tensor]:
     """Which channels stay, once what is left makes up for what goes.
 
     Args:
-        known: scores of earlier work.
+        known: of earlier work.
     """
     gates = Gates(request.model, request.units)
     try:
-        names = {unit.name for unit in request.units}
-        worth = dict(known) if names == known.keys() else scored(request, gates, request.batches)
-        kept = decided(request, worth)
-        if request.method.compensation != "none":
-            make_up(request, gates, kept, _NothingToUndo(), request.batches)
+        if known.worth.keys() != {unit.name for unit in request.units}:
+            known = scored(request, gates)
+        kept = decided(request, known.worth)
+        make_up(request, gates, kept, known.means, _NothingToUndo())
     finally:
         gates.remove()
     return kept
@@ -184,7 +185,7 @@ class _Work(Work):
     def __init__(self, folder: Path, request: str):
         super().__init__(folder, JOURNAL)
         self._request = request
-        self.worth: dict[str, Tensor] = {}
+        self.known = Known({}, {})
         self.blocks: dict[str, int] = {}
         """Fitted block → number of its file."""
 
@@ -200,7 +201,10 @@ class _Work(Work):
         if journal is not None and journal["copied"]:
             self.refuse_other(request, self._request)
             if (self.folder / SCORES).exists():
-                self.worth = load_file(self.folder / SCORES)
+                of = {WORTH: self.known.worth, MEAN: self.known.means}
+                for key, value in load_file(self.folder / SCORES).items():
+                    kind, _, name = key.partition(" ")
+                    of[kind][name] = value
             return
         with self.writing(), self.whole_or_gone():
             self._note(copied=False)
@@ -208,11 +212,15 @@ class _Work(Work):
             (self.folder / FITTED).mkdir(exist_ok=True)
             self._note()
 
-    def note_scores(self, worth: Mapping[str, Tensor]) -> None:
-        """Keeps the scores of the units of a block."""
-        self.worth |= {name: value.cpu().contiguous() for name, value in worth.items()}
+    def note_scores(self, known: Known) -> None:
+        """Keeps what is known of the units of a block."""
+        for mine, others in zip(self.known, known, strict=True):
+            mine.update({name: value.cpu().contiguous() for name, value in others.items()})
+        kinds = zip((WORTH, MEAN), self.known, strict=True)
         with self.writing():
-            write_bytes(self.folder / SCORES, save(self.worth))
+            write_bytes(
+                self.folder / SCORES, save({f"{kind} {name}": x for kind, of in kinds for name, x in of.items()})
+            )
 
     def note_fit(self, block: str, tensors: Mapping[str, Tensor]) -> None:
         """Keeps the fitted parameters of a block."""
@@ -241,11 +249,12 @@ class _FolderState(Hollow, State):
     """Weights that live in the source's files, and fitted ones in files of finished blocks."""
 
     def __init__(
-        self, model: PreTrainedModel, parts: Parts, work: _Work, device: torch.device, units: Sequence[Unit], sequential: bool
+        self, model: PreTrainedModel, parts: Parts, work: _Work, device: torch.device, units: Sequence[Unit],
+        consumers: Mapping[str, Sequence[Consumer]], sequential: bool,
     ):  # fmt: skip
         super().__init__(model, parts, device)
         self.work = work
-        self._blocks = {unit.name: unit.block for unit in units}
+        self._readers = {unit.name: (unit.block, [one.matrix.name for one in consumers[unit.name]]) for unit in units}
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._counts: dict[str, Shards] = {}
         """Fitted parameter → the file that holds it, once that is what counts."""
@@ -262,12 +271,16 @@ class _FolderState(Hollow, State):
         ):  # otherwise later blocks see what the dense one computes, also after an interruption
             self._count(path)
 
-    def scores(self, block: str) -> dict[str, Tensor] | None:
-        found = {unit: worth for unit, worth in self.work.worth.items() if self._blocks.get(unit) == block}
-        return found or None
+    def scores(self, block: str) -> Known | None:
+        found, (worth, means) = Known({}, {}), self.work.known
+        for unit, (its_block, readers) in self._readers.items():
+            if its_block == block and unit in worth:
+                found.worth[unit] = worth[unit]
+                found.means.update({name: means[name] for name in readers if name in means})
+        return found if found.worth else None
 
-    def scored(self, block: str, worth: dict[str, Tensor]) -> None:
-        self.work.note_scores(worth)
+    def scored(self, block: str, known: Known) -> None:
+        self.work.note_scores(known)
 
     def is_fitted(self, block: str) -> bool:
         return block in self.work.blocks

@@ -55,7 +55,7 @@ def score_channels(
     inner, units = request.model, request.units
     gates = Gates(inner, units)
     try:
-        worth = scored(request, gates, request.batches)
+        worth = scored(request, gates).worth
     finally:
         gates.remove()
     whole = Whole(request.parts, inner, example or partial(call or call_with_batch, inner, request.batches[0]))

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from prunus.unstructured import Weights
 
 
+class Known(NamedTuple):
+    """What a walk through the dense model says."""
+
+    worth: dict[str, Tensor]
+    """Unit → what its channels are worth, (channels,)."""
+    means: dict[str, Tensor]
+    """Matrix that reads channels → the mean of what it is given, (columns,), fp32; none where no compensation asks for them."""
+
+
 class State(Weights):
     """Where the weights of blocks are while nobody uses them, and what is known of blocks that are done."""
 
-    def scores(self, block: str) -> dict[str, Tensor] | None:
-        """Unit → what its channels are worth, (channels,), where that was found earlier."""
+    def scores(self, block: str) -> Known | None:
+        """What is known of the units of a block, where that was found earlier."""
         return None
 
-    def scored(self, block: str, worth: dict[str, Tensor]) -> None:
+    def scored(self, block: str, known: Known) -> None:
         """Called when the units of a block have been scored."""
 
     def is_fitted(self, block: str) -> bool:
