@@ -491,6 +491,18 @@ def test_few_sequences_say_what_channels_of_attentions_are_worth() -> None:
     assert runs.count(64) == 1
 
 
+def test_nothing_is_computed_after_the_last_consumer_is_heard() -> None:
+    case, calls = build("llama", 2), list[int]()
+    layer = case.model.model.layers[0].mlp.down_proj
+    handle = layer.register_forward_hook(lambda module, args, output: calls.append(1))
+    left, plan = narrow(case.model, case.inputs, ratio=0.4)
+    assert len(calls) == 2  # for the scores, and once it is fitted
+    whole, _ = prunus.narrow(case.model, Calibrated(ratio=0.4), [case.inputs], options=QUIET, plan=plan)
+    handle.remove()
+    assert len(calls) == 4  # no earlier run says how often it is called
+    assert all(torch.equal(one, other) for one, other in zip(left.parameters(), whole.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
 def test_plain_experts_have_widths_that_stock_kernels_multiply(name: str) -> None:
     case = build(name, 2)

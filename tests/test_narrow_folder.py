@@ -27,7 +27,8 @@ from prunus import (
     load_model,
     narrow_folder,
 )
-from prunus.calibrated.folder import JOURNAL, _FolderState
+from prunus.calibrated.folder import _FolderState
+from prunus.calibrated.folder_work import JOURNAL, FolderWork
 from tests.families import build
 
 QUIET = WalkOptions(progress=False)
@@ -106,14 +107,13 @@ def test_what_a_folder_holds_is_what_the_method_says(name: str, settings: dict[s
 def test_interrupted_work_goes_on_where_it_was(
     where: str, name: str, sequential: bool, compensation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prunus.calibrated import folder
     from prunus.checkpoint import Shards
 
     _, batches = saved(name, tmp_path)
     options = WalkOptions(progress=False, sequential=sequential)
     method = Calibrated(ratio=0.4, compensation=compensation)
     narrow_folder(tmp_path / "dense", tmp_path / "whole", method, batches, options=options)
-    holder: Any = Shards if where == "lay_out" else folder._Work
+    holder: Any = Shards if where == "lay_out" else FolderWork
     original, calls = getattr(holder, where), 0
 
     def dying(self: Any, *given: Any) -> Any:

@@ -5,6 +5,7 @@ A consumer is given nothing of queries and keys, so what it is given says little
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -78,10 +79,17 @@ class Ablations:
 
     def __init__(self, each: Mapping[str, Ablation]):
         self._each = each
+        self.calls = Counter[int]()
+        """Batch → how often consumers were called in the run of the block, those that others listen to included."""
+
+    def hear(self, visit: Visit) -> None:
+        """A consumer that others listen to was called."""
+        self.calls[visit.batch] += 1
 
     def look(self, visit: Visit) -> None:
         """Once the block has been run for a visit."""
         given = [one.listener.taken() for one in self._each.values()]
+        self.calls[visit.batch] += sum(map(len, given))
         for one, whole in zip(self._each.values(), given, strict=True):
             one.look(visit, whole)
         for one in self._each.values():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prunus.anatomy import Unit
 from prunus.calibrated.consumers import Consumer
-from prunus.calibrated.listening import Listener, listening
+from prunus.calibrated.listening import Countdown, Listener, listening
 from prunus.calibrated.refit import Moments
 from prunus.errors import PrunusError
 from prunus.structured import Gates
@@ -85,7 +85,9 @@ def take_means(model: nn.Module, leaving: Iterable[Leaving], means: Mapping[str,
                 _add_to_bias(consumer, W_RC[:, gone] @ means[consumer.matrix.name].to(W_RC.device)[gone])
 
 
-def refit(model: nn.Module, leaving: Sequence[Leaving], gates: Gates, stop: Stop, damping: float) -> None:
+def refit(
+    model: nn.Module, leaving: Sequence[Leaving], gates: Gates, stop: Stop, damping: float, calls: Mapping[int, int]
+) -> None:
     """Shuts the gates of channels of one block that go, and fits their consumers' columns and biases, in place.
 
     Hidden neurons do not look at each other, so what is left of them stays what it was, and one run of the block says all of them. Where
@@ -94,7 +96,10 @@ def refit(model: nn.Module, leaving: Sequence[Leaving], gates: Gates, stop: Stop
 
     Args:
         leaving: in the order of execution.
+        calls: batch → how often consumers are called in a run of the block, where that is known. Nothing after the last is computed then,
+            unless the run's output is what goes on.
     """
+    calls = {} if stop.keeps_outputs else calls
     alone, mixed = ([one for one in leaving if one.stands_alone is so] for so in (True, False))
     targets = [consumer.matrix for consumer in _consumers(alone)]
     known: dict[str, Statistics] = {}
@@ -104,7 +109,7 @@ def refit(model: nn.Module, leaving: Sequence[Leaving], gates: Gates, stop: Stop
         found = Moments.none(one.columns(consumer), consumer.matrix.columns)
         with listening(consumer.layer.owner) as listener:
             again = partial(_seen_without, model, one, found, listener, gates, stop)
-            known = gather(model, heard, (Gram, Sum), stop, again)
+            known = gather(model, heard, (Gram, Sum), stop, again, Countdown(calls, listener).hear)
         if not found.tokens:
             raise PrunusError(
                 "batches", consumer.matrix.name, "no calibration batch used this layer; give batches that do, or exclude it"
@@ -112,7 +117,7 @@ def refit(model: nn.Module, leaving: Sequence[Leaving], gates: Gates, stop: Stop
         gates.set(one.shut)
         fit(model, consumer, found, damping)
     if alone and not mixed:
-        known = gather(model, targets, (Gram, Sum), stop)
+        known = gather(model, targets, (Gram, Sum), stop, hear=Countdown(calls).hear)
     for one in alone:
         gates.set(one.shut)
         for consumer in one.consumers:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunus.anatomy import Anatomy, Unit, anatomy, linears, survey
 from prunus.batches import call_with_batch, calls_the_model, checked
 from prunus.calibrated.consumers import Consumer, consumers_of
+from prunus.calibrated.folder_work import FolderWork
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.narrowing import calibration_of, decided, make_up, recorded_plan, scored
 from prunus.calibrated.plain import loadable, make_plain
@@ -31,8 +31,6 @@ from prunus.checkpoint import (
     Hollow,
     Parts,
     Shards,
-    Work,
-    copy_beside_weights,
     describe,
     hashed,
     identity,
@@ -45,15 +43,11 @@ from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
 from prunus.plan import Plan, write_record
 from prunus.refusals import expect
-from prunus.storage import writable_path, write_bytes, write_text
+from prunus.storage import writable_path, write_text
 from prunus.structured import Gates, Whole
 from prunus.structured import narrow as cut_units
 from prunus.undo import Undo
 from prunus.unstructured import Call, WalkOptions, sparsity_of, walk_options
-
-JOURNAL, SCORES, FITTED = "prunus-narrowing.json", "prunus-scores.safetensors", "prunus-fitted"
-WORTH, MEAN = "worth", "mean"
-"""What the scores' file calls what it holds of units, and of matrices."""
 
 
 @torch.no_grad()
@@ -119,7 +113,7 @@ def narrow_folder(
         "source": identity(shards), "method": method.model_dump(mode="json"),
         "options": options.model_dump(mode="json", exclude={"progress", "activations"}), "batches": _hashed(given),
     }  # fmt: skip
-    work = _Work(output.with_name(output.name + ".partial"), hashed(asked))
+    work = FolderWork(output.with_name(output.name + ".partial"), hashed(asked))
     with work.taken():
         work.begin(shards)
         state = _FolderState(model, tensors, work, device, units, consumers, options.sequential)
@@ -147,7 +141,7 @@ def _kept(request: Request, known: Known) -> dict[str, Tensor]:
         if known.worth.keys() != {unit.name for unit in request.units}:
             known = scored(request, gates)
         kept = decided(request, known.worth)
-        make_up(request, gates, kept, known.means, _NothingToUndo())
+        make_up(request, gates, kept, known, _NothingToUndo())
     finally:
         gates.remove()
     return kept
@@ -179,77 +173,11 @@ def names_of(model: nn.Module, unit: Unit) -> list[str]:
     return [name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in found]
 
 
-class _Work(Work):
-    """The output folder while it is being made: scores and fitted weights of finished blocks."""
-
-    def __init__(self, folder: Path, request: str):
-        super().__init__(folder, JOURNAL)
-        self._request = request
-        self.known = Known({}, {})
-        self.blocks: dict[str, int] = {}
-        """Fitted block → number of its file."""
-
-    def begin(self, shards: Shards) -> None:
-        """Takes up earlier work, or copies what lies beside the weights."""
-        with self.understood():
-            journal = self.read()
-            if journal is not None and journal["copied"]:
-                request, self.blocks = (
-                    journal["request"],
-                    {block: int(number) for block, number in journal["fitted"].items()},
-                )
-        if journal is not None and journal["copied"]:
-            self.refuse_other(request, self._request)
-            if (self.folder / SCORES).exists():
-                of = {WORTH: self.known.worth, MEAN: self.known.means}
-                for key, value in load_file(self.folder / SCORES).items():
-                    kind, _, name = key.partition(" ")
-                    of[kind][name] = value
-            return
-        with self.writing(), self.whole_or_gone():
-            self._note(copied=False)
-            copy_beside_weights(shards, self.folder)
-            (self.folder / FITTED).mkdir(exist_ok=True)
-            self._note()
-
-    def note_scores(self, known: Known) -> None:
-        """Keeps what is known of the units of a block."""
-        for mine, others in zip(self.known, known, strict=True):
-            mine.update({name: value.cpu().contiguous() for name, value in others.items()})
-        kinds = zip((WORTH, MEAN), self.known, strict=True)
-        with self.writing():
-            write_bytes(
-                self.folder / SCORES, save({f"{kind} {name}": x for kind, of in kinds for name, x in of.items()})
-            )
-
-    def note_fit(self, block: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keeps the fitted parameters of a block."""
-        number = len(self.blocks)
-        with self.writing():
-            write_bytes(self.file(number), save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-            self.blocks[block] = number
-            self._note()
-
-    def file(self, number: int) -> Path:
-        """Where the fitted parameters of a block are."""
-        return self.folder / FITTED / f"{number}.safetensors"
-
-    def finished(self, output: Path) -> None:
-        for number in self.blocks.values():
-            self.file(number).unlink()
-        (self.folder / FITTED).rmdir()
-        (self.folder / SCORES).unlink(missing_ok=True)
-        super().finished(output)
-
-    def _note(self, copied: bool = True) -> None:
-        self.write({"copied": copied, "request": self._request, "fitted": self.blocks})
-
-
 class _FolderState(Hollow, State):
     """Weights that live in the source's files, and fitted ones in files of finished blocks."""
 
     def __init__(
-        self, model: PreTrainedModel, parts: Parts, work: _Work, device: torch.device, units: Sequence[Unit],
+        self, model: PreTrainedModel, parts: Parts, work: FolderWork, device: torch.device, units: Sequence[Unit],
         consumers: Mapping[str, Sequence[Consumer]], sequential: bool,
     ):  # fmt: skip
         super().__init__(model, parts, device)
@@ -272,7 +200,7 @@ class _FolderState(Hollow, State):
             self._count(path)
 
     def scores(self, block: str) -> Known | None:
-        found, (worth, means) = Known({}, {}), self.work.known
+        found, worth, means = Known(), self.work.known.worth, self.work.known.means
         for unit, (its_block, readers) in self._readers.items():
             if its_block == block and unit in worth:
                 found.worth[unit] = worth[unit]

@@ -77,12 +77,12 @@ def narrow(
     gates = Gates(request.model, [unit for unit in request.units if not unit.sliced])
     with Undo() as undo:
         try:
-            known = Known({} if scores is None else scores.of(request.units), {})
+            known = Known() if scores is None else Known(scores.of(request.units))
             if kept is None:
                 request = with_shares(request)
                 known = scored(request, gates) if scores is None else known
                 kept = decided(request, known.worth)
-            make_up(request, gates, kept, known.means, undo)
+            make_up(request, gates, kept, known, undo)
         finally:
             gates.remove()
         plan = recorded_plan(request, method, kept, calibration_of(request), () if plan is None else plan.history)
@@ -134,13 +134,13 @@ def walking(request: Request, title: str, sequential: bool = False) -> Iterator[
 
 def scored(request: Request, gates: Gates) -> Known:
     """What the channels of the units are worth in the model as it is, and the means that a compensation asks for."""
-    score, found = request.method.score, Known({}, {})
+    score, found = request.method.score, Known()
     if score.whole_experts:
-        return Known(weighed(request), {})
+        return Known(weighed(request))
     if isinstance(score, GradientTimesGate):
         if request.call is not None:
             raise PrunusError("score", score.score, "it is of the model's own loss on each batch; leave call out")
-        return Known(by_gradient(request.model, request.units, score, request.batches, request.options.bf16), {})
+        return Known(by_gradient(request.model, request.units, score, request.batches, request.options.bf16))
     if not score.needs:
         for unit in request.units:
             with request.state.block(unit.block):
@@ -153,8 +153,7 @@ def scored(request: Request, gates: Gates) -> Known:
                 with in_fp32(request.model):
                     known = scored_at(request, gates, stop)
                 request.state.scored(stop.block, known)
-            found.worth.update(known.worth)
-            found.means.update(known.means)
+            found.add(known)
     return found
 
 
@@ -165,9 +164,10 @@ def scored_at(request: Request, gates: Gates, stop: Stop) -> Known:
     needs = tuple(dict.fromkeys((*request.method.score.needs, *(Sum,) * takes_means)))
     with ablating(model, mixed, request.consumers, gates, stop) as ablations:
         targets = consumers_among(request, units if takes_means else [unit for unit in units if unit not in mixed])
-        known = gather(model, targets, needs, stop, ablations.look)
+        known = gather(model, targets, needs, stop, ablations.look, ablations.hear)
     worth = ablations.worth | {unit.name: score_of(request, unit, known) for unit in units if unit not in mixed}
-    return Known({unit.name: worth[unit.name] for unit in units}, means_of(known) if takes_means else {})
+    calls = {} if any(matrix.is_expert for matrix in targets) else {stop.block: ablations.calls}
+    return Known({unit.name: worth[unit.name] for unit in units}, means_of(known) if takes_means else {}, calls)
 
 
 def dense_means(request: Request) -> dict[str, Tensor]:
@@ -229,14 +229,8 @@ def score_of(request: Request, unit: Unit, known: Mapping[str, Statistics]) -> T
     return worth
 
 
-def make_up(
-    request: Request, gates: Gates, kept: Mapping[str, Tensor], means: Mapping[str, Tensor], undo: Undo
-) -> None:
-    """Lets what is left make up for what goes, as the method says.
-
-    Args:
-        means: of the dense model, where they are known.
-    """
+def make_up(request: Request, gates: Gates, kept: Mapping[str, Tensor], known: Known, undo: Undo) -> None:
+    """Lets what is left make up for what goes, as the method says."""
     compensation = request.method.compensation
     leaving = {
         unit.name: Leaving(unit, request.consumers[unit.name], kept[unit.name])
@@ -244,9 +238,9 @@ def make_up(
         if compensation != "none" and not bool(kept[unit.name].all())
     }
     if compensation == "bias":
-        put_into_biases(request, leaving, means or dense_means(request), undo)
+        put_into_biases(request, leaving, known.means or dense_means(request), undo)
     elif compensation == "refit":
-        refit_all(request, gates, leaving, undo)
+        refit_all(request, gates, leaving, known.calls, undo)
 
 
 def put_into_biases(request: Request, leaving: Mapping[str, Leaving], means: Mapping[str, Tensor], undo: Undo) -> None:
@@ -260,7 +254,9 @@ def put_into_biases(request: Request, leaving: Mapping[str, Leaving], means: Map
                 request.state.fitted(block, written)
 
 
-def refit_all(request: Request, gates: Gates, leaving: Mapping[str, Leaving], undo: Undo) -> None:
+def refit_all(
+    request: Request, gates: Gates, leaving: Mapping[str, Leaving], calls: Mapping[str, Mapping[int, int]], undo: Undo
+) -> None:
     """Shuts the gates of channels that go, block by block, and fits what is left."""
     model, method, options = request.model, request.method, request.options
     with walking(request, f"{method.compensation} · blocks", options.sequential) as stops:
@@ -277,7 +273,7 @@ def refit_all(request: Request, gates: Gates, leaving: Mapping[str, Leaving], un
                 continue
             written = kept_for_undo(weights_and_biases(due), undo)
             with in_fp32(model):
-                refit(model, due, gates, stop, method.damping)
+                refit(model, due, gates, stop, method.damping, calls.get(stop.block, {}))
             request.state.fitted(stop.block, written)
 
 
