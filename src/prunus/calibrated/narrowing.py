@@ -166,7 +166,9 @@ def scored_at(request: Request, gates: Gates, stop: Stop) -> Known:
         targets = consumers_among(request, units if takes_means else [unit for unit in units if unit not in mixed])
         known = gather(model, targets, needs, stop, ablations.look, ablations.hear)
     worth = ablations.worth | {unit.name: score_of(request, unit, known) for unit in units if unit not in mixed}
-    calls = {} if any(matrix.is_expert for matrix in targets) else {stop.block: ablations.calls}
+    calls: dict[str, Mapping[int, int]] = (
+        {} if any(matrix.is_expert for matrix in targets) else {stop.block: ablations.calls}
+    )
     return Known({unit.name: worth[unit.name] for unit in units}, means_of(known) if takes_means else {}, calls)
 
 
