@@ -28,6 +28,7 @@ from prunus.calibrated.whole_experts import worth_of_experts
 from prunus.checkpoint import extract
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
+from prunus.parallel import agreeing, is_first, of_first
 from prunus.plan import Entry, Plan
 from prunus.refusals import expect
 from prunus.structured import Gates, Whole, pruned_share, reinstate
@@ -38,6 +39,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 @torch.no_grad()
+@agreeing()
 def narrow(
     model: Model, method: Calibrated, batches: Iterable[Any], *, call: Call | None = None, options: WalkOptions | None = None,
     example: Callable[[], object] | None = None, scores: ChannelScores | None = None, plan: Plan | None = None, inplace: bool = False,
@@ -45,7 +47,8 @@ def narrow(
     """Makes a model physically smaller from calibration data alone.
 
     One walk scores the channels of all units in the dense model. The method decides which of them stay. For a refit (`compensation`), a
-    second walk, block by block, lets what is left make up for what goes, each block seeing what the narrowed ones before it compute.
+    second walk, block by block, lets what is left make up for what goes, each block seeing what the narrowed ones before it compute. Of
+    several processes each does all of it, and the first decides.
 
     Args:
         model: any model that `anatomy` knows.
@@ -81,7 +84,7 @@ def narrow(
             if kept is None:
                 request = with_shares(request)
                 known = scored(request, gates) if scores is None else known
-                kept = decided(request, known.worth)
+                kept = of_first(decided(request, known.worth))  # devices may round otherwise
             make_up(request, gates, kept, known, undo)
         finally:
             gates.remove()
@@ -115,7 +118,7 @@ def walking(request: Request, title: str, sequential: bool = False) -> Iterator[
     blocks, options = list(request.blocks), request.options
     bar = Progress(
         TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        transient=True, disable=not options.progress,
+        transient=True, disable=not (options.progress and is_first()),
     )  # fmt: skip
     device = input_device(request.model).type
     with ExitStack() as around:

@@ -42,10 +42,10 @@ def evaluate_here(path: str | Path, task: Task, batch_size: int, limit: int | No
     Raises:
         PrunusError: the task has no data, or is not one for this model.
     """
-    task.check()
-    model, task = load_model(path).eval(), task.for_model(Path(path))
+    task = task.for_model(Path(path))
     task.check()
     task.check_model(Path(path))
+    model = load_model(path).eval()
     with refusing("task", task.name, f"a {type(model).__name__} cannot be evaluated on it, so name another task"):
         task.example(model, batch_size)()
         peak = peak_memory()

@@ -43,6 +43,7 @@ def compare(recipe: Recipe, dense: Path, compressed: Path, courses: list[dict[st
         retained=retained(parts["dense"], plan, sparsity),
         ratio=plan.ratio,
         sparsity=sparsity.sparsity if sparsity else 0.0,
+        remarks=task.remarks(),
         courses=courses,
         folders={name: str(folder) for name, folder in folders.items()},
         versions={"torch": torch.__version__, "transformers": transformers.__version__},

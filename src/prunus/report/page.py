@@ -40,12 +40,13 @@ def render_page(report: dict[str, Any], outcome: str, rows: Sequence[Row], plots
     pictures = "".join(embedded(name, data) for name, data in plots.items())
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     batch = report["recipe"]["measure"]["batch_size"]
+    remarks = "".join(f"<p>{escape(remark)}.</p>\n" for remark in report["remarks"])
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Prunus: {escape(report["recipe"]["task"]["name"])}</title>
 <style>{STYLE}</style></head><body>
 <h1>Prunus: {escape(report["recipe"]["task"]["name"])}, {escape(outcome)}</h1>
 {html_table(HEADER, rows)}
-<p>Latency and multiply-accumulates are of one batch of {batch}, fp32, on this machine's CPU. Each model was loaded from
+{remarks}<p>Latency and multiply-accumulates are of one batch of {batch}, fp32, on this machine's CPU. Each model was loaded from
 disk by its stock transformers class, in a process of its own, and evaluated there. {escape(versions)}.</p>
 {pictures}
 <h2>Recipe</h2><pre>{escape(yaml.safe_dump(report["recipe"], sort_keys=False))}</pre>

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from prunus.figures import png
+from prunus.figures import draw_kept, png
 from prunus.metric import Metric
 
 
@@ -18,19 +17,7 @@ def plot_retained(retained: dict[str, list[float]]) -> bytes:
     depth = max(len(shares) for shares in retained.values())
     figure = Figure(figsize=(1.6 + 0.85 * len(retained), 1.6 + 0.42 * depth), layout="constrained")
     axes = figure.add_subplot()
-    grid = [
-        [shares[layer] if layer < len(shares) else float("nan") for shares in retained.values()]
-        for layer in range(depth)
-    ]
-    image = axes.imshow(grid, vmin=0, vmax=1, cmap="YlGn", aspect="auto")
-    for layer, row in enumerate(grid):
-        for column, share in enumerate(row):
-            if not math.isnan(share):
-                color = "white" if share > 0.7 else "black"
-                axes.text(column, layer, f"{share:.0%}", ha="center", va="center", fontsize=8, color=color)
-    axes.set_xticks(range(len(retained)), [name.replace(".", "\n") for name in retained], fontsize=8)
-    axes.set_yticks(range(depth), [str(layer) for layer in range(depth)])
-    axes.set_ylabel("layer")
+    image = draw_kept(axes, retained)
     axes.set_title("share of weights kept")
     figure.colorbar(image, format=PercentFormatter(1.0))
     return png(figure)

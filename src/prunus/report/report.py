@@ -39,6 +39,8 @@ class Report(BaseModel):
     """"dense" and "compressed" → metrics, parameters, multiply_accumulates, bytes, latency, peak_memory."""
     retained: dict[str, list[float]]
     """Component → share of channels kept, block by block."""
+    remarks: list[str] = []
+    """What a reader of the metrics is to know of the data."""
     courses: list[dict[str, Any]]
     """Per step: its log, and for a search the course of the ratio."""
     folders: dict[str, str]
