@@ -43,6 +43,7 @@ from prunus.checkpoint import (
 )
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
+from prunus.parallel import by_first
 from prunus.plan import Plan, write_record
 from prunus.refusals import expect
 from prunus.storage import writable_path, write_bytes, write_text
@@ -54,12 +55,14 @@ from prunus.unstructured import Call, WalkOptions, sparsity_of, walk_options
 JOURNAL, SCORES, FITTED = "prunus-narrowing.json", "prunus-scores.safetensors", "prunus-fitted"
 
 
+@by_first
 @torch.no_grad()
 def narrow_folder(
     source: str | Path, output: str | Path, method: Calibrated, batches: Iterable[Any], *, call: Call | None = None,
     options: WalkOptions | None = None, device: str | torch.device = "cpu",
 ) -> Plan:  # fmt: skip
-    """As `narrow`, from a checkpoint folder into another, with one block's weights in memory at a time.
+    """As `narrow`, from a checkpoint folder into another, with one block's weights in memory at a time; the first of several
+    processes does it alone.
 
     Args:
         source: a folder of `save_pretrained` (or a hub snapshot) with safetensors weights.
@@ -85,10 +88,8 @@ def narrow_folder(
     model, shards = without_weights(source)
     if sparsity_of(model) is not None:
         raise PrunusError(
-            "source",
-            str(source),
-            "its weights were pruned; narrow first and prune afterwards, or load it and use narrow",
-        )
+            "source", str(source), "its weights were pruned; narrow first and prune afterwards, or load it and use narrow"
+        )  # fmt: skip
     if method.score.whole_experts:
         raise PrunusError(
             "method.score", method.score.score, "whole experts leave a model that is in memory; load it, and use narrow"
@@ -97,10 +98,8 @@ def narrow_folder(
         raise PrunusError("method", method.method, "it asks for all of the model at once; load it, and use narrow")
     if method.counts_an_example:
         raise PrunusError(
-            "method",
-            method.method,
-            "its budget is counted on a call of the whole model; take ratio, max_parameters or max_bytes",
-        )
+            "method", method.method, "its budget is counted on a call of the whole model; take ratio, max_parameters or max_bytes"
+        )  # fmt: skip
     device = torch.device(device)
     parts, units, knobs = units_of(model, anatomy(model), method)
     consumers = consumers_of(model, units, survey(model, parts=parts))

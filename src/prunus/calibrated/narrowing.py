@@ -27,6 +27,7 @@ from prunus.calibrated.whole_experts import worth_of_experts
 from prunus.checkpoint import extract
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
+from prunus.parallel import agreeing, is_first, of_first
 from prunus.plan import Entry, Plan
 from prunus.refusals import expect
 from prunus.structured import Gates, Whole, pruned_share, reinstate
@@ -37,6 +38,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 @torch.no_grad()
+@agreeing()
 def narrow(
     model: Model, method: Calibrated, batches: Iterable[Any], *, call: Call | None = None, options: WalkOptions | None = None,
     example: Callable[[], object] | None = None, scores: ChannelScores | None = None, plan: Plan | None = None, inplace: bool = False,
@@ -44,7 +46,8 @@ def narrow(
     """Makes a model physically smaller from calibration data alone.
 
     One walk scores the channels of all units in the dense model. The method decides which of them stay. A second walk, block by block,
-    lets what is left make up for what goes (`compensation`), each block seeing what the narrowed ones before it compute.
+    lets what is left make up for what goes (`compensation`), each block seeing what the narrowed ones before it compute. Of several processes
+    each does all of it, and the first decides.
 
     Args:
         model: any model that `anatomy` knows.
@@ -78,9 +81,8 @@ def narrow(
         try:
             if kept is None:
                 request = with_shares(request)
-                kept = decided(
-                    request, scored(request, gates, request.batches) if scores is None else scores.of(request.units)
-                )
+                worth = scored(request, gates, request.batches) if scores is None else scores.of(request.units)
+                kept = of_first(decided(request, worth))  # devices may round otherwise
             if method.compensation != "none":
                 make_up(request, gates, kept, undo, request.batches)
         finally:
@@ -115,7 +117,7 @@ def walking(request: Request, data: Iterable[Any], title: str, sequential: bool)
     blocks, options = list(request.blocks), request.options
     bar = Progress(
         TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        transient=True, disable=not options.progress,
+        transient=True, disable=not (options.progress and is_first()),
     )  # fmt: skip
     device = input_device(request.model).type
     with ExitStack() as around:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -105,11 +105,17 @@ def plot_shift(kept: Mapping[str, Kept], title: str) -> bytes:
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels: Any = figure.subplots(1, 2)
-    by_component = {name: _course(kept, lambda one, name=name: one[name]) for name in next(iter(kept.values()))}
-    depth = max(len(shares) for shares in next(iter(kept.values())).values())
+    first = next(iter(kept.values()))
+    whole = [_mean(one) or 1.0 for one in kept.values()]
+    by_component = {
+        name: [fmean(one[name]) / all_ for one, all_ in zip(kept.values(), whole, strict=True)] for name in first
+    }
     by_layer = {
-        f"layer {layer}": _course(kept, lambda one, layer=layer: [s[layer] for s in one.values() if layer < len(s)])
-        for layer in range(depth)
+        f"layer {layer}": [
+            fmean(shares[layer] for shares in one.values() if layer < len(shares)) / all_
+            for one, all_ in zip(kept.values(), whole, strict=True)
+        ]
+        for layer in range(max(len(shares) for shares in first.values()))
     }
     for axes, lines in zip(panels, (by_component, by_layer), strict=True):
         for name, heights in lines.items():
@@ -121,10 +127,6 @@ def plot_shift(kept: Mapping[str, Kept], title: str) -> bytes:
     panels[0].set_ylabel("share kept, over the mean of all")
     figure.suptitle(title, fontsize=10)
     return png(figure)
-
-
-def _course(kept: Mapping[str, Kept], of: Callable[[Kept], Sequence[float]]) -> list[float]:
-    return [fmean(of(shares)) / (_mean(shares) or 1.0) for shares in kept.values()]
 
 
 def _mean(shares: Kept) -> float:
