@@ -13,18 +13,18 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import datasets  # noqa: F401
 import torch
 
 from prunus import Training, load_model
 from prunus.evaluation import read_task
-from prunus.training import finetune, trainer  # noqa: F401, which a training would import in every process
+from prunus.training import finetune
 from tests.forked import ended
 from tests.lookers import coloured, saved
 
 STEPS = 7
 AUGMENTED = {"augment": {"augmentation": "deit", "repeats": 2}, "mixup": 0.8, "cutmix": 1.0}
 LOADERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "as they are": ({}, {}),
     "by workers": ({}, {"workers": 2}),
     "accumulated": ({}, {"gradient_accumulation": 2}),
     "repeated and mixed": (AUGMENTED, {}),
