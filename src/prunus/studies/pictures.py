@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from prunus.figures import png
+from prunus.figures import literal, png
 from prunus.studies.outcome import Outcome
 
 
@@ -39,13 +39,13 @@ def plot_pareto(outcomes: Sequence[Outcome]) -> bytes:
             share = fmean(outcome.compressed["macs"] for outcome in same) / whole
             points.append((share, fmean(heights), stdev(heights) if len(heights) > 1 else 0.0))
         shares, means, spreads = zip(*sorted(points), strict=True)
-        axes.errorbar(shares, means, yerr=spreads, marker="o", capsize=3, label=label)
+        axes.errorbar(shares, means, yerr=spreads, marker="o", capsize=3, label=literal(label))
     axes.set_xlabel("multiply-accumulates, of the dense model's")
-    axes.set_ylabel(first.metric.title(first.headline))
+    axes.set_ylabel(literal(first.metric.title(first.headline)))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     if first.metric.unit == "share":
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_title(first.part)
+    axes.set_title(literal(first.part))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return png(figure)
