@@ -12,13 +12,13 @@ import argparse
 from pathlib import Path
 
 from prunus.storage import write_bytes, write_text
-from prunus.studies import Results, load_study, markdown_page, pictures_of, study_file
+from prunus.studies import Results, Study, cells_of, load_study, markdown_page, pictures_of, study_file
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 STUDIES = ("structured", "unstructured")
 HEAD = """# Evidence: what the papers found, asked again
 
-Drawn by `python -m benchmarks.evidence` from the JSON in [docs/evidence](evidence): do not edit. How studies work: [studies](studies.md).
+Drawn by `python -m benchmarks.evidence` from the JSON in `docs/evidence`: do not edit. How studies work: [studies](studies.md).
 The data are small public sets (Flickr8k-1k, Imagenette at 160 pixels, CamVid, NLVR, easy-VQA, WikiText-2) that do not come with prunus.
 """
 
@@ -28,11 +28,19 @@ def page() -> str:
     parts = [HEAD]
     for name in STUDIES:
         file = DOCS / "evidence" / f"{name}.json"
-        if file.exists():
-            results = Results.parse(file.read_bytes(), str(file))
-            pictures = [f"evidence/{name}-{picture}" for picture in pictures_of(results.outcomes)]
-            parts.append(markdown_page(results, load_study(study_file(name), data="DATA").findings, pictures))
+        study = load_study(study_file(name), data="DATA")
+        results = Results.parse(file.read_bytes(), str(file)) if file.exists() else nothing(name, study)
+        pictures = [f"evidence/{name}-{picture}" for picture in pictures_of(results.outcomes)]
+        parts.append(markdown_page(results, study.findings, pictures))
     return "\n".join(parts)
+
+
+def nothing(name: str, study: Study) -> Results:
+    """What a study that was not run yet has to say."""
+    command = f"prunus bench {name} --data DATA"
+    return Results(
+        title=study.title, note=study.note, command=command, machine={}, planned=len(cells_of(study)), failed={}, outcomes=[],
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -1,13 +1,18 @@
-"""Exports against the models they are of: `python -m benchmarks.export [onnx openvino torch]` prints the table of the docs.
+"""Exports against the models they are of: `python -m benchmarks.export [onnx openvino torch] [--only 'llama/*'] [--json FILE]` prints the table
+of the docs.
 
-Eight families on tiny random weights, each dense, narrowed and with half of its weights zero.
+Eight families on tiny random weights, each dense, narrowed and with half of its weights zero. A cell that fails is said, and does not stop the
+others; what is done stands in FILE after every cell, and is not done again.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import json
 import tempfile
 import time
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,49 +21,88 @@ import transformers
 from tests.families import build
 from tests.test_equivalence import random_plan
 
-from prunus import Magnitude, PrunusError, extract, prune
-from prunus.export import export
+from prunus import Magnitude, extract, prune
+from prunus.export import FORMATS, export
+from prunus.storage import write_text
 
 FAMILIES = ("vit", "clip", "siglip", "bert", "blip_vqa", "blip_caption", "llama", "llava")
+DONE = ("dense", "narrowed", "zeros")
+COLUMNS = ("family", "to", "model", "graphs", "sizes", "largest difference", "seconds")
 
 
-def variants(name: str) -> dict[str, Any]:
-    """Family and what was done to it → model and batches."""
-    found = {}
-    for done in ("dense", "narrowed", "zeros"):
-        case = build(name, 0)
-        model: Any = case.model
-        if done == "narrowed":
-            model = extract(model, random_plan(model, 0))
-        if done == "zeros":
-            prune(model, Magnitude(sparsity=0.5), [case.inputs])
-        inputs = {key: value for key, value in case.inputs.items() if key not in ("labels", "decoder_input_ids")}
-        orders = torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([1, 0, 1])
-        found[done] = model, [{key: value[order] for key, value in inputs.items()} for order in orders]
-    return found
+def variant(name: str, done: str) -> tuple[Any, list[dict[str, Any]]]:
+    """A family's model after something was done to it, and batches."""
+    case = build(name, 0)
+    model: Any = case.model
+    if done == "narrowed":
+        model = extract(model, random_plan(model, 0))
+    if done == "zeros":
+        prune(model, Magnitude(sparsity=0.5), [case.inputs])
+    inputs = {key: value for key, value in case.inputs.items() if key not in ("labels", "decoder_input_ids")}
+    orders = torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([1, 0, 1])
+    return model, [{key: value[order] for key, value in inputs.items()} for order in orders]
 
 
-def main() -> None:
-    transformers.logging.set_verbosity_error()
-    print(
-        "| family | to | model | graphs | sizes | largest difference | seconds |\n| --- | --- | --- | --- | --- | --- | --- |"
+def cell(name: str, to: str, done: str) -> dict[str, Any]:
+    """What became of one export: its graphs, or why there are none."""
+    start = time.perf_counter()
+    found: dict[str, Any] = {}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            model, batches = variant(name, done)
+            made = export(model, Path(folder, "out"), to, batches)
+        found = {
+            "graphs": [graph.name for graph in made.graphs],
+            "sizes": list(dict.fromkeys(graph.sizes for graph in made.graphs)),
+            "largest difference": max(graph.difference for graph in made.graphs),
+        }
+    except Exception as error:
+        found = {"failed": f"{type(error).__name__}: {error}"}
+    return {**found, "seconds": time.perf_counter() - start}
+
+
+def row(name: str, to: str, done: str, found: dict[str, Any]) -> str:
+    """A line of the table."""
+    if "failed" in found:
+        texts = [" ".join(found["failed"].split()), "", "", ""]
+    else:
+        worst, seconds = found["largest difference"], found["seconds"]
+        texts = [", ".join(found["graphs"]), ", ".join(found["sizes"]), f"{worst:.1e}", f"{seconds:.0f}"]
+    return "| " + " | ".join((name, to, done, *texts)) + " |"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns how many cells failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("to", nargs="*", help=f"formats, of {', '.join(FORMATS)}; by default onnx")
+    parser.add_argument(
+        "--only", action="append", help="family/model, a glob such as llama/* or */zeros; may be repeated"
     )
-    for to in sys.argv[1:] or ("onnx",):
+    parser.add_argument(
+        "--json", type=Path, help="write the cells here; those that it holds and that did not fail are not done again"
+    )
+    given = parser.parse_args(arguments)
+    if set(given.to) - set(FORMATS):
+        parser.error(f"formats are {', '.join(FORMATS)}")
+    transformers.logging.set_verbosity_error()
+    wanted = given.only or ["*"]
+    known = json.loads(given.json.read_text()) if given.json and given.json.exists() else {}
+    print("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS), flush=True)
+    failed = 0
+    for to in given.to or ["onnx"]:
         for name in FAMILIES:
-            for done, (model, batches) in variants(name).items():
-                start = time.perf_counter()
-                with tempfile.TemporaryDirectory() as folder:
-                    try:
-                        made = export(model, Path(folder, "out"), to, batches)
-                    except PrunusError as error:
-                        print(f"| {name} | {to} | {done} | refused: {error} | | | |", flush=True)
-                        continue
-                graphs = ", ".join(graph.name for graph in made.graphs)
-                sizes = ", ".join(dict.fromkeys(graph.sizes for graph in made.graphs))
-                worst = max(graph.difference for graph in made.graphs)
-                seconds = time.perf_counter() - start
-                print(f"| {name} | {to} | {done} | {graphs} | {sizes} | {worst:.1e} | {seconds:.0f} |", flush=True)
+            for done in DONE:
+                if not any(fnmatchcase(f"{name}/{done}", only) for only in wanted):
+                    continue
+                key = f"{to}/{name}/{done}"
+                if "failed" in known.get(key, {"failed": ""}):
+                    known[key] = cell(name, to, done)
+                    if given.json:
+                        write_text(given.json, json.dumps(known, indent=1) + "\n")
+                failed += "failed" in known[key]
+                print(row(name, to, done, known[key]), flush=True)
+    return failed
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(min(main(), 1))

@@ -1,8 +1,8 @@
-"""What narrowing without training costs, by score and compensation: SmolLM2-135M on WikiText-2, or stories260K on its own stories.
+"""What narrowing without training costs, by score, compensation and kind of result: SmolLM2-135M on WikiText-2, or stories260K on its own stories.
 
 `python -m benchmarks.narrow_quality DATA`: perplexity at .2 and .3 of the prunable parameters, means over draws of calibration data, and the
-seconds of each. DATA holds wikitext2-valid.txt, wikitext2-test.txt and stories260k/. `--stories` takes a minute. `--ratios`, `--draws`, `--samples`, `--windows`, `--distil STEPS`
-(from the dense model, after the last method).
+seconds of each. DATA holds wikitext2-valid.txt, wikitext2-test.txt and stories260k/. `--stories` takes a minute. `--output FILE.json` keeps every figure, and a
+second call goes on from it. `--ratios`, `--draws`, `--methods`, `--samples`, `--windows`, `--distil STEPS` (from the dense model, after the last method).
 """
 
 from __future__ import annotations
@@ -11,24 +11,30 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measured import Figures, found, table
 from benchmarks.sequential import Stories
 from benchmarks.subjects import SmolLM2
 from prunus import (
+    OWL,
     Calibrated,
     ChannelMagnitude,
+    Depth,
     Distillation,
+    ECoFLaP,
     Everyone,
     Fluctuation,
+    GradientTimesGate,
     Lesson,
     SurgeonCost,
     Training,
     WalkOptions,
     WeightedNorm,
-    WithinUnit,
     anatomy,
+    drop_blocks,
     finetune,
     narrow,
 )
@@ -39,35 +45,73 @@ METHODS: dict[str, dict[str, Any]] = {
     "weighted norm": {"score": WeightedNorm(), "compensation": "none"},
     "FLAP": {"score": Fluctuation(), "compensation": "none"},
     "FLAP, refit": {"score": Fluctuation()},
+    "gradient × gate": {"score": GradientTimesGate(), "compensation": "none"},
+    "gradient × gate, refit": {"score": GradientTimesGate()},
     "OBS": {"score": SurgeonCost(), "compensation": "none"},
     "OBS, refit": {"score": SurgeonCost()},
+    "OBS, refit, shares of OWL": {"allocation": OWL()},
+    "OBS, refit, shares of ECoFLaP": {"allocation": ECoFLaP()},
+    "OBS, refit, plain, whole heads": {"plain": True, "attention": "heads"},
+    "fewer blocks, by cosine": {"by": "cosine"},
+    "fewer blocks, by loss": {"by": "loss"},
 }
+QUIET = WalkOptions(progress=False)
 
 
-def study(subject: SmolLM2 | Stories, ratios: list[float], draws: int, chosen: list[str], everyone: bool) -> None:
-    scope = Everyone() if everyone else WithinUnit()
-    print(f"{type(subject).__name__}, {subject.headline}; dense {subject.evaluate(subject.dense):.2f}\n", flush=True)
-    print("| method | ratio | perplexity | draws | seconds |\n| --- | ---: | ---: | --- | ---: |")
-    for ratio in ratios:
-        for name in chosen:
-            found, seconds = [], []
-            for draw in range(draws):
+def narrowed(subject: SmolLM2 | Stories, name: str, ratio: float, draw: int, everyone: bool) -> Any:
+    """The model without a share of its blocks' parameters, or of its blocks."""
+    settings, batches = METHODS[name], subject.calibration(draw)
+    if "by" in settings:
+        count = round(ratio * len({unit.block for unit in anatomy(subject.dense)}))
+        return drop_blocks(subject.dense, Depth(blocks=count, **settings), batches, options=QUIET)[0]
+    scope = {"scope": Everyone()} if everyone and "allocation" not in settings else {}
+    return narrow(subject.dense, Calibrated(ratio=ratio, **scope, **settings), batches, options=QUIET)[0]
+
+
+def study(subject: SmolLM2 | Stories, asked: argparse.Namespace, figures: Figures) -> None:
+    if not figures.find(method="dense"):
+        size = subject.dense.num_parameters()
+        figures.keep(
+            method="dense", ratio=0.0, draw=0, perplexity=subject.evaluate(subject.dense), seconds=0.0, parameters=size
+        )
+    for ratio in asked.ratios:
+        for name in asked.methods:
+            for draw in range(asked.draws):
+                if figures.find(method=name, ratio=ratio, draw=draw):
+                    continue
                 start = time.perf_counter()
-                method = Calibrated(ratio=ratio, scope=scope, **METHODS[name])
-                small, _ = narrow(subject.dense, method, subject.calibration(draw), options=WalkOptions(progress=False))
-                seconds.append(time.perf_counter() - start)
-                found.append(subject.evaluate(small))
-            each = ", ".join(f"{value:.2f}" for value in found)
-            print(
-                f"| {name} | {ratio} | {statistics.mean(found):.2f} | {each} | {statistics.mean(seconds):.0f} |",
-                flush=True,
-            )
+                small = narrowed(subject, name, ratio, draw, asked.everyone)
+                seconds = time.perf_counter() - start
+                perplexity, size = subject.evaluate(small), small.num_parameters()
+                figures.keep(
+                    method=name, ratio=ratio, draw=draw, perplexity=perplexity, seconds=seconds, parameters=size
+                )
+                print(f"{name} at {ratio}, draw {draw}: {perplexity:.2f} ({seconds:.0f} s, {size:,})", flush=True)
+
+
+def rows_of(rows: Sequence[dict[str, Any]]) -> str:
+    """The table."""
+    ratios = sorted({row["ratio"] for row in rows if row["ratio"]})
+    (dense,) = found(rows, method="dense")
+    head = ["", *(text for ratio in ratios for text in (f"{ratio:g}".lstrip("0"), "parameters", "seconds"))]
+    lines = [["dense", *([f"{dense['perplexity']:.2f}", f"{dense['parameters']:,}", ""] * len(ratios))]]
+    for name in METHODS:
+        cells = []
+        for ratio in ratios:
+            there = found(rows, method=name, ratio=ratio)
+            values = [row["perplexity"] for row in there]
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            if not there:
+                cells += ["–"] * 3
+                continue
+            cells += [f"{statistics.mean(values):.2f}{spread}", f"{there[0]['parameters']:,}"]
+            cells.append(f"{statistics.mean(row['seconds'] for row in there):.1f}")
+        lines.append([name, *cells])
+    return table(head, lines)
 
 
 def distil(subject: SmolLM2, ratio: float, steps: int) -> None:
-    small, _ = narrow(
-        subject.dense, Calibrated(ratio=ratio), subject.calibration(0), options=WalkOptions(progress=False)
-    )
+    small, _ = narrow(subject.dense, Calibrated(ratio=ratio), subject.calibration(0), options=QUIET)
     before = subject.evaluate(small)
     blocks = list(dict.fromkeys(unit.block for unit in anatomy(small)))
     lesson = Lesson(Distillation(), subject.predict, subject.dense, blocks)
@@ -78,7 +122,7 @@ def distil(subject: SmolLM2, ratio: float, steps: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.3])
     parser.add_argument("--draws", type=int, default=3)
@@ -88,14 +132,17 @@ def main() -> None:
     parser.add_argument("--stories", action="store_true", help="the small model")
     parser.add_argument("--everyone", action="store_true", help="one ranking over all units")
     parser.add_argument("--distil", type=int, default=0, metavar="STEPS")
-    given = parser.parse_args()
-    if given.stories:
-        study(Stories(given.data / "stories260k"), given.ratios, given.draws, given.methods, given.everyone)
-        return
-    subject = SmolLM2(given.data, given.samples, given.windows)
-    study(subject, given.ratios, given.draws, given.methods, given.everyone)
-    if given.distil:
-        distil(subject, given.ratios[0], given.distil)
+    parser.add_argument("--output", type=Path, metavar="FILE.json")
+    asked = parser.parse_args()
+    subject = (
+        Stories(asked.data / "stories260k") if asked.stories else SmolLM2(asked.data, asked.samples, asked.windows)
+    )
+    sizes = {} if asked.stories else {"samples": asked.samples, "windows": asked.windows}
+    figures = Figures(asked.output, {"model": type(subject).__name__, "everyone": asked.everyone, **sizes})
+    study(subject, asked, figures)
+    print("\n" + rows_of(figures.rows))
+    if asked.distil and isinstance(subject, SmolLM2):
+        distil(subject, asked.ratios[0], asked.distil)
 
 
 if __name__ == "__main__":

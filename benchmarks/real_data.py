@@ -1,19 +1,25 @@
-"""Tasks that speak about images, end to end on real data by recipes, without a hub: captions of Flickr8k, questions of easy-VQA; each by
-the search road and by the prune road.
+"""Every task end to end on real data by recipes, without a hub, each by the search road and by the prune road: captions of Flickr8k, questions
+of easy-VQA, texts of WikiText-2, and what the recipes in recipes/your-data are for.
 
-    python -m benchmarks.real_data caption search --data ../shared/data --output /tmp/real-data
+    python -m benchmarks.real_data --data DATA --output FOLDER                        # all of them, an hour of one thread
+    python -m benchmarks.real_data caption --road search --data DATA --scale 0.5      # one
 
-The models are small and trained in minutes, so figures say that everything works, and not how good a method is.
+The models are small and trained in minutes, so figures say that everything works, and not how good a method is. A run that has ended is not
+run again: the table is printed from its report.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from transformers import AutoTokenizer, BertTokenizer, BlipConfig, BlipForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
@@ -89,7 +95,41 @@ def vqa(data: Path, output: Path, scale: float) -> tuple[dict[str, Any], dict[st
     return {"path": str(found[0])}, {"name": "vqa", **splits, "prompt": "{question}", "new_tokens": 2, "batch_size": 64}
 
 
-TASKS = {"caption": caption, "vqa": vqa}
+def text(data: Path, output: Path, scale: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A LLaMA of 260 thousand parameters, on another kind of text than its own."""
+    split = {"training": str(data / "wikitext2-valid.txt"), "evaluation": str(data / "wikitext2-test.txt")}
+    still = training(round(scale * 200), 5e-4)
+    return {"path": str(data / "stories260k"), "train": [still]}, {"name": "text", **split, "length": 256}
+
+
+def as_its_recipe_says(name: str, data: Path, output: Path, scale: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A recipe of recipes/your-data, with its files where the data are, and a tokenizer from there."""
+    recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    model, task = recipe["model"], recipe["task"]
+    for entry in model["train"]:
+        entry |= {"steps": round(scale * entry["steps"]), "warmup_steps": 5, "save_every": 50}
+    for split in ("train", "evaluation"):
+        if isinstance(task[split], str):
+            task[split] = str(data / task[split])
+        else:
+            task[split]["files"] = str(data / task[split]["files"])
+    if "processor" in task:
+        kind = "clip" if "clip" in task["processor"] else "bert"
+        task["processor"] = str(data / "tokenizers" / kind)
+        model["random"]["text_config"] |= WORDS[kind]
+    return model, task
+
+
+RECIPES = Path(__file__).parents[1] / "recipes" / "your-data"
+WORDS = {"bert": {"eos_token_id": 102}, "clip": {"eos_token_id": 49407}}
+"""What a random text model has to know of a tokenizer."""
+TASKS: dict[str, Callable[[Path, Path, float], tuple[dict[str, Any], dict[str, Any]]]] = {
+    "caption": caption,
+    "vqa": vqa,
+    "text": text,
+    **{file.stem: partial(as_its_recipe_says, file.stem) for file in sorted(RECIPES.glob("*.yaml"))},
+}
+ROADS = ("search", "prune")
 
 
 def road(name: str, scale: float) -> list[dict[str, Any]]:
@@ -110,22 +150,36 @@ def road(name: str, scale: float) -> list[dict[str, Any]]:
     ]
 
 
+def one(task: str, way: str, given: argparse.Namespace) -> str:
+    """A row of the table."""
+    output = given.output / f"{task}-{way}"
+    if not (output / "report.json").exists():
+        torch.manual_seed(0)
+        source, on = TASKS[task](given.data, given.output, given.scale)
+        steps = road(way, given.scale)
+        run(Recipe.model_validate({
+            "model": source, "task": on, "steps": steps, "evaluate_limit": given.limit,
+            "measure": {"batch_size": 1, "repeats": 3}, "output": str(output),
+        }))  # fmt: skip
+    report = json.loads((output / "report.json").read_text())
+    before, after = (report["models"][which]["metrics"][report["headline"]] for which in ("dense", "compressed"))
+    return f"| `{task}` | {way} | {report['headline']} {before:.4g} | {after:.4g} | {report['ratio']:.0%} |"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", choices=TASKS)
-    parser.add_argument("road", choices=("search", "prune"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "tasks", nargs="*", choices=[*TASKS, "all"], default="all", metavar="TASK", help=", ".join(TASKS)
+    )
+    parser.add_argument("--road", choices=ROADS, help="by default both")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--output", type=Path, default=Path(tempfile.gettempdir()) / "real-data")
     parser.add_argument("--scale", type=float, default=1.0, help="of the steps of all trainings")
     parser.add_argument("--limit", type=int, default=500, help="rows that are evaluated")
     given = parser.parse_args()
-    torch.manual_seed(0)
-    model, task = TASKS[given.task](given.data, given.output, given.scale)
-    recipe = Recipe.model_validate({
-        "model": model, "task": task, "steps": road(given.road, given.scale), "evaluate_limit": given.limit,
-        "measure": {"batch_size": 1, "repeats": 3}, "output": str(given.output / f"{given.task}-{given.road}"),
-    })  # fmt: skip
-    run(recipe)
+    tasks, roads = TASKS if "all" in given.tasks else given.tasks, (given.road,) if given.road else ROADS
+    rows = [one(task, way, given) for task in tasks for way in roads]
+    print("\n| task | road | before | after | removed |\n| --- | --- | --- | --- | --- |", *rows, sep="\n")
 
 
 if __name__ == "__main__":

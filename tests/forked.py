@@ -37,7 +37,7 @@ def _joined(rank: int, folder: Path, function: Callable[[Path], None]) -> None:
     dist.barrier()
 
 
-def _child(function: Callable[[], None]) -> int:
+def _child(function: Callable[[], object]) -> int:
     child = os.fork()
     if child:
         return child
@@ -61,3 +61,9 @@ def _wait(children: list[int]) -> bool:
             for other in children:
                 os.kill(other, signal.SIGTERM)
     return failed
+
+
+def ended(function: Callable[[], object]) -> int:
+    """Calls a function in a process of its own: its exit status, or the number of the signal that ended it."""
+    status = os.waitpid(_child(function), 0)[1]
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)

@@ -107,26 +107,31 @@ def test_a_published_file_becomes_a_folder_that_the_stock_class_loads(name: str,
     assert not any(parameter.is_meta for parameter in loaded.parameters())
 
 
-def small_deit(head_width: int = 4) -> dict[str, Tensor]:
-    """A DeiT as timm names it: two layers, width 8, 3 × 3 patches of 2 pixels."""
+def small_deit(width: int = 8) -> dict[str, Tensor]:
+    """A DeiT as timm names it: two layers, 3 × 3 patches of 2 pixels."""
     torch.manual_seed(0)
-    shapes = {"cls_token": (1, 1, 8), "pos_embed": (1, 10, 8), "patch_embed.proj.weight": (8, 3, 2, 2)}
+    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 10, width), "patch_embed.proj.weight": (width, 3, 2, 2)}
     shapes |= {
-        "patch_embed.proj.bias": (8,),
-        "norm.weight": (8,),
-        "norm.bias": (8,),
-        "head.weight": (5, 8),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        "head.weight": (5, width),
         "head.bias": (5,),
     }
     for layer in range(2):
-        block = {"norm1.weight": (8,), "norm1.bias": (8,), "norm2.weight": (8,), "norm2.bias": (8,)}
+        block = {"norm1.weight": (width,), "norm1.bias": (width,), "norm2.weight": (width,), "norm2.bias": (width,)}
         block |= {
-            "attn.qkv.weight": (24, 8),
-            "attn.qkv.bias": (24,),
-            "attn.proj.weight": (8, 8),
-            "attn.proj.bias": (8,),
+            "attn.qkv.weight": (3 * width, width),
+            "attn.qkv.bias": (3 * width,),
+            "attn.proj.weight": (width, width),
+            "attn.proj.bias": (width,),
         }
-        block |= {"mlp.fc1.weight": (16, 8), "mlp.fc1.bias": (16,), "mlp.fc2.weight": (8, 16), "mlp.fc2.bias": (8,)}
+        block |= {
+            "mlp.fc1.weight": (16, width),
+            "mlp.fc1.bias": (16,),
+            "mlp.fc2.weight": (width, 16),
+            "mlp.fc2.bias": (width,),
+        }
         shapes |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
     return {name: torch.randn(shape) for name, shape in shapes.items()}
 

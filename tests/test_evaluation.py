@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -67,3 +68,12 @@ def test_a_script_is_imported_by_the_process_it_starts(tmp_path: Path, guarded: 
 def test_a_task_that_inherits_its_name_is_not_measured_as_another() -> None:
     with pytest.raises(PrunusError, match=r"OtherNoise.*would take Noise"):
         evaluate_elsewhere(Path("absent"), OtherNoise(), 1)
+
+
+def test_a_new_process_ends_with_the_one_that_started_it() -> None:
+    """Whatever kills that one closes its end of the pipe."""
+    request = {"imports": [], "module": "time", "function": "sleep", "arguments": [60]}
+    command = [sys.executable, "-P", "-m", "prunus.evaluation"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        process.communicate(json.dumps(request) + "\n", timeout=50)
+        assert process.returncode == 1

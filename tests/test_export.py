@@ -74,6 +74,29 @@ def test_small_numbers_are_compared_as_they_are() -> None:
     assert found == pytest.approx(0.01, rel=1e-5)
 
 
+MASK = torch.finfo(torch.float32).min
+
+
+@pytest.mark.parametrize("mask", [-math.inf, MASK])
+def test_masks_have_to_be_the_same_and_hide_nothing(mask: float) -> None:
+    stage = Stage(Doubling(), {"x": torch.tensor([[1.0, mask / 2, -4.0]])})
+    wrong = torch.tensor([[0.08, 0, 0.08]])
+    assert difference(runner(lambda x: 2 * x), stage, "model") == 0
+    assert difference(runner(lambda x: 2 * x + wrong), stage, "model") == pytest.approx(0.01, rel=1e-5)
+    for other in (MASK / 4, 0.0, math.inf):
+        assert difference(runner(lambda x, y=other: torch.where(x > MASK / 8, 2 * x, y)), stage, "model") == math.inf
+    assert difference(runner(lambda x: torch.where(x > 0, 2 * x, mask)), stage, "model") > 1e30
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [([1.0, math.nan], "1 of 2"), ([math.inf, 3.0], "1 of 2"), ([-math.inf, -math.inf], "every number is a mask")],
+)
+def test_a_model_that_computes_no_numbers_is_no_reference(x: list[float], said: str) -> None:
+    with pytest.raises(PrunusError, match=said):
+        difference(runner(lambda x: 2 * x), Stage(Doubling(), {"x": torch.tensor([x])}), "model")
+
+
 def test_outputs_of_other_shapes_are_refused() -> None:
     with pytest.raises(PrunusError, match="outputs have shapes"):
         difference(runner(lambda x: x[:, :1]), Stage(Doubling(), {"x": X}), "model")
@@ -171,6 +194,18 @@ def test_what_computes_something_else_leaves_no_folder(narrow_vit: Any, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_that_computes_no_numbers_is_refused_before_it_is_traced(
+    narrow_vit: Any, tmp_path: Path, faking: Any
+) -> None:
+    fake = faking()
+    with torch.no_grad():
+        narrow_vit[0].classifier.bias[0] = math.nan
+    with pytest.raises(PrunusError, match="NaN or infinite"):
+        export(narrow_vit[0], tmp_path / "out", "fake", batches(narrow_vit[1]))
+    assert not fake.traced
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_generate_that_cannot_be_taken_apart_is_said_in_the_exporters_words(tmp_path: Path, faking: Any) -> None:
     faking()
     case = build("blip_caption", 0)
@@ -238,10 +273,10 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_the_command_says_what_it_found(tmp_path: Path, faking: Any) -> None:
     faking(dynamic=False)
     folder = lookers.saved("vit", tmp_path / "model")
-    told = CliRunner().invoke(app, ["export", str(folder), "--to", "torch", "--out", str(tmp_path / "out")])
+    told = CliRunner().invoke(app, ["export", str(folder), "--to", "torch"])
     assert told.exit_code == 0, told.output
     assert "0.0e+00 from the model on 2 batches, takes only the sizes that it was traced with" in told.output
-    assert (tmp_path / "out" / "model.fake").exists()
+    assert (tmp_path / "model-torch" / "model.fake").exists()  # beside the model
 
 
 @pytest.mark.parametrize("option", [("--task", "easy_vqa"), ("--graphs", "forward")])

@@ -49,12 +49,55 @@ def test_a_narrowed_model_is_saved_and_loaded_with_the_same_bits(settings: Any, 
     assert plan_of(packed) == plan_of(small)
     assert found.lost == 0
     assert found.zeros[1] >= found.zeros[0] > 0
+    assert found.gained == found.zeros[1] - found.zeros[0]
+    counted = counted_zeros(packed)
+    assert sum(counted.values()) == found.zeros[1]
+    record = sparsity_of(packed)
+    assert record is not None
+    assert {name: matrix.pruned for name, matrix in record.matrices.items() if name in counted} == counted
     assert found.bytes == (stored_bytes(small), stored_bytes(packed))
     assert found.bytes[1] < found.bytes[0]
     assert size(packed).parameters == size(small).parameters
     assert found.matrices + sum(count for count, _ in found.left.values()) == 7 * small.config.num_hidden_layers
     assert 0 < found.error < 0.2
     assert str(Quantised.of(tmp_path / "packed")) == str(found)
+
+
+def counted_zeros(packed: Any) -> dict[str, int]:
+    """Of every quantised matrix, by its name."""
+    weights = ((name, module.weight) for name, module in packed.named_modules() if isinstance(module, torch.nn.Linear))
+    return {
+        name: int((weight.dequantize() == 0).sum())
+        for name, weight in weights
+        if type(weight) is not torch.nn.Parameter
+    }
+
+
+def test_zeros_that_rounding_adds_are_counted_and_recorded(tmp_path: Path) -> None:
+    case = build("llama", 0)
+    prune(case.model, Magnitude(sparsity=0.5), [case.inputs])
+    name = "model.layers.0.mlp.up_proj"
+    weight = case.model.get_submodule(name).weight
+    with torch.no_grad():
+        weight[0, weight[0] != 0] = 1e-6  # far below a step of a row with one large weight
+        weight[0, 0] = 1.0
+        few = int((weight[0] == 1e-6).sum())
+    case.model.save_pretrained(tmp_path / "sparse")
+    before = sparsity_of(case.model)
+    found = quantise_folder(tmp_path / "sparse", tmp_path / "packed", Quantisation(include=(f"*{name}",)))
+    packed = load_model(tmp_path / "packed")
+    record = sparsity_of(packed)
+    assert record is not None
+    assert before is not None
+    assert found.gained >= few > 0
+    assert record.matrices[name].pruned == counted_zeros(packed)[name] == found.zeros[1]
+    assert {n: m for n, m in record.matrices.items() if n != name} == {
+        n: m for n, m in before.matrices.items() if n != name
+    }
+    assert (
+        f"{found.gained:,} more by rounding, {found.zeros[0] / found.weights:.2%} → {found.zeros[1] / found.weights:.2%}"
+        in str(found)
+    )
 
 
 def test_int4_leaves_rows_that_no_group_divides(narrow: Any, tmp_path: Path) -> None:
@@ -77,12 +120,36 @@ def test_two_of_four_holds_and_the_record_stays(tmp_path: Path) -> None:
     assert told.exit_code == 0, told.output
     assert "2:4 holds" in told.output
     assert "zeros kept" in told.output
-    record, before = sparsity_of(load_model(tmp_path / "out")), sparsity_of(case.model)
+    packed = load_model(tmp_path / "out")
+    record, before = sparsity_of(packed), sparsity_of(case.model)
     assert record is not None
-    assert record == before
+    assert record.pattern == "2:4"
+    assert record == before.with_zeros(counted_zeros(packed))  # type: ignore[union-attr]
     inspected = CliRunner().invoke(app, ["inspect", str(tmp_path / "out")])
     assert inspected.exit_code == 0, inspected.output
     assert "zeros as recorded" in inspected.output
+
+
+def test_what_has_no_name_lies_beside_the_model(narrow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+    monkeypatch.setattr("prunus.cli.outward.quantise_folder", lambda model, folder, settings: made.append(folder))
+    for model in (narrow[2], f"{narrow[2]}/", "organisation/model"):
+        CliRunner().invoke(app, ["quantise", str(model), "--to", "int8"])
+    monkeypatch.chdir(narrow[2])
+    CliRunner().invoke(app, ["quantise", ".", "--to", "int4"])
+    beside = narrow[2].parent
+    assert made == [beside / "narrow-int8", beside / "narrow-int8", Path("model-int8"), beside / "narrow-int4"]
+
+
+@pytest.mark.parametrize(
+    "command", ["quantise m --to int8", "export m --to onnx", "compare a b --task noise", "inspect m"]
+)
+def test_commands_for_one_process_are_refused_to_several(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = CliRunner().invoke(app, command.split()).exception
+    assert isinstance(refused, PrunusError)
+    assert refused.field == "WORLD_SIZE"
+    assert "is for one process" in refused.remedy
 
 
 def test_what_cannot_be_quantised_is_refused(narrow: Any, tmp_path: Path) -> None:

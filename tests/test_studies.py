@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +18,8 @@ from benchmarks.evidence import DOCS, page
 from prunus import PrunusError
 from prunus.cli import app
 from prunus.metric import Metric
+from prunus.recipe import dump_recipe
+from prunus.storage import locked
 from prunus.studies import (
     Collapse,
     Growing,
@@ -22,14 +28,19 @@ from prunus.studies import (
     Outcome,
     Results,
     carry_out,
+    carrying_out,
     cells_of,
+    folder_of,
     html_page,
     load_study,
     markdown_page,
+    pictures_of,
     results_of,
     study_file,
 )  # fmt: skip
 from prunus.studies.outcome import figure_of
+from prunus.studies.pictures import kept_by_column
+from prunus.studies.study import telling_first
 from prunus.studies.tables import tables_of
 from tests.shared import FOLDER
 
@@ -103,6 +114,9 @@ def test_the_smoke_version_changes_what_is_there_and_takes_one_seed(tmp_path: Pa
         ("parts.noise.axes.method", {"parts": {"noise": {"recipe": {}, "axes": {"method": {}}}}}),
         ("parts.noise.seeds", {"parts": {"noise": {"recipe": {}, "seeds": [1, 1]}}}),
         ("parts.noise.leave_out", {"parts": {"noise": {"recipe": {}, "leave_out": [{"method": "x"}]}}}),
+        ("parts.noise.leave_out", {"parts": {"noise": {"recipe": {}, "leave_out": [{"seed": ["1"]}]}}}),
+        ("parts.noise.axes.seed", {"parts": {"noise": {"recipe": {}, "axes": {"seed": {"1": {}}}}}}),
+        ("findings.0.figure", {"findings": [{"finding": "order", "claim": "", "axis": "method", "labels": ["wanda", "magnitude"], "figure": "x"}]}),
     ],
 )  # fmt: skip
 def test_a_wrong_study_is_refused_by_field(tmp_path: Path, field: str, changes: dict[str, Any]) -> None:
@@ -127,6 +141,76 @@ def test_the_small_version_is_no_obstacle_to_the_whole_one(tmp_path: Path) -> No
         assert carry_out(study, smoke=smoke, only=lambda name: False).outcomes == []
 
 
+def test_the_most_telling_cells_come_first(tmp_path: Path) -> None:
+    part = {
+        **STUDY["parts"]["noise"],
+        "leave_out": [{"sparsity": "most", "seed": ["1"]}, {"method": ["magnitude"], "seed": "1"}],
+    }
+    findings = [
+        {"finding": "order", "claim": "", "axis": "method", "labels": ["magnitude", "wanda"], "where": {"sparsity": "half", "part": "other"}},
+        {"finding": "order", "claim": "", "axis": "method", "labels": ["magnitude", "wanda"], "where": {"sparsity": "half"}},
+    ]  # fmt: skip
+    study = load_study(study_in(tmp_path, parts={"noise": part, "other": part}, findings=findings))
+    cells = cells_of(study)
+    assert [cell.name for cell in telling_first(study, cells)] == [
+        "other/wanda/half/seed-0", "other/magnitude/half/seed-0", "noise/wanda/half/seed-0", "noise/magnitude/half/seed-0",
+        "other/wanda/half/seed-1", "noise/wanda/half/seed-1",
+        "noise/wanda/most/seed-0", "noise/magnitude/most/seed-0", "other/wanda/most/seed-0", "other/magnitude/most/seed-0",
+    ]  # fmt: skip
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    study = load_study(study_in(tmp_path))
+    with locked(folder_of(study)), pytest.raises(PrunusError, match="is at work in it; wait for it"):
+        carry_out(study)
+
+
+def test_a_full_disk_ends_a_study_with_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, begun = load_study(study_in(tmp_path)), []
+
+    def full(function: Any, *arguments: Any, **options: Any) -> str:
+        begun.append(options["environment"])
+        return "No space left on device"
+
+    monkeypatch.setattr(carrying_out, "in_fresh_process", full)
+    with pytest.raises(PrunusError, match=r"the disk is full .No space left on device.; make room") as refused:
+        carry_out(study, devices=("cpu",))
+    assert refused.value.field == "output"
+    assert len(begun) == 1, "no other cell begins"
+    assert begun[0]["OMP_NUM_THREADS"] == os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
+
+    def no_room(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("prunus.storage.write_bytes", no_room)
+    with pytest.raises(PrunusError, match=r"No space left.*start it again"):
+        carry_out(study)
+
+
+@pytest.mark.parametrize("room", [0, 10**12])
+def test_what_a_failed_cell_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    """Whether there is room or not, and whether a library says so or only fails."""
+    recipe = dump_recipe(cells_of(load_study(study_in(tmp_path)))[0].recipe)
+    folder = cells_of(load_study(study_in(tmp_path)))[0].recipe.output
+    folder.mkdir(parents=True)
+
+    def failing(error: Exception) -> None:
+        def run(recipe: Any) -> None:
+            raise PrunusError("output", "there", "it cannot be written") from error
+
+        monkeypatch.setattr(carrying_out, "run", run)
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=room))
+    failing(OSError(errno.ENOSPC, "No space left on device"))
+    assert "cannot be written" in carrying_out.run_cell(recipe)
+    failing(RuntimeError("PytorchStreamWriter failed writing file"))
+    if room:
+        with pytest.raises(PrunusError, match="cannot be written"):
+            carrying_out.run_cell(recipe)
+    else:
+        assert "cannot be written" in carrying_out.run_cell(recipe)
+
+
 def test_the_folder_of_the_data_is_put_in(tmp_path: Path) -> None:
     file = study_in(tmp_path, note="from {data}/x")
     assert load_study(file, data="/d").note == "from /d/x"
@@ -134,12 +218,17 @@ def test_the_folder_of_the_data_is_put_in(tmp_path: Path) -> None:
         load_study(file)
 
 
-def outcome(method: str, ratio: str, seed: int, after: float, part: str = "a", before: float = 0.8) -> Outcome:
+def outcome(
+    method: str, ratio: str, seed: int, after: float, part: str = "a", before: float = 0.8, **other: Any
+) -> Outcome:
     figures = {"parameters": 10.0, "macs": 100.0, "bytes": 4.0, "latency": 0.01, "peak_memory": 1.0}
+    given = {
+        "labels": {"method": method, "ratio": ratio}, "metric": Metric(), "ratio": 0.5, "sparsity": 0.0,
+        "retained": {"vision.attention": [0.8, 0.6], "vision.mlp": [0.4, 0.2]},
+    }  # fmt: skip
     return Outcome(
-        part=part, labels={"method": method, "ratio": ratio}, seed=seed, headline="accuracy", metric=Metric(),
-        dense={"accuracy": before, **figures}, compressed={"accuracy": after, **figures, "macs": 50.0},
-        ratio=0.5, sparsity=0.0, retained={"vision.attention": [0.8, 0.6], "vision.mlp": [0.4, 0.2]},
+        part=part, seed=seed, headline="accuracy", dense={"accuracy": before, **figures},
+        compressed={"accuracy": after, **figures, "macs": 50.0}, **{**given, **other},
     )  # fmt: skip
 
 
@@ -152,27 +241,65 @@ GRID = [
 
 def test_quality_is_a_share_of_the_dense_and_turned_where_less_is_better() -> None:
     assert outcome("m", "2x", 0, 0.6).quality == pytest.approx(0.75)
-    lower = outcome("m", "2x", 0, 10.0, before=5.0).model_copy(
-        update={"metric": Metric(unit="plain", higher_is_better=False)}
-    )
-    assert lower.quality == pytest.approx(0.5)
     assert outcome("m", "2x", 0, math.nan).quality == 0
+    assert outcome("m", "2x", 0, 0.5, before=math.nan).quality is None
+    assert outcome("m", "2x", 0, 0.5, before=0.0).quality == 2, "as much as any model counts for"
+
+
+@pytest.mark.parametrize(
+    ("unit", "before", "after", "quality"),
+    [
+        ("plain", 5.0, 10.0, 0.5), ("plain", 17.0, math.inf, 0), ("plain", 0.02, 0.0, 2), ("plain", 0.0, 0.0, 1), ("plain", 0.0, 0.5, 0),
+        ("share", 0.2, 0.0, 1.25), ("share", 0.0, 0.0, 1), ("share", 0.0, 0.5, 0.5), ("share", 0.2, 0.6, 0.5),
+    ],
+)  # fmt: skip
+def test_quality_where_less_is_better(unit: str, before: float, after: float, quality: float) -> None:
+    found = outcome("m", "2x", 0, after, before=before, metric=Metric(unit=unit, higher_is_better=False))
+    assert found.quality == pytest.approx(quality)
 
 
 def test_the_share_kept_of_components() -> None:
     assert figure_of(GRID[0], "retained *attention - *mlp") == pytest.approx(0.7 - 0.3)
-    with pytest.raises(PrunusError, match="no such component"):
-        figure_of(GRID[0], "retained decoder - *mlp")
+    assert figure_of(GRID[0], "retained decoder - *mlp") is None
+    with pytest.raises(PrunusError, match="take quality"):
+        Order(claim="", axis="method", labels=("upop", "mask"), figure="kept")
+
+
+def test_parts_without_a_component_say_nothing_of_it() -> None:
+    finding = Growing(
+        claim="", axis="method", label="upop", along="ratio", labels=("2x", "4x"), figure="retained *attention - *mlp"
+    )
+    others = [outcome("upop", ratio, 0, 0.5, part="b", retained={"experts": [0.5]}) for ratio in ("2x", "4x")]
+    assert finding.weigh([*GRID, *others]) == finding.weigh(GRID)
+    assert finding.weigh(others).verdict == "not yet run"
+
+
+def test_cells_of_different_parts_are_matched_by_name() -> None:
+    """Part b has another order of axes, and c has an axis of its own with labels of the same names."""
+    found = [
+        outcome("upop", "2x", 0, 0.8), outcome("upop", "4x", 0, 0.4),
+        outcome("", "", 0, 0.4, part="b", labels={"ratio": "2x", "method": "upop"}),
+        outcome("", "", 0, 0.2, part="b", labels={"ratio": "4x", "method": "upop"}),
+        outcome("", "", 0, 0.2, part="c", labels={"pruner": "upop", "ratio": "2x"}),
+    ]  # fmt: skip
+    assert (
+        Order(claim="", axis="part", labels=("a", "b")).weigh(found).said
+        == "a − b: +0.375, -1.213 to +1.963 (2 pairs: 1 seed)"
+    )
+    assert Order(claim="", axis="part", labels=("a", "c")).weigh(found).verdict == "not yet run"
 
 
 def test_order() -> None:
     finding = Order(claim="", axis="method", labels=("upop", "mask"))
     evidence = finding.weigh(GRID)
-    # six pairs: three of .04 / .8 and three of .16 / .8; mean .125, standard deviation .0822, error .0335
-    assert (evidence.verdict, evidence.said) == ("holds", "upop − mask: +0.125 ± 0.034 (6 pairs)")
+    # six pairs: three of .04 / .8 and three of .16 / .8; mean .125, standard deviation .0822, error .0335, t with five degrees of freedom 2.57
+    assert (evidence.verdict, evidence.said) == (
+        "holds",
+        "upop − mask: +0.125, +0.039 to +0.211 (6 pairs: 1 part, 3 seeds)",
+    )
     turned = Order(claim="", axis="method", labels=("mask", "upop"))
     assert turned.weigh(GRID).verdict == "does not hold"
-    assert finding.weigh(GRID[:3]).verdict == "no cells"
+    assert finding.weigh(GRID[:3]).verdict == "not yet run"
     one = [GRID[0], GRID[6]]
     assert finding.weigh(one).verdict == "undecided", "one pair has no spread to be held against"
     assert (
@@ -199,11 +326,12 @@ def test_near() -> None:
 
 def test_collapse() -> None:
     finding = Collapse(
-        claim="", axis="method", label="upop", others=("mask",), stands=0.9, falls=0.75, where={"ratio": "4x"}
+        claim="", axis="method", label="upop", others=("mask",), stands=0.89, falls=0.75, where={"ratio": "4x"}
     )
     assert finding.weigh(GRID).verdict == "holds"
-    assert finding.model_copy(update={"falls": 0.7}).weigh(GRID).verdict == "does not hold"
+    assert finding.model_copy(update={"falls": 0.69}).weigh(GRID).verdict == "does not hold"
     assert finding.model_copy(update={"stands": 0.95}).weigh(GRID).verdict == "does not hold"
+    assert finding.weigh([GRID[3], GRID[9]]).verdict == "undecided", "a single model has no spread"
 
 
 def test_tables_say_mean_and_spread() -> None:
@@ -211,6 +339,39 @@ def test_tables_say_mean_and_spread() -> None:
     assert table.rows[0][1] == "80.00% ± 0.00"
     assert table.rows[1][:2] == ["upop", "80.10% ± 0.10"]
     assert table.rows[2][5] == "56.10% ± 0.10"
+
+
+def test_dense_models_have_a_row_for_those_that_start_from_the_same() -> None:
+    def dense(*origins: str) -> list[list[str]]:
+        """Of two methods and two ratios, each cell with a dense model of its accuracy."""
+        pairs = [(method, ratio) for method in ("m", "n") for ratio in ("2x", "4x")]
+        found = [
+            outcome(method, ratio, seed, 0.5, before=int(origin) / 100 + seed / 50, origin=origin)
+            for (method, ratio), origin in zip(pairs, origins, strict=True)
+            for seed in (0, 1)
+        ]
+        return [[row[0], row[1], row[5]] for row in tables_of(found)[0].rows if row[0].startswith("dense")]
+
+    assert dense("70", "70", "70", "70") == [["dense", "71.00% ± 1.41", ""]]
+    assert dense("70", "80", "70", "80") == [["dense", "71.00% ± 1.41", "81.00% ± 1.41"]]
+    assert dense("70", "70", "80", "80") == [["dense: m", "71.00% ± 1.41", ""], ["dense: n", "81.00% ± 1.41", ""]]
+    assert dense("70", "80", "70", "90") == [
+        ["dense: m", "71.00% ± 1.41", "81.00% ± 1.41"],
+        ["dense: n", "71.00% ± 1.41", "91.00% ± 1.41"],
+    ]
+
+
+def test_what_is_kept_of_components() -> None:
+    table = tables_of(GRID)[1]
+    assert table.header == ["method, ratio", "vision.attention", "vision.mlp", "accuracy"]
+    assert table.rows[0] == ["upop, 2x", "70%", "30%", "80.10% ± 0.10"]
+
+
+def test_pictures_of_parts_with_other_components_and_columns() -> None:
+    found = [*GRID, outcome("upop", "2x", 0, 0.5, part="b", retained={"experts": [0.5], "vision.mlp": [0.5, 0.1]})]
+    names = ["a-pareto.png", "a-kept.png", "a-shift.png", "b-pareto.png", "b-kept.png"]
+    assert list(pictures_of(found)) == names
+    assert kept_by_column(GRID[:6])["2x"] == {"vision.attention": [pytest.approx(0.8), pytest.approx(0.6)], "vision.mlp": [pytest.approx(0.4), pytest.approx(0.2)]}  # fmt: skip
 
 
 def test_pages_name_findings_failures_and_data() -> None:
@@ -245,15 +406,19 @@ def test_a_study_goes_on_where_it_was(
     axes = {"method": {**part["axes"]["method"], "own": {"steps.0.method": broken}}}
     own = tmp_path / "own.py"
     own.write_text(
-        "from typing import Literal\nfrom prunus.unstructured import Magnitude\n"
+        "import os\nfrom typing import Literal\nfrom prunus.unstructured import Magnitude\n"
         "class Own(Magnitude):\n    method: Literal['own'] = 'own'\n"
-        "    def fit(self, *a, **k): raise RuntimeError('broken in the middle')\n"
+        "    def fit(self, *a, **k):\n"
+        f"        if not os.path.exists({str(tmp_path / 'killed')!r}):\n"
+        f"            os.mkdir({str(tmp_path / 'killed')!r}); os.kill(os.getpid(), 9)\n"
+        "        raise RuntimeError('broken in the middle')\n"
         "    scores = prune = fit\n"
     )
-    file = study_in(tmp_path, parts={"noise": {**part, "axes": axes, "seeds": [0], "leave_out": []}})
+    file = study_in(tmp_path, parts={"noise": {**part, "axes": axes, "seeds": [0], "leave_out": []}}, keep_models=False)
     arguments = ["bench", str(file), "--import", str(own)]
-    first, answer = run_cli([*arguments, "--only", "noise/wanda/*"], capfd)
-    assert first == 0
+    first, answer = run_cli([*arguments, "--only", "noise/[wo]*"], capfd)
+    assert first == 2
+    assert "SIGKILL ended it" in answer
     assert "1 of 3 cells" in answer
     report = tmp_path / "study/cells/noise/wanda/seed-0/report.json"
     before = report.stat().st_mtime_ns
@@ -264,8 +429,11 @@ def test_a_study_goes_on_where_it_was(
     results = Results.parse((tmp_path / "study/results.json").read_bytes(), "results")
     assert [found.labels["method"] for found in results.outcomes] == ["wanda", "magnitude"]
     assert list(results.failed) == ["noise/own/seed-0"]
+    assert "broken in the middle" in results.failed["noise/own/seed-0"]
+    assert (report.parent / "1-prune/course.json").exists()
+    assert not (report.parent / "1-prune/model").exists(), "a study may keep reports alone"
     study = load_study(file)
-    assert results_of(study).outcomes == results.outcomes
+    assert results_of(study, command=results.command) == results
     assert (tmp_path / "study/study.html").exists()
     assert (tmp_path / "study/noise-pareto.png").exists()
 
@@ -305,6 +473,4 @@ def test_the_small_version_of_our_study_runs(cells: str, tmp_path: Path, monkeyp
 
 
 def test_the_evidence_page_is_what_its_results_say() -> None:
-    if not (DOCS / "evidence.md").exists():
-        pytest.skip("no results are committed yet")
     assert (DOCS / "evidence.md").read_text() == page(), "run: python -m benchmarks.evidence"

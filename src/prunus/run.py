@@ -43,6 +43,24 @@ def run(recipe: Recipe, console: Console | None = None) -> Report | None:
     """
     folder = recipe.output
     join_group()
+    check_all(recipe)
+    try:
+        with in_first(_taken(recipe)):
+            return _carry_out(recipe, console or Console() if is_first() else Console(quiet=True))
+    except OSError as error:
+        where, why = error.filename2 or error.filename or folder, error.strerror or error
+        raise PrunusError(
+            "output", str(where), f"it cannot be written or read ({why}); the run goes on once it can"
+        ) from error
+
+
+def check_all(recipe: Recipe) -> None:
+    """All that can be said before anything is trained: of the task's data, the model, the steps, and whether they fit each other. The
+    model is fetched, if need be.
+
+    Raises:
+        PrunusError: the recipe cannot work.
+    """
     recipe.task.check()
     places_in(recipe)  # what a new process cannot import is refused now, not when the result is evaluated
     refuse_nameless(recipe, Recipe.model_validate(recipe.model_dump(mode="json")))
@@ -52,14 +70,6 @@ def run(recipe: Recipe, console: Console | None = None) -> Report | None:
     elif recipe.model.train:
         with tempfile.TemporaryDirectory() as place:
             _suited(recipe, described(model, Path(place)))
-    try:
-        with in_first(_taken(recipe)):
-            return _carry_out(recipe, console or Console() if is_first() else Console(quiet=True))
-    except OSError as error:
-        where, why = error.filename2 or error.filename or folder, error.strerror or error
-        raise PrunusError(
-            "output", str(where), f"it cannot be written or read ({why}); the run goes on once it can"
-        ) from error
 
 
 @contextmanager
@@ -122,6 +132,8 @@ def _suited(recipe: Recipe, folder: Path) -> Task:
 
 
 def _carry_out(recipe: Recipe, console: Console) -> Report | None:
+    for remark in recipe.task.remarks() if is_first() else ():
+        console.print(f"note: {remark}", markup=False, highlight=False)
     dense = dense_folder(recipe.model, recipe.task, recipe.seed, console)
     task = _suited(recipe, dense)
     recipe = recipe.model_copy(update={"task": task})

@@ -145,9 +145,9 @@ def sweep(
     inner = searchable(model)
     parts = anatomy(inner)
     whole = scores.whole(parts, inner)
+    plans = [plan_channels(scores, method, model) for method in methods]  # refusals first
     points = [_point(scores, whole, methods[0], None, judge(model))]
-    for method in methods:
-        plan = plan_channels(scores, method, model)
+    for method, plan in zip(methods, plans, strict=True):
         small, _ = narrow(model, method, given, plan=plan, call=call, options=options)
         points.append(_point(scores, whole, method, plan, judge(small)))
     return Sweep(quality=quality, higher_is_better=higher_is_better, points=tuple(points)).with_front()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,12 @@ from prunus.storage import writable_path
 def export(
     model: str,
     to: Annotated[str, typer.Option(help="onnx, openvino, torch or gguf.")],
-    out: Annotated[Path | None, typer.Option(help="Folder or file to make; by default MODEL-onnx, and so on.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder or file to make; by default beside MODEL, with -onnx (and so on) or .gguf after its name; of a hub id here."
+        ),
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(help="A task whose items are traced, by name or settings; else drawn pictures and questions."),
@@ -38,10 +44,10 @@ def export(
         if task is not None or graphs != "auto":
             option, given = ("--task", task) if task is not None else ("--graphs", graphs)
             raise PrunusError(option, given, "a GGUF file holds weights and no graph; leave it out")
-        typer.echo(f"gguf: {write_gguf(model, out or Path(f'{Path(model).name}.gguf'))}")
+        typer.echo(f"gguf: {write_gguf(model, out or _beside(model, '.gguf'))}")
         return
     chosen = None if task is None else read_task(task, "--task")
-    done = export_folder(model, out or Path(f"{Path(model).name}-{to}"), to, task=chosen, graphs=graphs)
+    done = export_folder(model, out or _beside(model, f"-{to}"), to, task=chosen, graphs=graphs)
     for graph in done.graphs:
         typer.echo(
             f"{graph.name:<24}{graph.difference:.1e} from the model on {graph.batches} batches, takes "
@@ -55,7 +61,12 @@ def export(
 def quantise(
     model: str,
     to: Annotated[str, typer.Option(help="int8 or int4.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to make; by default MODEL-int8, and so on.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to make; by default beside MODEL, with -int8 or -int4 after its name; of a hub id here."
+        ),
+    ] = None,
     group: Annotated[int, typer.Option(min=1, help="Of int4: weights of a row that share a scale.")] = 32,
     include: Annotated[
         list[str] | None, typer.Option(help="Glob over module paths and towers. May be repeated.")
@@ -65,12 +76,21 @@ def quantise(
 ) -> None:
     """Keeps the weights of MODEL's linear layers (folder or hub id) in 8 or 4 bits, by torchao, and counts zeros before and after."""
     settings: dict[str, Any] = {"to": to, "group": group, "include": include or (), "exclude": exclude or ()}
-    folder = out or Path(f"{Path(model).name}-{to}")
+    folder = out or _beside(model, f"-{to}")
     found = quantise_folder(model, folder, Quantisation(**settings))
     typer.echo(str(found))
     for reason, (count, weights) in found.left.items():
         typer.echo(f"left as they were: {count} matrices of {weights:,} weights: {reason}")
     typer.echo(str(folder))
+
+
+def _beside(model: str, ending: str) -> Path:
+    """Where a result lies that nobody has given a name: beside a folder; of a hub id in the working directory."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return Path(folder.name + ending)
+    named = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
+    return named.parent / f"{named.name}{ending}"
 
 
 def compare(

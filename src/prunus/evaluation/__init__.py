@@ -3,5 +3,14 @@
 from prunus.evaluation.evaluate import Evaluation, evaluate_elsewhere, evaluate_here, read_task
 from prunus.evaluation.fresh import in_fresh_process
 from prunus.evaluation.harness import harness_scores
+from prunus.evaluation.lmms import lmms_scores
 
-__all__ = ["Evaluation", "evaluate_elsewhere", "evaluate_here", "harness_scores", "in_fresh_process", "read_task"]
+__all__ = [
+    "Evaluation",
+    "evaluate_elsewhere",
+    "evaluate_here",
+    "harness_scores",
+    "in_fresh_process",
+    "lmms_scores",
+    "read_task",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from operator import attrgetter
 from types import ModuleType
 
@@ -16,7 +17,8 @@ from prunus.extensions import load_extension
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # where everything else goes that is printed
-    request = json.load(sys.stdin)
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_caller, daemon=True).start()
     try:
         for name in request["imports"]:
             _load(name)
@@ -25,6 +27,15 @@ def main() -> None:
     except PrunusError as error:
         answer = {"refused": [error.field, error.value, error.remedy]}
     answers.write(json.dumps(answer, default=str))
+
+
+def _end_with_caller() -> None:
+    """Ends this process once whoever started it is gone, and with that the other end of standard input: nobody waits for the answer, and what
+    it works on may be begun anew.
+    """
+    while os.read(0, 1):
+        pass
+    os._exit(1)
 
 
 def _load(name: str) -> ModuleType:

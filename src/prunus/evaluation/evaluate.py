@@ -47,10 +47,10 @@ def evaluate_here(
     Raises:
         PrunusError: the task has no data, or is not one for this model.
     """
-    task.check()
-    model, task = load_model(path).eval(), task.for_model(Path(path))
+    task = task.for_model(Path(path))
     task.check()
     task.check_model(Path(path))
+    model = load_model(path).eval()
     with refusing("task", task.name, f"a {type(model).__name__} cannot be evaluated on it, so name another task"):
         task.example(model, batch_size)()
         peak = peak_memory()

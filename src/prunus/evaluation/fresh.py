@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from prunus.errors import PrunusError
@@ -24,8 +26,8 @@ def in_fresh_process(
 ) -> Any:
     """What a function returns when a new process calls it.
 
-    That process finds modules where this one does, and imports the extensions that this one has. What it prints goes to
-    standard error.
+    That process finds modules where this one does, imports the extensions that this one has, and ends when this one does, in whatever
+    way. What it prints goes to standard error.
 
     Args:
         function: one of a module or a script's file, which returns what JSON can hold.
@@ -44,21 +46,29 @@ def in_fresh_process(
         "function": function.__qualname__,
         "arguments": arguments,
     }
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-P", "-m", "prunus.evaluation"],
-        input=json.dumps(request),
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        check=False,
         env={
             **_without_launcher(),
             **(environment or {}),
             "PYTHONPATH": os.pathsep.join(place or os.getcwd() for place in sys.path),
         },
-    )
-    if done.returncode:
-        raise PrunusError("new process", function.__qualname__, f"it ended with status {done.returncode}; see above")
-    answer = json.loads(done.stdout)
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(BrokenPipeError):  # it has died; its status says how
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        said = process.stdout.read()  # meanwhile `stdin` stays open, so that it closes when this process ends
+        status = process.wait()
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+    if status:
+        raise PrunusError("new process", function.__qualname__, _ended(status))
+    answer = json.loads(said)
     if "refused" in answer:
         raise PrunusError(*answer["refused"])
     return answer["returned"]
@@ -72,3 +82,11 @@ def _without_launcher() -> dict[str, str]:
     """The environment of a process that is alone."""
     kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
     return {name: value for name, value in kept.items() if not name.startswith(("TORCHELASTIC_", "ROLE_"))}
+
+
+def _ended(status: int) -> str:
+    """What a process died of, by its status."""
+    if status > 0:
+        return f"it ended with status {status}; see above"
+    name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+    return f"{name} ended it" + ("; perhaps the memory was full" if name == "SIGKILL" else "; see above")

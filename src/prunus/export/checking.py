@@ -15,6 +15,34 @@ from prunus.export.stages import Stage, tensors_in
 
 TOLERANCE = 1e-4
 """Largest difference that counts as equal: of an output whose numbers are within ±1 as it is, of others in parts of the largest."""
+MASKED = torch.finfo(torch.float32).min / 2
+"""What is as small as this, minus infinity included, is a mask and no result: a graph has to have the same there, and no scale follows from it."""
+
+
+def reference(stage: Stage, name: str) -> list[Tensor]:
+    """What the model itself computes, all of which a graph can be held against.
+
+    Args:
+        stage: the module, with inputs.
+        name: of the graph, for errors.
+
+    Returns:
+        Its outputs in fp64, on the CPU.
+
+    Raises:
+        PrunusError: among its outputs are numbers that are none, or an output has nothing else than masks.
+    """
+    outputs = [output.double().cpu() for output in stage.run()]
+    for place, output in enumerate(outputs):
+        wrong = int((output.isnan() | output.isposinf()).sum())
+        if wrong or (output.numel() and bool((output <= MASKED).all())):
+            what = f"{wrong:,} of {output.numel():,} numbers are NaN or infinite" if wrong else "every number is a mask"
+            raise PrunusError(
+                "model",
+                type(stage.module).__name__,
+                f"in output {place} of {name} {what}, so no graph can be held against it; look at its weights, or give other inputs",
+            )
+    return outputs
 
 
 def difference(runner: Any, stage: Stage, name: str) -> float:
@@ -26,26 +54,26 @@ def difference(runner: Any, stage: Stage, name: str) -> float:
         name: of the graph, for errors.
 
     Raises:
-        PrunusError: the graph returns something of another form.
+        PrunusError: the graph returns something of another form, or the module returns nothing that it could be held against.
     """
-    wanted = stage.run()
+    wanted = reference(stage, name)
     given = {key: value for key, value in copy.deepcopy(stage.inputs).items() if key in runner.metadata.kwargs}
     got = tensors_in(runner(**given))
     shapes = [tuple(one.shape) for one in wanted], [tuple(one.shape) for one in got]
     if shapes[0] != shapes[1]:
         raise PrunusError("graph", name, f"its outputs have shapes {shapes[1]}, and those of the model {shapes[0]}")
-    return max((_apart(one, other) for one, other in zip(wanted, got, strict=True)), default=0.0)
+    return max((_apart(one, other.double().cpu()) for one, other in zip(wanted, got, strict=True)), default=0.0)
 
 
 def _apart(wanted: Tensor, got: Tensor) -> float:
-    wanted, got = wanted.double().cpu(), got.double().cpu()
-    if not wanted.numel():
-        return 0.0
-    if not torch.equal(wanted.isfinite(), got.isfinite()):
+    """Infinite where the graph has no number, or another mask."""
+    masked = wanted <= MASKED
+    if not torch.equal(wanted[masked], got[masked]) or not bool(got[~masked].isfinite().all()):
         return math.inf
-    finite = wanted.isfinite()
-    apart = (wanted - got)[finite].abs()
-    return float(apart.max() / wanted[finite].abs().max().clamp(min=1)) if apart.numel() else 0.0
+    if bool(masked.all()):
+        return 0.0
+    wanted, got = wanted[~masked], got[~masked]
+    return float((wanted - got).abs().max() / wanted.abs().max().clamp(min=1))
 
 
 def alike(one: Stage, other: Stage) -> bool:

@@ -18,7 +18,7 @@ import torch
 
 from prunus.checkpoint import load_model, local_folder
 from prunus.errors import PrunusError
-from prunus.export.checking import TOLERANCE, alike, difference
+from prunus.export.checking import TOLERANCE, alike, difference, reference
 from prunus.export.formats import Format, format_of
 from prunus.export.inputs import real_batches
 from prunus.export.stages import Stage, ready, stages
@@ -92,7 +92,8 @@ def export(
         The graphs, with their differences.
 
     Raises:
-        PrunusError: the exporter cannot export the model, in its own words; or the result computes something else.
+        PrunusError: the exporter cannot export the model, in its own words; the result computes something else; or the model itself computes
+            NaN or infinity, which nothing can be held against.
     """
     kind, place = _refuse(to, folder)
     if not batches:
@@ -134,6 +135,9 @@ def _finish(
 ) -> Exported:  # fmt: skip
     with ready(model, generation):
         given = [_stages(model, batch, generation) for batch in batches]
+        for name, stage in (pair for each in given for pair in each.items()):
+            with _explaining(type(model).__name__, f"its {name} does not run on these inputs"):
+                reference(stage, name)
         found = _write(model, partial, kind, given)
     done = Exported(place, kind.name, found, lacking)
     found_by = {"folder": None, "tolerance": TOLERANCE, "run_with": {"device": "cpu", **kind.running}}

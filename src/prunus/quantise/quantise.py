@@ -41,6 +41,10 @@ class Quantised:
     """In the quantised matrices, before and after."""
     lost: int
     """Of the zeros before, those that are none afterwards."""
+    gained: int
+    """Weights that were none before, and that rounding has made zero."""
+    weights: int
+    """Of the quantised matrices."""
     pattern: tuple[str, bool] | None
     """The n:m of the model's record, and whether every quantised matrix has it still; None where there is no n:m."""
     error: float
@@ -58,6 +62,9 @@ class Quantised:
         kept = (
             f"all {self.zeros[0]:,} zeros kept" if not self.lost else f"{self.lost:,} of {self.zeros[0]:,} zeros LOST"
         )
+        if self.gained:
+            kept += f", {self.gained:,} more by rounding"
+        sparsity = [count / self.weights for count in self.zeros]
         pattern = (
             ""
             if self.pattern is None
@@ -65,7 +72,7 @@ class Quantised:
         )
         return (
             f"{self.matrices} matrices in {self.to}, {self.share:.1%} of the blocks' weights, {human(before, 'B')} → {human(after, 'B')}; "
-            f"{kept}{pattern}; {self.error:.2%} of the weights' norm off"
+            f"{kept}, {sparsity[0]:.2%} → {sparsity[1]:.2%} of them{pattern}; {self.error:.2%} of the weights' norm off"
         )
 
 
@@ -185,6 +192,8 @@ def _compared(
         bytes=(stored_bytes(dense), stored_bytes(packed)),
         zeros=(zeros[0], zeros[1]),
         lost=lost,
+        gained=zeros[1] - (zeros[0] - lost),
+        weights=weights,
         pattern=None if pattern is None or record is None else (record.pattern, holds),
         error=(apart / norm) ** 0.5 if norm else 0.0,
         left=left,
@@ -199,15 +208,18 @@ def _numbers(packed: nn.Module, name: str) -> Tensor:
 
 
 def _correct_record(packed: Any, found: Quantised, chosen: Sequence[Matrix]) -> None:
-    """A record of zeros does not claim what the quantised weights have not."""
+    """A record of zeros says how many the quantised weights have: no more, and no fewer."""
     record = recorded_sparsity(packed)
-    if record is None or not found.lost:
+    if record is None or not (found.lost or found.gained):
         return
     zeros = {name: matrix.pruned for name, matrix in record.matrices.items()}
     for matrix in chosen:
         if matrix.name in zeros:
             zeros[matrix.name] = int((_numbers(packed, matrix.name) == 0).sum())
-    setattr(packed.config, RECORD, record.with_zeros(zeros).model_dump(mode="json"))
+    corrected = record.with_zeros(zeros)
+    if found.pattern is not None and not found.pattern[1]:
+        corrected = corrected.model_copy(update={"pattern": "unstructured"})
+    setattr(packed.config, RECORD, corrected.model_dump(mode="json"))
 
 
 def _refuse_other(packed: nn.Module, again: nn.Module) -> None:

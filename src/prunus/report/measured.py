@@ -51,6 +51,7 @@ def compare(recipe: Recipe, dense: Path, compressed: Path, courses: list[dict[st
         passed_over=passed_over(parts["dense"], plan, models["compressed"], sparsity),
         samples=samples,
         loading=how_to_load(models["compressed"], str(compressed)),
+        remarks=task.remarks(),
         courses=courses,
         folders={name: str(folder) for name, folder in folders.items()},
         versions={"torch": torch.__version__, "transformers": transformers.__version__},

@@ -41,6 +41,7 @@ def render_page(report: Report, plots: Mapping[str, bytes]) -> str:
     drawn = {file: embedded(alternatives[file], picture) for file, picture in plots.items()}
     body = [
         html_table(HEADER, report.rows, "Dense against compressed"),
+        *(paragraph(f"{remark}.") for remark in report.remarks),
         paragraph(f"{MEASURED.format(batch=report.recipe['measure']['batch_size'])} {versions}."),
         section("Samples", samples_of(report.samples)),
         section("What stays", drawn.get(RETAINED, ""), _table_of_retained(report.retained)),

@@ -6,13 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from prunus.figures import literal, png
+from prunus.figures import draw_kept, layer_inches, literal, png
 from prunus.metric import Metric
-
-TALLEST = 24
-"""Inches of a heat map's layers together."""
-LINE = 0.2
-"""Inches that a line of text takes."""
 
 
 def plot_retained(retained: dict[str, list[float]]) -> bytes:
@@ -21,23 +16,10 @@ def plot_retained(retained: dict[str, list[float]]) -> bytes:
     from matplotlib.ticker import PercentFormatter
 
     depth = max(len(shares) for shares in retained.values())
-    height = min(0.42, TALLEST / depth)
-    figure = Figure(figsize=(1.6 + 0.85 * len(retained), 1.6 + height * depth), layout="constrained")
+    size = (1.6 + 0.85 * len(retained), 1.6 + layer_inches(depth) * depth)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
-    grid = [
-        [shares[layer] if layer < len(shares) else float("nan") for shares in retained.values()]
-        for layer in range(depth)
-    ]
-    image = axes.imshow(grid, vmin=0, vmax=1, cmap="YlGn", aspect="auto")
-    for layer, row in enumerate(grid):
-        for column, share in enumerate(row):
-            if not math.isnan(share) and height > LINE:
-                color = "white" if share > 0.7 else "black"
-                axes.text(column, layer, f"{share:.0%}", ha="center", va="center", fontsize=8, color=color)
-    axes.set_xticks(range(len(retained)), [literal(name).replace(".", "\n") for name in retained], fontsize=8)
-    ticks = range(0, depth, math.ceil(LINE / height))
-    axes.set_yticks(ticks, [str(layer) for layer in ticks])
-    axes.set_ylabel("layer")
+    image = draw_kept(axes, retained)
     axes.set_title("share of weights kept")
     figure.colorbar(image, format=PercentFormatter(1.0))
     return png(figure)

@@ -46,6 +46,8 @@ class Report(BaseModel):
     """Items of the evaluation split, with what both models make of them."""
     loading: str = ""
     """Python that loads the compressed model."""
+    remarks: list[str] = []
+    """What a reader of the metrics is to know of the data."""
     courses: list[dict[str, Any]]
     """Per step: its log, and for a search the course of the ratio."""
     folders: dict[str, str]

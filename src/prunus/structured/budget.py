@@ -43,7 +43,7 @@ class Budget(Typed):
     cost: Literal["parameters", "channels", "reference"] = "parameters"
     """What a channel costs: its true parameters; 1 (the paper); or what the published code charges, with its cut: 36 for
     attention and 1 for MLPs, 12 and 1 where nothing but vision is searched. With `max_…` it is what that counts."""
-    align: Literal[1, 8, 16, 32] = 1
+    align: Literal[1, 8, 16, 32, 64, 128] = 1
     """Kept widths are multiples of this, inside the same budget. Units narrower than it stay whole."""
     min_channels: Count = 1
     """Channels that every unit keeps."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
+import re
+import shutil
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +22,15 @@ from prunus.errors import PrunusError
 from prunus.evaluation import in_fresh_process
 from prunus.recipe import dump_recipe, parse_recipe
 from prunus.run import finished, run
-from prunus.storage import claim_folder, locked, write_text
+from prunus.storage import cache_folder, claim_folder, locked, write_text
 from prunus.studies.outcome import Outcome, Results, outcome_of
-from prunus.studies.study import Cell, Study, cells_of, folder_of
+from prunus.studies.study import Cell, Study, cells_of, folder_of, telling_first
 from prunus.typed import places_in
 
 RECORD, RESULTS = "study.json", "results.json"
+GOES_ON = "start it again, and it goes on where it was"
+LITTLE = 64 << 20
+"""Bytes: where a cell has failed with less than this free, the disk counts as full."""
 
 
 def carry_out(
@@ -35,78 +41,142 @@ def carry_out(
     command: str = "",
     console: Console | None = None,
 ) -> Results:
-    """Carries out the cells of a study that are not done yet, each in a process of its own.
+    """Carries out the cells of a study that are not done yet, each in a process of its own, the most telling first.
 
-    A cell that fails is named in the results, and the others go on. The results are written after every cell, so a study that is
-    killed goes on where it was.
+    A cell that fails is named in the results, and the others go on; where the disk is full, nothing does. The results are written after
+    every cell, so a study that is killed goes on where it was.
 
     Args:
         smoke: the small version, in a folder of its own.
         only: which cells, by name; the others stay as they are.
-        devices: one process at a time for each: "" (this machine's own choice), "cpu", or numbers of GPUs such as "0".
+        devices: one process at a time for each: "" (this machine's own choice), "cpu", or numbers of GPUs such as "0". Where "cpu" stands
+            several times, each has its share of the cores.
         command: what the results say they come from.
 
     Returns:
         Everything that is known now, as it also lies in the study's folder as `results.json`.
 
     Raises:
-        PrunusError: a cell's recipe is wrong, before any begins; or the folder holds other things.
+        PrunusError: a cell's recipe is wrong, before any begins; the folder holds other things, or another process is at work in it; the disk
+            is full.
     """
     console = console or Console()
     cells = cells_of(study, smoke)
     places_in(study)
     claim_folder(study.output, RECORD)
     folder = folder_of(study, smoke)
-    with locked(folder):
-        write_text(study.output / RECORD, study.model_dump_json(indent=2) + "\n")
-        done = _done(cells)
-        failed: dict[str, str] = {}
-        waiting = [cell for cell in cells if only(cell.name) and cell.name not in done]
-        console.print(f"{study.title}: {len(cells)} cells, {len(waiting)} to do")
-        free: SimpleQueue[str] = SimpleQueue()
-        for device in devices:
+    try:
+        with locked(folder):
+            write_text(study.output / RECORD, study.model_dump_json(indent=2) + "\n")
+            return _carry_out(study, folder, cells, only, devices, command, console)
+    except OSError as error:
+        raise PrunusError(
+            "output", str(folder), f"it cannot be written or read ({error.strerror or error}); {GOES_ON}"
+        ) from error
+
+
+def _carry_out(
+    study: Study, folder: Path, cells: Sequence[Cell], only: Callable[[str], bool], devices: Sequence[str], command: str, console: Console
+) -> Results:  # fmt: skip
+    done = _done(cells)
+    failed: dict[str, str] = {}
+    full: list[str] = []
+    waiting = [cell for cell in telling_first(study, cells) if only(cell.name) and cell.name not in done]
+    console.print(f"{study.title}: {len(cells)} cells, {len(waiting)} to do")
+    free: SimpleQueue[str] = SimpleQueue()
+    for device in devices:
+        free.put(device)
+
+    def do(cell: Cell) -> Cell:
+        device = free.get()
+        try:
+            if full:
+                return cell
+            console.print(f"begins: {cell.name}{f' on {device}' if device else ''}")
+            recipe, imports = dump_recipe(cell.recipe), places_in(cell.recipe)
+            why = in_fresh_process(run_cell, recipe, imports=imports, environment=_environment(device, devices))
+            full.extend([why] if why else [])
+        except PrunusError as error:
+            failed[cell.name] = str(error)
+            console.print(f"[bold red]failed[/]: {cell.name}: {error}", highlight=False)
+        finally:
             free.put(device)
+        return cell
 
-        def do(cell: Cell) -> Cell:
-            device = free.get()
-            try:
-                console.print(f"begins: {cell.name}{f' on {device}' if device else ''}")
-                chosen = {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device} if device else None
-                recipe = dump_recipe(cell.recipe)
-                in_fresh_process(run_cell, recipe, imports=places_in(cell.recipe), environment=chosen)
-            except PrunusError as error:
-                failed[cell.name] = str(error)
-                console.print(f"[bold red]failed[/]: {cell.name}: {error}", highlight=False)
-            finally:
-                free.put(device)
-            return cell
-
-        results = _results(study, cells, done, failed, command)
-        _write(folder, results)
-        with ThreadPoolExecutor(len(devices)) as pool:
-            for cell in pool.map(do, waiting):
-                done |= _done([cell])
-                results = _results(study, cells, done, failed, command)
+    for cell in cells:
+        if cell.name in done:
+            _tidy(study, cell)
+    here = machine(devices)
+    results = _results(study, cells, done, failed, command, here)
+    _write(folder, results)
+    pool = ThreadPoolExecutor(len(devices))
+    try:
+        for cell in pool.map(do, waiting):
+            done |= _done([cell])
+            if cell.name in done:
+                _tidy(study, cell)
+            results = _results(study, cells, done, failed, command, here)
+            if not full:
                 _write(folder, results)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if full:
+        raise PrunusError("output", str(study.output), f"the disk is full ({full[0]}); make room. {GOES_ON}")
     return results
 
 
+def _environment(device: str, devices: Sequence[str]) -> dict[str, str] | None:
+    """What a process has to know to keep to a device."""
+    if device != "cpu":
+        return {"CUDA_VISIBLE_DEVICES": device} if device else None
+    threads = max(1, (os.cpu_count() or 1) // devices.count("cpu"))
+    return {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+
+
 def run_cell(recipe: str) -> str:
-    """One cell, in the process that is made for it; its recipe is YAML."""
+    """One cell, in the process that is made for it; its recipe is YAML.
+
+    Returns:
+        Why no other cell can go on, either, because the disk is full; else nothing.
+    """
+    cell = parse_recipe(recipe, "cell")
     try:
-        run(parse_recipe(recipe, "cell"))
-    except PrunusError:
-        raise
+        run(cell)
     except Exception as error:  # the others are to go on
+        if is_full(error, cell.output) or is_full(error, cache_folder()):
+            return str(error)
+        if isinstance(error, PrunusError):
+            raise
         traceback.print_exc()
         raise PrunusError("cell", type(error).__name__, f"it failed: {error}") from error
-    return "done"
+    return ""
+
+
+def is_full(error: BaseException, folder: Path) -> bool:
+    """Whether there was no room on a folder's disk: some libraries say so in words of their own."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return folder.is_dir() and shutil.disk_usage(folder).free < LITTLE
+
+
+def _tidy(study: Study, cell: Cell) -> None:
+    """Removes what a finished cell no longer needs: the folders inside of its steps' folders, which hold models and checkpoints."""
+    for step in [] if study.keep_models else cell.recipe.output.iterdir():
+        for inside in step.iterdir() if step.is_dir() and re.match(r"\d+-", step.name) else ():
+            if inside.is_dir():
+                shutil.rmtree(inside)
 
 
 def results_of(study: Study, smoke: bool = False, command: str = "") -> Results:
-    """What the study's folder holds now; nothing is carried out."""
+    """What the study's folder holds now, and what was last said of the cells that failed and of the machine; nothing is carried out."""
     cells = cells_of(study, smoke)
-    return _results(study, cells, _done(cells), {}, command)
+    done, file = _done(cells), folder_of(study, smoke) / RESULTS
+    last = Results.parse(file.read_bytes(), str(file)) if file.exists() else None
+    failed = {name: why for name, why in last.failed.items() if name not in done} if last else {}
+    return _results(study, cells, done, failed, command, last.machine if last else machine())
 
 
 def _done(cells: Sequence[Cell]) -> dict[str, Outcome]:
@@ -120,10 +190,10 @@ def _done(cells: Sequence[Cell]) -> dict[str, Outcome]:
 
 
 def _results(
-    study: Study, cells: Sequence[Cell], done: Mapping[str, Outcome], failed: dict[str, str], command: str
-) -> Results:
+    study: Study, cells: Sequence[Cell], done: Mapping[str, Outcome], failed: dict[str, str], command: str, made_on: dict[str, str]
+) -> Results:  # fmt: skip
     return Results(
-        title=study.title, note=study.note, command=command, machine=machine(), planned=len(cells), failed=failed,
+        title=study.title, note=study.note, command=command, machine=made_on, planned=len(cells), failed=failed,
         outcomes=[done[cell.name] for cell in cells if cell.name in done],
     )  # fmt: skip
 
@@ -132,11 +202,13 @@ def _write(folder: Path, results: Results) -> None:
     write_text(folder / RESULTS, results.model_dump_json(indent=2) + "\n")
 
 
-def machine() -> dict[str, str]:
+def machine(devices: Sequence[str] = ("",)) -> dict[str, str]:
     """What figures depend on beside the code."""
+    told = _environment(devices[0], devices) or {}
     found: dict[str, Any] = {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
+        "threads of a cell": told.get("OMP_NUM_THREADS", torch.get_num_threads()),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from fnmatch import fnmatchcase
 from statistics import fmean
@@ -14,6 +16,8 @@ from prunus.metric import UNDECLARED, Metric
 from prunus.report import Report
 
 FORMAT = "prunus.study/1"
+MOST = 2.0
+"""A model that is better than the dense one counts for this much at most: beside figures near zero any share can come out."""
 
 
 class Outcome(BaseModel):
@@ -38,6 +42,8 @@ class Outcome(BaseModel):
     """Share of zeros in the pruned matrices."""
     retained: dict[str, list[float]]
     """Component → share of weights kept, block by block."""
+    origin: str = ""
+    """What tells the dense models of a study apart, but for their seeds: models of one origin differ by seed only."""
 
     def label(self, axis: str) -> str | None:
         """The cell's label on an axis; `part` is one, too."""
@@ -58,13 +64,43 @@ class Outcome(BaseModel):
         return ", ".join(list(self.labels.values())[1:])
 
     @property
-    def quality(self) -> float:
-        """The headline as a share of the dense model's, turned so that larger is better."""
-        before, after = self.dense[self.headline], self.compressed[self.headline]
+    def quality(self) -> float | None:
+        """The headline as a share of the dense model's, turned so that larger is better, at most 2; None where the dense model is broken.
+
+        Of a share of which less is better, such as an error, what is compared is what is left to one.
+        """
+        before, after = (turned(model[self.headline], self.metric) for model in (self.dense, self.compressed))
+        if not math.isfinite(before):
+            return None
         if math.isnan(after):  # of a broken model
             return 0.0
-        small, large = (after, before) if self.metric.higher_is_better else (before, after)
-        return small / large if large else float(small == large)
+        return (
+            share_of(after, before)
+            if self.metric.higher_is_better or self.metric.unit == "share"
+            else share_of(before, after)
+        )
+
+
+def turned(value: float, metric: Metric) -> float:
+    """A share of which less is better as one of which more is; other figures as they are."""
+    return 1 - value if metric.unit == "share" and not metric.higher_is_better else value
+
+
+def share_of(part: float, whole: float) -> float:
+    """A quotient of two figures of which more is better, between 0 and 2, that grows with the first and is 1 where they are equal, whatever
+    their signs.
+
+    Examples:
+        >>> share_of(0.6, 0.8), share_of(0.1, 0.0), share_of(-0.2, -0.1), share_of(-0.1, 0.1), share_of(0.0, 0.0)
+        (0.75, 2.0, 0.5, 0.0, 1.0)
+    """
+    if part == whole:
+        return 1.0
+    if part > 0 and whole > 0:
+        return min(MOST, part / whole)
+    if part < 0 and whole < 0:
+        return min(MOST, whole / part)
+    return MOST if part > whole else 0.0
 
 
 class Results(BaseModel):
@@ -121,26 +157,48 @@ def outcome_of(report: Report, part: str, labels: dict[str, str], seed: int) -> 
         ratio=report.ratio,
         sparsity=report.sparsity,
         retained=report.retained,
+        origin=_origin(report),
     )
 
 
-def figure_of(outcome: Outcome, figure: str) -> float:
-    """A figure by its name: `quality`, or `retained GLOB - GLOB`.
+def _origin(report: Report) -> str:
+    started = [report.recipe[field] for field in ("model", "task", "evaluate_limit")]
+    return hashlib.sha256(json.dumps(started, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def figure_of(outcome: Outcome, figure: str) -> float | None:
+    """A figure by its name: `quality`, or `retained GLOB - GLOB`; None where the model has no such components, or the figure makes no sense.
 
     Raises:
         PrunusError: there is none of this name.
     """
-    if figure == "quality":
+    globs = _globs(figure)
+    if globs is None:
         return outcome.quality
+    first, second = (_kept(outcome, glob) for glob in globs)
+    return None if first is None or second is None else first - second
+
+
+def check_figure(figure: str, field: str = "figure") -> str:
+    """Refuses the name of a figure that there is not.
+
+    Raises:
+        PrunusError: see above.
+    """
+    _globs(figure, field)
+    return figure
+
+
+def _globs(figure: str, field: str = "figure") -> tuple[str, str] | None:
+    if figure == "quality":
+        return None
     kind, _, globs = figure.partition(" ")
     first, minus, second = globs.partition(" - ")
     if kind != "retained" or not minus:
-        raise PrunusError("figure", figure, "take quality, or such as: retained *attention - *mlp")
-    return _kept(outcome, first.strip()) - _kept(outcome, second.strip())
+        raise PrunusError(field, figure, "take quality, or such as: retained *attention - *mlp")
+    return first.strip(), second.strip()
 
 
-def _kept(outcome: Outcome, glob: str) -> float:
+def _kept(outcome: Outcome, glob: str) -> float | None:
     shares = [share for name, found in outcome.retained.items() if fnmatchcase(name, glob) for share in found]
-    if not shares:
-        raise PrunusError("figure", glob, f"no such component; there are {', '.join(outcome.retained)}")
-    return fmean(shares)
+    return fmean(shares) if shares else None

@@ -13,7 +13,7 @@ from prunus.studies.outcome import Results
 from prunus.studies.pictures import pictures_of
 from prunus.studies.tables import TableOf, tables_of
 
-FINDINGS = ("claim", "source", "verdict", "evidence (mean ± standard error of paired differences)")
+FINDINGS = ("claim", "source", "verdict", "evidence (mean over pairs of cells, its 95% interval)")
 
 
 def write_page(results: Results, findings: Sequence[Finding], folder: Path) -> Path:
@@ -81,7 +81,7 @@ def _tables(results: Results, findings: Sequence[Finding]) -> list[TableOf]:
 def _provenance(results: Results) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in results.machine.items())
     command = f"Command: {results.command}. " if results.command else ""
-    return f"{command}{len(results.outcomes)} of {results.planned} cells. {machine}."
+    return f"{command}{len(results.outcomes)} of {results.planned} cells." + (f" {machine}." if machine else "")
 
 
 def _title(picture: str) -> str:

@@ -2,50 +2,132 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from prunus.figures import literal, png
+from prunus.figures import draw_kept, layer_inches, literal, png
 from prunus.studies.outcome import Outcome
 
 
 def pictures_of(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
-    """Name → picture: per part, quality against cost; and what the methods keep of attention and MLP."""
+    """Name → picture: per part, quality against cost (UPop's Figure 4); what the first method keeps, by layer and component (its Figure 3) and
+    as less is kept in all (its Figure 5).
+    """
     found = {}
     for part in dict.fromkeys(outcome.part for outcome in outcomes):
         inside = [outcome for outcome in outcomes if outcome.part == part]
-        found[f"{part.replace(' ', '-').replace(',', '')}-pareto.png"] = plot_pareto(inside)
+        name = part.replace(" ", "-").replace(",", "")
+        found[f"{name}-pareto.png"] = plot_pareto(inside)
+        title = ": ".join(filter(None, (part, inside[0].row)))
+        kept = kept_by_column([outcome for outcome in inside if outcome.row == inside[0].row])
+        if kept:
+            found[f"{name}-kept.png"] = plot_kept(kept, title)
+        if len(kept) > 1:
+            found[f"{name}-shift.png"] = plot_shift(kept, title)
     return found
 
 
 def plot_pareto(outcomes: Sequence[Outcome]) -> bytes:
-    """The headline over multiply-accumulates, one line a label of the first axis, with the spread over seeds."""
+    """The headline over multiply-accumulates and over parameters, one line a label of the first axis, with the spread over seeds."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
     first = outcomes[0]
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    axes: Any = figure.add_subplot()
-    dense = [outcome.dense for outcome in outcomes]
-    axes.axhline(fmean(found[first.headline] for found in dense), color="0.6", linestyle="--", label="dense")
-    whole = fmean(found["macs"] for found in dense)
-    for label in dict.fromkeys(outcome.row for outcome in outcomes):
-        inside = [outcome for outcome in outcomes if outcome.row == label]
-        points = []
-        for column in dict.fromkeys(outcome.column for outcome in inside):
-            same = [outcome for outcome in inside if outcome.column == column]
-            heights = [outcome.compressed[first.headline] for outcome in same]
-            share = fmean(outcome.compressed["macs"] for outcome in same) / whole
-            points.append((share, fmean(heights), stdev(heights) if len(heights) > 1 else 0.0))
-        shares, means, spreads = zip(*sorted(points), strict=True)
-        axes.errorbar(shares, means, yerr=spreads, marker="o", capsize=3, label=literal(label))
-    axes.set_xlabel("multiply-accumulates, of the dense model's")
-    axes.set_ylabel(literal(first.metric.title(first.headline)))
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    panels: Any = figure.subplots(1, 2, sharey=True)
+    for axes, cost, title in zip(panels, ("macs", "parameters"), ("multiply-accumulates", "parameters"), strict=True):
+        for number, origin in enumerate(dict.fromkeys(outcome.origin for outcome in outcomes)):
+            dense = [outcome.dense[first.headline] for outcome in outcomes if outcome.origin == origin]
+            axes.axhline(fmean(dense), color="0.6", linestyle="--", label=None if number else "dense")
+        for label in dict.fromkeys(outcome.row for outcome in outcomes):
+            shares, means, spreads = zip(*_points([one for one in outcomes if one.row == label], cost), strict=True)
+            axes.errorbar(shares, means, yerr=spreads, marker="o", capsize=3, label=literal(label))
+        axes.set_xlabel(f"{title}, of the dense model's")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.grid(alpha=0.3)
     if first.metric.unit == "share":
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_title(literal(first.part))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+        panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    panels[0].set_ylabel(literal(first.metric.title(first.headline)))
+    panels[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.suptitle(literal(first.part))
     return png(figure)
+
+
+def _points(outcomes: Sequence[Outcome], cost: str) -> list[tuple[float, float, float]]:
+    """For every column the share of the cost, the headline and its spread, by the share."""
+    points = []
+    for column in dict.fromkeys(outcome.column for outcome in outcomes):
+        same = [outcome for outcome in outcomes if outcome.column == column]
+        heights = [outcome.compressed[outcome.headline] for outcome in same]
+        share = fmean(outcome.compressed[cost] / outcome.dense[cost] for outcome in same)
+        points.append((share, fmean(heights), stdev(heights) if len(heights) > 1 else 0.0))
+    return sorted(points)
+
+
+Kept = Mapping[str, Sequence[float]]
+"""Component → share of weights kept, block by block."""
+
+
+def kept_by_column(outcomes: Sequence[Outcome]) -> dict[str, Kept]:
+    """Column → what is kept of each component, means over seeds; most kept first. Columns of other components than the first are left out."""
+    found: dict[str, Kept] = {}
+    for column in dict.fromkeys(outcome.column for outcome in outcomes):
+        same = [outcome.retained for outcome in outcomes if outcome.column == column]
+        shape = {name: len(shares) for name, shares in outcomes[0].retained.items() if shares}
+        same = [one for one in same if {name: len(shares) for name, shares in one.items() if shares} == shape]
+        if same and shape:
+            found[column] = {
+                name: [fmean(layers) for layers in zip(*(one[name] for one in same), strict=True)] for name in shape
+            }
+    return dict(sorted(found.items(), key=lambda entry: -_mean(entry[1])))
+
+
+def plot_kept(kept: Mapping[str, Kept], title: str) -> bytes:
+    """Shares kept, layers × components, one panel a column."""
+    from matplotlib.figure import Figure
+
+    components = next(iter(kept.values()))
+    depth = max(len(shares) for shares in components.values())
+    size = (0.8 + (0.6 + 0.62 * len(components)) * len(kept), 1.5 + layer_inches(depth) * depth)
+    figure = Figure(figsize=size, layout="constrained")
+    panels: Any = figure.subplots(1, len(kept), squeeze=False)
+    for axes, (column, shares) in zip(panels[0], kept.items(), strict=True):
+        draw_kept(axes, shares)
+        axes.set_title(literal(column or "share of weights kept"), fontsize=9)
+    figure.suptitle(f"{literal(title)}: share of weights kept", fontsize=10)
+    return png(figure)
+
+
+def plot_shift(kept: Mapping[str, Kept], title: str) -> bytes:
+    """How the shares kept of components, and of layers, move against their mean as less is kept."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    panels: Any = figure.subplots(1, 2)
+    first = next(iter(kept.values()))
+    whole = [_mean(one) or 1.0 for one in kept.values()]
+    by_component = {
+        name: [fmean(one[name]) / all_ for one, all_ in zip(kept.values(), whole, strict=True)] for name in first
+    }
+    by_layer = {
+        f"layer {layer}": [
+            fmean(shares[layer] for shares in one.values() if layer < len(shares)) / all_
+            for one, all_ in zip(kept.values(), whole, strict=True)
+        ]
+        for layer in range(max(len(shares) for shares in first.values()))
+    }
+    for axes, lines in zip(panels, (by_component, by_layer), strict=True):
+        for name, heights in lines.items():
+            axes.plot(range(len(kept)), heights, marker="o", label=literal(name))
+        axes.axhline(1.0, color="0.6", linestyle="--")
+        axes.set_xticks(range(len(kept)), list(map(literal, kept)))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    panels[0].set_ylabel("share kept, over the mean of all")
+    figure.suptitle(literal(title), fontsize=10)
+    return png(figure)
+
+
+def _mean(shares: Kept) -> float:
+    return fmean(share for layers in shares.values() for share in layers)

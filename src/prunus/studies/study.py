@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from itertools import product
@@ -37,8 +37,8 @@ class Part(Typed):
     """Axis → label → what it changes, later axes after earlier ones; the first axis makes the rows of the table, the others its columns."""
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     """A cell is carried out once for each."""
-    leave_out: tuple[dict[str, str], ...] = ()
-    """Combinations that make no cell: axis → label."""
+    leave_out: tuple[dict[str, str | tuple[str, ...]], ...] = ()
+    """Combinations that make no cell: axis → label, or several of them; `seed` is an axis, too."""
 
     @field_validator("seeds")
     @classmethod
@@ -54,22 +54,37 @@ class Part(Typed):
                 raise PrunusError(f"recipe.{place}", self.recipe[place], "a study sets it for every cell; leave it out")
         for axis, labels in self.axes.items():
             refuse_path(f"axes.{axis}", axis)
+            if axis in ("part", "seed"):
+                raise PrunusError(f"axes.{axis}", axis, "every study has an axis of this name; take another")
             if not labels:
                 raise PrunusError(f"axes.{axis}", {}, "give it at least one label")
             for label in labels:
                 refuse_path(f"axes.{axis}.{label}", label)
         for combination in self.leave_out:
-            for axis, label in combination.items():
-                if label not in self.axes.get(axis, {}):
-                    raise PrunusError("leave_out", combination, f"there is no {axis} {label} among the axes")
+            for axis, named in combination.items():
+                there = self.axes.get(axis, {}) if axis != "seed" else [str(seed) for seed in self.seeds]
+                for label in _several(named):
+                    if label not in there:
+                        raise PrunusError("leave_out", combination, f"there is no {axis} {label} among the axes")
         return self
 
-    def labels(self) -> Iterator[dict[str, str]]:
-        """Every combination of labels that makes a cell, by axis."""
+    def cells(self) -> Iterator[tuple[dict[str, str], int]]:
+        """Every combination of labels, by axis, and seed that makes a cell."""
+        for labels, seed in product(self._labels(), self.seeds):
+            if not any(self._is_left_out(combination, {**labels, "seed": str(seed)}) for combination in self.leave_out):
+                yield labels, seed
+
+    def _labels(self) -> Iterator[dict[str, str]]:
         for chosen in product(*self.axes.values()):
-            labels = dict(zip(self.axes, chosen, strict=True))
-            if not any(combination.items() <= labels.items() for combination in self.leave_out):
-                yield labels
+            yield dict(zip(self.axes, chosen, strict=True))
+
+    @staticmethod
+    def _is_left_out(combination: Mapping[str, str | tuple[str, ...]], cell: Mapping[str, str]) -> bool:
+        return all(cell[axis] in _several(labels) for axis, labels in combination.items())
+
+
+def _several(labels: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (labels,) if isinstance(labels, str) else labels
 
 
 class Study(Typed):
@@ -86,6 +101,8 @@ class Study(Typed):
     smoke: Changes = Field(default_factory=dict)
     """What is changed in every recipe so that all cells end within minutes; places that a recipe lacks are passed over, and `*` stands for
     every entry of a list."""
+    keep_models: bool = True
+    """Whether models and checkpoints of a cell stay once its report is written; without them it takes a megabyte instead of hundreds."""
     output: Path
     """Folder of the study."""
 
@@ -171,12 +188,28 @@ def cells_of(study: Study, smoke: bool = False) -> list[Cell]:
     """
     cells: list[Cell] = []
     for name, part in study.parts.items():
-        for labels in part.labels():
-            for seed in part.seeds[:1] if smoke else part.seeds:
-                if len(cells) == MOST:
-                    raise PrunusError("parts", len(study.parts), "these are more than ten thousand cells; take fewer")
-                cells.append(_cell(study, name, labels, seed, smoke))
+        for labels, seed in part.cells():
+            if smoke and seed != part.seeds[0]:
+                continue
+            if len(cells) == MOST:
+                raise PrunusError("parts", len(study.parts), "these are more than ten thousand cells; take fewer")
+            cells.append(_cell(study, name, labels, seed, smoke))
     return cells
+
+
+def telling_first(study: Study, cells: Iterable[Cell]) -> list[Cell]:
+    """Cells in the order in which a study that may be interrupted says most: those that findings look at before the rest, first seeds of all
+    parts before second ones, and among those of one seed finding by finding, as they stand in the study.
+    """
+
+    def place(cell: Cell) -> tuple[bool, int, int]:
+        labels = {"part": cell.part, **cell.labels}
+        looking = next(
+            (number for number, one in enumerate(study.findings) if one.looks_at(labels)), len(study.findings)
+        )
+        return looking == len(study.findings), study.parts[cell.part].seeds.index(cell.seed), looking
+
+    return sorted(cells, key=place)
 
 
 def _cell(study: Study, name: str, labels: dict[str, str], seed: int, smoke: bool) -> Cell:

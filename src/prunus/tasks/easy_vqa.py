@@ -42,6 +42,7 @@ class EasyVQA(Task):
 
     metrics: ClassVar = {"accuracy": Metric(), "accuracy_yes_no": Metric(), "accuracy_other": Metric()}
     measured_on_items: ClassVar = ("loss", "accuracy")
+    models: ClassVar = ("BlipForQuestionAnswering",)
 
     def check(self) -> None:
         questions_of("test")

@@ -107,7 +107,9 @@ class Segmentation(DataTask):
             counted = mask != IGNORED
             hits = (self.segment(model, self.images(row)[0], tuple(mask.shape)) == mask) & counted
             share = float(hits.sum() / counted.sum().clamp(min=1))
-            found.append(Exhibit(f"{share:.1%} of the pixels", f"every pixel, classes: {len(set(mask[counted].tolist()))}"))
+            found.append(
+                Exhibit(f"{share:.1%} of the pixels", f"every pixel, classes: {len(set(mask[counted].tolist()))}")
+            )
         return found
 
     def segment(self, model: Any, image: Image.Image, size: tuple[int, ...]) -> Tensor:

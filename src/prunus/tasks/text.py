@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import torch
+import transformers
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from prunus.calibration import Batch, spread, text_tokens, text_windows
 from prunus.checkpoint import understood
@@ -22,8 +24,13 @@ from prunus.metric import Metric
 from prunus.metrics import with_interval
 from prunus.progress import track
 from prunus.tasks.exhibit import Exhibit
+from prunus.tasks.kinds import architecture, read_config
+from prunus.tasks.kinds.generative import MODELS
 from prunus.tasks.task import Task
 from prunus.typed import Steps
+
+LANGUAGE = MODELS | set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+"""Models whose logits are of the next token of a text."""
 
 
 def _in_full(entry: object) -> Path | Data:
@@ -65,6 +72,13 @@ class Text(Task):
     """Evaluate under bf16 autocast; the loss itself is fp32."""
 
     metrics: ClassVar = {"perplexity": Metric(unit="plain", higher_is_better=False)}
+    takes: ClassVar = "models that go on with a text, without anything else (…ForCausalLM)"
+
+    @classmethod
+    def suits(cls, config: Any) -> bool:
+        return architecture(config) in LANGUAGE or not hasattr(
+            transformers, architecture(config)
+        )  # of others nothing is known
 
     @model_validator(mode="after")
     def _stride_fits(self) -> Text:
@@ -83,9 +97,8 @@ class Text(Task):
 
     def check_model(self, folder: Path) -> None:
         """Refuses texts without a token to predict, tokens the model does not know, and windows longer than its positions."""
-        task = self.for_model(folder)
-        with understood(str(folder), doing="read the config"):
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        task, config = self.for_model(folder), read_config(str(folder))
+        self.refuse_unsuited(config)
         if len(task._evaluation) < 2:
             raise PrunusError(
                 "task.evaluation",
@@ -198,7 +211,7 @@ def _text(field: str, path: Path | Data) -> str:
         except PrunusError as error:
             raise PrunusError(f"task.{field}: {error.field}", error.value, error.remedy) from None
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise PrunusError(f"task.{field}", str(path), f"it cannot be read ({error.strerror})") from None
     except ValueError:

@@ -111,7 +111,7 @@ MOST_CANDIDATES = 3128
 def _lines(file: Path) -> list[str]:
     """Answers in a file."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
         found = json.loads(text) if file.suffix == ".json" else text.splitlines()
     except (OSError, ValueError, RecursionError) as error:
         raise PrunusError("task.candidates", str(file), f"it cannot be read ({error})") from None

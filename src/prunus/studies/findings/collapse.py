@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from statistics import fmean
 from typing import Literal
 
-from prunus.studies.findings.finding import Evidence, Finding
+from prunus.studies.findings.finding import Evidence, Finding, Mean, not_yet, together
 from prunus.studies.outcome import Outcome
 from prunus.typed import Share
 
@@ -28,12 +27,11 @@ class Collapse(Finding):
         return [self.label, *self.others]
 
     def weigh(self, outcomes: Sequence[Outcome]) -> Evidence:
-        means = {}
+        signs, said = [], []
         for label in self.compared():
-            values = self.values(outcomes, **{self.axis: label})
-            if not values:
-                return Evidence("no cells", f"{label} has no cells")
-            means[label] = fmean(values.values())
-        said = ", ".join(f"{label} {mean:.3f}" for label, mean in means.items())
-        holds = means[self.label] >= self.stands and all(means[other] < self.falls for other in self.others)
-        return Evidence("holds" if holds else "does not hold", said)
+            mean = Mean.of(self.values(outcomes, **{self.axis: label}))
+            if mean is None:
+                return not_yet(label)
+            signs.append(mean.against(self.stands) if label == self.label else -mean.against(self.falls))
+            said.append(f"{label} {mean.said('cell', '')}")
+        return Evidence(together(signs), "; ".join(said))

@@ -6,16 +6,18 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from prunus.errors import PrunusError
-from prunus.studies.outcome import Outcome, figure_of
+from prunus.studies.outcome import Outcome, check_figure, figure_of
 from prunus.typed import Typed
 
-Verdict = Literal["holds", "does not hold", "undecided", "no cells"]
+Verdict = Literal["holds", "does not hold", "undecided", "not yet run"]
+Cells = Mapping[frozenset[tuple[str, str]], float]
+"""All that a cell is beside what is asked for (axis, label) → its figure."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Evidence:
     """What cells say of a claim."""
 
     verdict: Verdict
-    """`undecided`: what there is lies within two standard errors."""
+    """`undecided`: zero lies within the interval, or there is one pair."""
     said: str
     """The numbers."""
 
@@ -45,6 +47,11 @@ class Finding(Typed):
     """What is compared: `quality` (the headline as a share of the dense model's, larger is better) or
     `retained COMPONENT - COMPONENT` (difference of two shares of weights kept, globs)."""
 
+    @field_validator("figure")
+    @classmethod
+    def _is_one(cls, figure: str) -> str:
+        return check_figure(figure, field="")
+
     @abstractmethod
     def weigh(self, outcomes: Sequence[Outcome]) -> Evidence:
         """What the cells say of it."""
@@ -52,6 +59,10 @@ class Finding(Typed):
     @abstractmethod
     def compared(self) -> Iterable[str]:
         """Labels of `axis` that it speaks of."""
+
+    def looks_at(self, labels: Mapping[str, str]) -> bool:
+        """Whether a cell with these labels (`part` is one, too) says something of it."""
+        return labels.get(self.axis) in list(self.compared()) and self.where.items() <= labels.items()
 
     def check(self, axes: Mapping[str, Set[str]], parts: Set[str]) -> None:
         """Raises a `PrunusError` where it speaks of what the study does not have."""
@@ -62,52 +73,103 @@ class Finding(Typed):
             if label not in everything[axis]:
                 raise PrunusError(axis, label, f"the labels of this axis are {', '.join(sorted(everything[axis]))}")
 
-    def values(self, outcomes: Sequence[Outcome], **labels: str) -> dict[tuple[str, ...], float]:
-        """Whatever else a cell is (part, other labels, seed) → its figure, of the cells with these labels."""
+    def values(self, outcomes: Sequence[Outcome], **labels: str) -> Cells:
+        """The figures of the cells with these labels that have one."""
         wanted = {**self.where, **labels}
         found = {}
         for outcome in outcomes:
             if all(outcome.label(axis) == label for axis, label in wanted.items()):
-                rest = tuple(label for axis, label in outcome.everything().items() if axis not in wanted)
-                found[rest] = figure_of(outcome, self.figure)
+                rest = frozenset((axis, label) for axis, label in outcome.everything().items() if axis not in wanted)
+                figure = figure_of(outcome, self.figure)
+                if figure is not None:
+                    found[rest] = figure
         return found
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Of two labels, cell by cell: what differs in nothing else is compared."""
+class Mean:
+    """A mean over cells, with the interval that holds the mean of all such cells 19 times out of 20 (Student's t)."""
 
     mean: float
-    error: float
-    """Standard error of the mean; infinite for a single pair."""
-    pairs: int
+    half: float
+    """Half the width of the interval; infinite for a single cell."""
+    cells: int
+    over: str
+    """How many parts and seeds the cells are of."""
 
     @classmethod
-    def of(cls, better: Mapping[tuple[str, ...], float], worse: Mapping[tuple[str, ...], float]) -> Difference | None:
-        """None where they have no cell in common."""
-        gaps = [better[cell] - worse[cell] for cell in better.keys() & worse.keys()]
-        if not gaps:
+    def of(cls, cells: Cells) -> Mean | None:
+        """None where there are no cells."""
+        if not cells:
             return None
-        error = stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.inf
-        return cls(fmean(gaps), error, len(gaps))
+        values = list(cells.values())
+        error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+        counts = {
+            axis: len({label for cell in cells for name, label in cell if name == axis}) for axis in ("part", "seed")
+        }
+        over = ", ".join(f"{count} {axis}{'s' * (count != 1)}" for axis, count in counts.items() if count)
+        return cls(fmean(values), student(len(values) - 1) * error if len(values) > 1 else math.inf, len(values), over)
+
+    @classmethod
+    def of_differences(cls, better: Cells, worse: Cells) -> Mean | None:
+        """Of the differences between cells that differ in nothing else; None where they have no cell in common."""
+        return cls.of({cell: better[cell] - worse[cell] for cell in better.keys() & worse.keys()})
 
     @property
     def sign(self) -> int:
-        """+1 or -1, or 0 within two standard errors."""
-        if abs(self.mean) <= 2 * self.error:
-            return 0
-        return 1 if self.mean > 0 else -1
+        """+1 or -1, or 0 where the interval holds zero."""
+        return self.against(0.0)
 
-    def __str__(self) -> str:
-        error = "" if math.isinf(self.error) else f" ± {self.error:.3f}"
-        return f"{self.mean:+.3f}{error} ({self.pairs} {'pair' if self.pairs == 1 else 'pairs'})"
+    def against(self, value: float) -> int:
+        """+1 where it is above a value by more than half the interval, -1 where it is below."""
+        gap = self.mean - value
+        return 0 if abs(gap) <= self.half else 1 if gap > 0 else -1
+
+    def said(self, noun: str = "pair", sign: str = "+") -> str:
+        """In words, such as +0.125, +0.039 to +0.211 (6 pairs: 2 parts, 3 seeds)."""
+        interval = (
+            "" if math.isinf(self.half) else f", {self.mean - self.half:{sign}.3f} to {self.mean + self.half:{sign}.3f}"
+        )
+        return f"{self.mean:{sign}.3f}{interval} ({self.cells} {noun}{'s' * (self.cells != 1)}: {self.over})"
+
+
+def student(degrees: int) -> float:
+    """What a t of some degrees of freedom stays below 39 times out of 40: exact for one and two, else by the expansion in Abramowitz and
+    Stegun, 26.7.5, to half a percent.
+
+    Examples:
+        >>> [round(student(degrees), 2) for degrees in (1, 2, 5, 30)]
+        [12.71, 4.3, 2.57, 2.04]
+    """
+    share = 0.975
+    if degrees == 1:
+        return math.tan(math.pi * (share - 0.5))
+    if degrees == 2:
+        return (2 * share - 1) * math.sqrt(2 / (4 * share * (1 - share)))
+    z = NormalDist().inv_cdf(share)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return float(sum(term / degrees**power for power, term in enumerate(terms)))
+
+
+def not_yet(*labels: str) -> Evidence:
+    """Of a claim whose cells have not been carried out."""
+    return Evidence(
+        "not yet run",
+        f"{' and '.join(labels)} have no cells in common" if len(labels) > 1 else f"{labels[0]} has no cells",
+    )
 
 
 def together(signs: Iterable[int]) -> Verdict:
     """The verdict of several differences that are all to be positive."""
     found = list(signs)
     if not found:
-        return "no cells"
+        return "not yet run"
     if min(found) < 0:
         return "does not hold"
     return "holds" if min(found) > 0 else "undecided"

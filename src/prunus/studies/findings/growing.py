@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from prunus.errors import PrunusError
-from prunus.studies.findings.finding import Difference, Evidence, Finding, together
+from prunus.studies.findings.finding import Evidence, Finding, Mean, not_yet, together
 from prunus.studies.outcome import Outcome
 
 
@@ -34,6 +34,9 @@ class Growing(Finding):
             if label not in axes.get(self.along, ()):
                 raise PrunusError("along", self.along, f"the study has no such axis with a label {label}")
 
+    def looks_at(self, labels: Mapping[str, str]) -> bool:
+        return super().looks_at(labels) and labels.get(self.along) in self.labels
+
     def weigh(self, outcomes: Sequence[Outcome]) -> Evidence:
         heights = []
         for label in self.labels:
@@ -46,9 +49,9 @@ class Growing(Finding):
         for (label, low), (after, high) in zip(
             zip(self.labels, heights, strict=True), list(zip(self.labels, heights, strict=True))[1:], strict=False
         ):
-            gap = Difference.of(high, low)
+            gap = Mean.of_differences(high, low)
             if gap is None:
-                return Evidence("no cells", f"{label} and {after} have no cells in common")
+                return not_yet(label, after)
             signs.append(gap.sign)
-            said.append(f"from {label} to {after}: {gap}")
+            said.append(f"from {label} to {after}: {gap.said()}")
         return Evidence(together(signs), "; ".join(said))

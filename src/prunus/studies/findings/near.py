@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from prunus.studies.findings.finding import Difference, Evidence, Finding, together
+from prunus.studies.findings.finding import Evidence, Finding, Mean, not_yet, together
 from prunus.studies.outcome import Outcome
 
 
@@ -29,9 +29,9 @@ class Near(Finding):
         own = {cell: value + self.within for cell, value in self.values(outcomes, **{self.axis: self.label}).items()}
         signs, said = [], []
         for other in self.others:
-            gap = Difference.of(own, self.values(outcomes, **{self.axis: other}))
+            gap = Mean.of_differences(own, self.values(outcomes, **{self.axis: other}))
             if gap is None:
-                return Evidence("no cells", f"{self.label} and {other} have no cells in common")
+                return not_yet(self.label, other)
             signs.append(gap.sign)
-            said.append(f"{self.label} + {self.within:g} − {other}: {gap}")
+            said.append(f"{self.label} + {self.within:g} − {other}: {gap.said()}")
         return Evidence(together(signs), "; ".join(said))

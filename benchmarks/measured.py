@@ -1,0 +1,47 @@
+"""Figures of benchmarks as JSON: what is there is not measured again, and tables of the documentation are drawn from what is committed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prunus.storage import write_text
+
+
+class Figures:
+    """Rows of figures, and what they depend on; with a file, kept there one by one.
+
+    Args:
+        path: JSON to go on with; None keeps nothing.
+        about: settings of which all rows are.
+    """
+
+    def __init__(self, path: Path | None, about: dict[str, Any]):
+        self.path, self.about, self.rows = path, about, list[dict[str, Any]]()
+        if path is not None and path.exists():
+            found = json.loads(path.read_text())
+            if found["about"] != about:
+                raise SystemExit(f"{path} holds figures of {found['about']}; take another file")
+            self.rows = found["rows"]
+
+    def find(self, **key: Any) -> list[dict[str, Any]]:
+        """The rows that have these values."""
+        return found(self.rows, **key)
+
+    def keep(self, **row: Any) -> None:
+        self.rows.append(row)
+        if self.path is not None:
+            write_text(self.path, json.dumps({"about": self.about, "rows": self.rows}, indent=1) + "\n")
+
+
+def found(rows: Sequence[dict[str, Any]], **key: Any) -> list[dict[str, Any]]:
+    """The rows that have these values."""
+    return [row for row in rows if all(row[name] == value for name, value in key.items())]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown, numbers to the right."""
+    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
+    return "\n".join([lines[0], "| --- |" + " ---: |" * (len(head) - 1), *lines[1:]])
