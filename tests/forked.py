@@ -8,6 +8,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +33,9 @@ def _joined(rank: int, folder: Path, function: Callable[[Path], None]) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT="0"
     )  # fmt: skip
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", timeout=timedelta(minutes=2), init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
     function(folder)
     dist.barrier()
 
