@@ -58,7 +58,7 @@ def score_channels(
     inner, units = request.model, request.units
     gates = Gates(inner, units)
     try:
-        found = scored(request, gates, request.batches)
+        found = scored(request, gates).worth
         worth = of_first({name: value.float().cpu().contiguous() for name, value in found.items()})
     finally:
         gates.remove()
