@@ -99,6 +99,9 @@ def test_both_roads_of_a_recipe_end_in_a_report(
         assert report.ratio > 0.2 if road == "search" else report.sparsity == pytest.approx(0.5, abs=0.02)
         assert report.rows[0][0] == headline.replace("_", " ")
         assert " to " in report.rows[0][1]
+        assert [set(sample.said) for sample in report.samples] == [{"dense", "compressed"}] * 6
+        assert all(sample.pictures and sample.right for sample in report.samples)
+        assert all(0 < share < 1 for shares in report.passed_over.values() for share in shares.values())
         out = tmp_path / f"{road}.json"
         small = sorted((tmp_path / road).glob("2-*/model"))[0]
         app(

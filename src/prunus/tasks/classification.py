@@ -19,6 +19,7 @@ from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.metrics import top_figures, top_rows, with_interval
 from prunus.tasks.class_names import all_names, places_among, renumbered
+from prunus.tasks.exhibit import Exhibit
 from prunus.tasks.kinds import Classifier, Labeller
 from prunus.tasks.on_data import DataTask, Row
 
@@ -104,6 +105,14 @@ class Classification(DataTask):
         """What the model makes of each picture, and its class."""
         seen = self.kind.look(model, [self.images(row)[0] for row in rows])
         return list(zip(seen, (int(row["label"]) for row in rows), strict=True))
+
+    def tell(self, model: Any, rows: Sequence[Row]) -> Sequence[Exhibit]:
+        """The likeliest class of each picture, by its name if it has one."""
+        found = self.finish(model, self.read_off(model, rows))
+        return [Exhibit(self._called(int(scores.argmax())), self._called(label)) for scores, label in found]
+
+    def _called(self, label: int) -> str:
+        return self.names[label] if self.names and label < len(self.names) else str(label)
 
     def finish(self, model: Any, found: Sequence[tuple[Tensor, int]]) -> Sequence[tuple[Tensor, int]]:
         """The scores of the classes, and the right one."""

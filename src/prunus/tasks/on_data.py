@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,11 +14,12 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from prunus.calibration import Batch
+from prunus.calibration import Batch, spread
 from prunus.data import WHERE, AnyAugmentation, AnyData, Augmented, Data, Needs, open_image, shared_pictures
 from prunus.errors import PrunusError
 from prunus.losses import Prediction
 from prunus.progress import track
+from prunus.tasks.exhibit import Exhibit, small_jpeg
 from prunus.tasks.kinds import Kind, fits, kind_of, read_config
 from prunus.tasks.task import Task
 from prunus.typed import Count
@@ -251,6 +253,21 @@ class DataTask(Task):
         for batch in track(batches, f"evaluating {self.name}", progress):
             found += self.read_off(model, [table[place] for place in batch])
         return self.figures(self.finish(model, found))
+
+    @torch.no_grad()
+    def exhibits(self, model: Any, count: int, limit: int | None = None) -> list[Exhibit]:
+        model.eval()
+        table = self.rows("evaluation")
+        places = torch.arange(len(table))[:limit]
+        rows = [table[place] for place in spread(places, min(count, len(places))).tolist()]
+        return [
+            replace(one, pictures=[small_jpeg(picture) for picture in self.images(row)])
+            for one, row in zip(self.tell(model, rows), rows, strict=False)
+        ]
+
+    def tell(self, model: Any, rows: Sequence[Row]) -> Sequence[Exhibit]:
+        """In words what a model makes of rows, one by one, for `exhibits`, which adds their pictures: by default nothing."""
+        return []
 
     def finish(self, model: Any, found: Sequence[Any]) -> Sequence[Any]:
         """What becomes of all that was read off, while the model is at hand: by default nothing."""

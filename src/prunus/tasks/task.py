@@ -17,6 +17,7 @@ from prunus.calibration import Batch, spread
 from prunus.errors import PrunusError
 from prunus.losses import Prediction, own_loss, own_prediction
 from prunus.metric import Metric
+from prunus.tasks.exhibit import Exhibit
 from prunus.tasks.kinds import architecture, read_config
 from prunus.typed import Typed, known
 
@@ -84,6 +85,16 @@ class Task(Typed):
                 "task.metrics", self.headline, f"evaluate of {self.name} returns {got}; let both say the same"
             )
         return found
+
+    def exhibits(self, model: Any, count: int, limit: int | None = None) -> list[Exhibit]:
+        """Items of the evaluation split with what a model makes of them, for people to look at: by default none.
+
+        Args:
+            model: as for `evaluate`.
+            count: how many at the most, spread evenly.
+            limit: as for `evaluate`.
+        """
+        return []
 
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
         """The training loss with the logits behind it, for distillation: by default the model's own."""

@@ -23,6 +23,7 @@ from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.metrics import with_interval
 from prunus.progress import track
+from prunus.tasks.exhibit import Exhibit
 from prunus.tasks.kinds import architecture, read_config
 from prunus.tasks.kinds.generative import MODELS
 from prunus.tasks.task import Task
@@ -157,6 +158,25 @@ class Text(Task):
         rows = torch.tensor(sums, dtype=torch.double)
         return with_interval(rows, lambda of: {"perplexity": (of[..., 1] / of[..., 0]).exp()}, "perplexity")
 
+    @torch.no_grad()
+    def exhibits(self, model: Any, count: int, limit: int | None = None) -> list[Exhibit]:
+        """How the model goes on with beginnings of windows, by the likeliest token each time."""
+        half = min(self.length, len(self._evaluation)) // 2
+        new = min(half, NEW_TOKENS)
+        if new == 0 or not model.can_generate():
+            return []
+        starts = torch.tensor([start for start, _, _ in windows(len(self._evaluation), 2 * half, 2 * half)][:limit])
+        found = []
+        for start in spread(starts, min(count, len(starts))).tolist():
+            ids = self._evaluation[start : start + half]
+            given = ids[None].to(model.device)
+            written = model.generate(
+                given, attention_mask=torch.ones_like(given), max_new_tokens=new, do_sample=False, pad_token_id=0
+            )[0, half:]  # a text alone is never padded
+            texts = (written, self._evaluation[start + half :][:new], ids[-NEW_TOKENS:])
+            found.append(Exhibit(*(self._tokenizer.decode(text) for text in texts)))
+        return found
+
     @cached_property
     def _evaluation(self) -> Tensor:
         return text_tokens(self._tokenizer, _text("evaluation", self.evaluation))
@@ -174,6 +194,10 @@ class Text(Task):
 
     def save_processor(self, folder: Path) -> None:
         self._tokenizer.save_pretrained(folder)
+
+
+NEW_TOKENS = 24
+"""Of a text that is shown, at the most."""
 
 
 def _name(source: Path | Data) -> str:
