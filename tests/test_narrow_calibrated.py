@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,19 @@ from prunus import (
     SurgeonCost,
     WalkOptions,
     WeightedNorm,
+    WithinUnit,
     anatomy,
 )
 from prunus.anatomy import linears
-from prunus.calibrated.allotting import scaled
+from prunus.calibrated.allotting import in_channels
 from prunus.calibrated.heads import with_heads
 from prunus.calibrated.plain import knobs_for
 from prunus.calibrated.refit import Moments
 from prunus.recipe import parse_recipe
 from prunus.run import run
-from prunus.structured import Gates
+from prunus.structured import Gates, Price, Storage, Whole, cost_of
 from prunus.structured.gates import gates_of
+from prunus.structured.selection import dearest
 from prunus.unstructured import Gram, SquaredNorm, Statistics, Sum
 from tests.families import FAMILIES, Case, build
 from tests.test_equivalence import TOLERANCE, deviation, masked, outputs
@@ -639,6 +642,47 @@ def test_whole_heads_are_what_is_left_of_the_model_without_them() -> None:
     assert unit.channel_cost == sum(24 * 4 * repeats for repeats in (2, 1, 1, 2))
 
 
+def test_alignment_is_of_widths_and_not_of_heads() -> None:
+    case = gemma3()
+    units = with_heads(anatomy(case.model)).units
+    total = sum(unit.channels * unit.channel_cost for unit in units)
+    small, plan = narrow(
+        case.model,
+        case.inputs,
+        ratio=0.4,
+        plain=True,
+        attention="heads",
+        align=8,
+        compensation="none",
+        score=ChannelMagnitude(),
+    )
+    assert (small.config.num_key_value_heads, small.config.intermediate_size % 8) == (2, 0)
+    step = 8 * sum(unit.channel_cost for unit in units if not unit.is_attention)
+    assert abs(plan.ratio - 0.4) * total <= step
+    most = anatomy(case.model).parameters - int(0.45 * total)
+    small, _ = narrow(
+        case.model,
+        case.inputs,
+        max_parameters=most,
+        plain=True,
+        attention="heads",
+        align=16,
+        compensation="none",
+        score=ChannelMagnitude(),
+    )
+    assert small.num_parameters() <= most  # heads make up for what widths cannot lose
+    with pytest.raises(PrunusError, match="ordinary config says"):
+        narrow(
+            case.model,
+            case.inputs,
+            max_parameters=most - int(0.15 * total),
+            plain=True,
+            attention="heads",
+            align=16,
+            score=ChannelMagnitude(),
+        )
+
+
 def test_heads_that_no_config_says_are_refused() -> None:
     with pytest.raises(PrunusError, match="plain: true"):
         Calibrated(ratio=0.3, attention="heads")
@@ -760,10 +804,61 @@ def test_an_allocation_says_how_much_of_each_unit_goes() -> None:
     other = prunus.ECoFLaP(order="first", max_sparsity=0.8)
     with pytest.raises(PrunusError, match="max_sparsity"):
         narrow(case.model, batch, ratio=0.82, allocation=other)
-    _, plan = narrow(case.model, batch, ratio=0.3, allocation=other, compensation="none")
-    assert plan.ratio == pytest.approx(0.3, abs=0.06)
-    assert scaled({"a": 0.9, "b": 0.3}, {"a": 1, "b": 1}, 0.8) == pytest.approx({"a": 0.95, "b": 0.65})
+    small, plan = narrow(case.model, batch, ratio=0.3, allocation=other, compensation="none")
+    units = anatomy(case.model).select()
+    total = sum(unit.channels * unit.channel_cost for unit in units)
+    assert abs(plan.ratio - 0.3) * total <= max(unit.channel_cost for unit in units) / 2 + 1e-6
     with pytest.raises(PrunusError, match="one width"):
         Calibrated(ratio=0.3, allocation=allocation, plain=True)
     with pytest.raises(PrunusError, match="leave scope out"):
         Calibrated(ratio=0.3, allocation=allocation, scope=Everyone())
+
+
+@pytest.mark.parametrize("align", [1, 8])
+@pytest.mark.parametrize("name", ["ratio", "max_parameters", "max_macs", "max_bytes", "max_milliseconds"])
+def test_shares_of_an_allocation_come_to_every_kind_of_budget(name: str, align: int) -> None:
+    config = transformers.LlamaConfig(
+        hidden_size=24, num_attention_heads=6, num_key_value_heads=3, head_dim=16, num_hidden_layers=3, intermediate_size=77, vocab_size=50
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    parts = anatomy(model)
+    whole = Whole(parts, model, lambda: model(input_ids=torch.arange(8)[None]))
+    units, costs = parts.units, None
+    if name == "max_milliseconds":  # the first channels to leave spare other times than the last ones
+        costs = {unit.name: [1 + (place % 3) * unit.is_attention for place in range(unit.channels)] for unit in units}
+        price = Price(1000.0, costs)
+    else:
+        price = {"max_macs": whole.macs, "max_bytes": lambda units: whole.bytes(units, Storage())}.get(
+            name, whole.parameters
+        )(units)
+    total = sum(cost_of(price.channel[unit.name], unit.channels) for unit in units)
+    for ratio, wanted in ((0.2, (0.1, 0.3)), (0.5, (0.0, 0.9)), (0.7, (0.6, 0.99)))[: 3 if align == 1 else 1]:
+        amount = ratio if name == "ratio" else int(price.total - ratio * total)
+        method = Calibrated(**{name: amount}, align=align)
+        if costs is None:
+            fitted = method.fit(whole, units)
+        else:
+            fitted = method.model_copy(update={"ratio": (price.total - amount) / total})
+            fitted._costs = costs
+        given = {unit.name: wanted[place % 2] for place, unit in enumerate(units)}
+        shares = in_channels(given, units, fitted)
+        kept = fitted.model_copy(update={"scope": WithinUnit(ratios=shares)}).choose(
+            {unit.name: torch.rand(unit.channels) for unit in units}, units
+        )
+        gone = {name: int((~mask).sum()) for name, mask in kept.items()}
+        left = price.total - sum(cost_of(price.channel[unit.name], gone[unit.name]) for unit in units)
+        step = dearest(price.channel.values()) * align
+        assert -step <= left - (price.total - ratio * total if name == "ratio" else amount) <= step * (name == "ratio")
+        assert {int(mask.sum()) % align for mask in kept.values() if not mask.all()} <= {0}
+        attentions, mlps = (
+            [gone[u.name] / u.channels for u in units if u.is_attention is side] for side in (True, False)
+        )
+        assert max(attentions) <= min(mlps) + align / 16
+
+
+def test_no_unit_is_emptied_before_the_others() -> None:
+    units = anatomy(build("llama", 2).model).units[:2]
+    alike = [replace(unit, channels=100, span=1) for unit in units]
+    a, b = (unit.name for unit in alike)
+    shares = in_channels({a: 0.9, b: 0.3}, tuple(alike), Calibrated(ratio=0.8, cost="channels"))
+    assert [shares[a], shares[b]] == pytest.approx([0.95, 0.65], abs=0.011)

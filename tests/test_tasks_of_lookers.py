@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from prunus import PrunusError, load_model
+from prunus import PrunusError, WalkOptions, load_model, narrow
 from prunus.cli import app
 from prunus.evaluation import evaluate_here, read_task
 from prunus.metrics import overlap_figures, overlap_row, recall_figures, recall_rows
 from prunus.recipe import parse_recipe
 from prunus.run import run
+from prunus.steps.narrow import NarrowStep
 from prunus.tasks import Classification, Reasoning, Retrieval, Segmentation
 from prunus.tasks.kinds.parts import pixels
 from prunus.tasks.retrieval import blip_words
@@ -51,6 +52,21 @@ def made(name: str, model: str, folder: Path, **more: Any) -> tuple[Any, Any]:
     found.check()
     found.check_model(path)
     return found.for_model(path), load_model(path).eval()
+
+
+@pytest.mark.parametrize("method", [{"score": {"score": "gradient"}}, {"allocation": {"method": "ecoflap"}}])
+def test_what_asks_for_the_loss_of_a_narrowing_is_given_the_task_s(method: dict[str, Any], tmp_path: Path) -> None:
+    found, model = made("segmentation", "segmenter", tmp_path)
+    step = NarrowStep(
+        method={"ratio": 0.3, "compensation": "bias", **method}, calibration={"samples": 4, "batch_size": 2}
+    )
+    assert step.method is not None
+    with pytest.raises(PrunusError, match="returned none for these batches"):
+        narrow(model, step.method, found.calibration(4, 2), options=WalkOptions(progress=False))
+    batches, loss = step._shown(found, step.method.asks_for_loss)
+    small, plan = narrow(model, step.method, batches, options=WalkOptions(progress=False), loss=loss)
+    assert plan.ratio == pytest.approx(0.3, abs=0.03)
+    assert float(found.loss(small, batches[0])) > 0
 
 
 @pytest.mark.long

@@ -23,7 +23,7 @@ from prunus.calibrated.consumers import Consumer, consumers_of
 from prunus.calibrated.folder_work import FolderWork
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.narrowing import calibration_of, decided, make_up, recorded_plan, scored
-from prunus.calibrated.plain import loadable, make_plain
+from prunus.calibrated.plain import loadable, make_plain, within_reach
 from prunus.calibrated.request import Request, refuse_compensation, units_of
 from prunus.calibrated.scores import GradientTimesGate
 from prunus.calibrated.state import Known, State
@@ -100,8 +100,7 @@ def narrow_folder(
     parts, units, knobs = units_of(model, anatomy(model), method)
     consumers = consumers_of(model, units, survey(model, parts=parts))
     refuse_compensation(model, method, consumers)
-    fitted = loadable(model, method, knobs).fit(Whole(parts, model), units)
-    fitted.check(units)
+    fitted = within_reach(loadable(model, method, knobs), Whole(parts, model), units, knobs)
     given = list(checked(batches, calls_the_model(call)))
     if not given:
         raise PrunusError("batches", "none", "at least one calibration batch is needed")

@@ -13,13 +13,13 @@ from prunus.anatomy import Unit
 from prunus.batches import input_device, naming_batch
 from prunus.calibrated.scores import GradientTimesGate
 from prunus.errors import PrunusError
-from prunus.losses import own_loss
+from prunus.losses import Loss
 from prunus.modules import quiet
 from prunus.structured import Gates
 
 
 def by_gradient(
-    model: nn.Module, units: Sequence[Unit], score: GradientTimesGate, batches: Iterable[Any], bf16: bool
+    model: nn.Module, units: Sequence[Unit], score: GradientTimesGate, batches: Iterable[Any], loss: Loss, bf16: bool
 ) -> dict[str, Tensor]:
     """Unit → what its channels are worth by the gradients of their gates, (channels,), fp32, on the CPU.
 
@@ -39,9 +39,9 @@ def by_gradient(
         for number, batch in enumerate(batches):
             with naming_batch(f"batch {number}"), torch.enable_grad():
                 with autocast:
-                    loss = own_loss(model, batch)
-                if loss.requires_grad:
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    total = loss(model, batch)
+                if total.requires_grad:
+                    total.backward()  # type: ignore[no-untyped-call]
             gates.take_gradients()
             for name, gate in gates.values.items():
                 if gate.grad is None:

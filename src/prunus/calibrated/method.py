@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunus.allocation import AnyAllocator
 from prunus.anatomy import Unit
-from prunus.calibrated.scores import AnyScore, SurgeonCost
+from prunus.calibrated.scores import AnyScore, GradientTimesGate, SurgeonCost
 from prunus.errors import PrunusError
 from prunus.structured import AnyScope, Budget, Scope, WithinUnit
 
@@ -67,6 +67,13 @@ class Calibrated(Budget):
     def meant(self) -> dict[str, Any]:
         """The settings that say which channels are scored, and how."""
         return self.model_dump(mode="json", include={"score", "plain", "attention", "include", "exclude"})
+
+    @property
+    def asks_for_loss(self) -> bool:
+        """Whether the training loss says what channels are worth, or may say how much of each unit goes."""
+        return isinstance(self.score, GradientTimesGate) or (
+            self.allocation is not None and self.allocation.needs_batches
+        )
 
     def states_ratio(self) -> bool:
         return bool(self.scope.states_ratio())

@@ -28,6 +28,7 @@ from prunus.calibrated.whole_experts import worth_of_experts
 from prunus.checkpoint import extract
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
+from prunus.losses import Loss, own_loss
 from prunus.parallel import agreeing, is_first, of_first
 from prunus.plan import Entry, Plan
 from prunus.refusals import expect
@@ -42,7 +43,7 @@ Model = TypeVar("Model", bound=nn.Module)
 @agreeing()
 def narrow(
     model: Model, method: Calibrated, batches: Iterable[Any], *, call: Call | None = None, options: WalkOptions | None = None,
-    example: Callable[[], object] | None = None, scores: ChannelScores | None = None, plan: Plan | None = None, inplace: bool = False,
+    example: Callable[[], object] | None = None, scores: ChannelScores | None = None, plan: Plan | None = None, inplace: bool = False, loss: Loss = own_loss,
 ) -> tuple[Model, Plan]:  # fmt: skip
     """Makes a model physically smaller from calibration data alone.
 
@@ -60,6 +61,8 @@ def narrow(
         scores: what `score_channels` found earlier; the data are gone through once.
         plan: which channels stay, such as `scores.plan(…)` gave; of the method, only how that is made up for counts.
         inplace: narrow `model` itself. Otherwise it is as it was before.
+        loss: the training loss on a batch, for scores and allocations that ask for it; by default the model's own. Another one runs the
+            batches, too, unless `call` does.
 
     Returns:
         The narrowed model, which is what `extract` gives, and its plan. Weights that several layers share are narrowed without a fit.
@@ -73,7 +76,7 @@ def narrow(
         expect("plan", plan, Plan, "a Plan, as plan_channels makes it; of a file: Plan.load(path)")
     expect("scores", scores, ChannelScores | None, "what score_channels gave, or ChannelScores.load(path)")
     price = None if plan is not None else Whole if scores is None else scores.whole
-    request = settle(model, method, batches, call, walk_options(options, None), example, price)
+    request = settle(model, method, batches, call, walk_options(options, None), example, price, loss)
     if scores is not None:
         scores.check(method, request.units, request.model)
     kept = None if plan is None else masks_of(plan, request.parts, request.units, request.knobs)
@@ -141,9 +144,15 @@ def scored(request: Request, gates: Gates) -> Known:
     if score.whole_experts:
         return Known(weighed(request))
     if isinstance(score, GradientTimesGate):
-        if request.call is not None:
-            raise PrunusError("score", score.score, "it is of the model's own loss on each batch; leave call out")
-        return Known(by_gradient(request.model, request.units, score, request.batches, request.options.bf16))
+        if request.call is not None and request.loss is own_loss:
+            raise PrunusError(
+                "score",
+                score.score,
+                "it is of the model's own loss on each batch; leave call out, or give the loss: loss=function(model, batch)",
+            )
+        return Known(
+            by_gradient(request.model, request.units, score, request.batches, request.loss, request.options.bf16)
+        )
     if not score.needs:
         for unit in request.units:
             with request.state.block(unit.block):
@@ -293,7 +302,14 @@ def with_shares(request: Request) -> Request:
     """The request with the share of each unit that goes, where an allocation says it."""
     method, options = request.method, request.options
     shared = allotted(
-        request.model, request.parts, request.units, method, request.batches, options.bf16, options.progress
+        request.model,
+        request.parts,
+        request.units,
+        method,
+        request.batches,
+        request.loss,
+        options.bf16,
+        options.progress,
     )
     return replace(request, method=shared)
 

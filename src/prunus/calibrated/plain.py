@@ -19,7 +19,7 @@ from prunus.anatomy import Unit, linears
 from prunus.calibrated.method import Calibrated
 from prunus.errors import PrunusError
 from prunus.plan import configs_of, forget, plan_of
-from prunus.structured import Cost, cost_of
+from prunus.structured import AMOUNTS, Cost, Whole, cost_of
 
 EXPERTS_ALIGN = 8
 """Widths of experts that a stock class can run are multiples of it."""
@@ -47,11 +47,19 @@ class Knob:
         """What the config says when so many channels stay."""
         return {name: each * count for name, each in self.entries.items()} | dict(self.pins)
 
-    def nearest(self, wanted: float, align: int, least: int, at_most: bool) -> int:
-        """How many channels stay, of the numbers that can be: the nearest to what is wanted, or the nearest below it."""
+    def numbers(self, align: int, least: int) -> list[int]:
+        """How many channels can stay, ascending: multiples of `align` where they are no heads, at least `least`, or all."""
         channels = self.units[0].channels
         numbers = self.counts or (*range(align, channels, align), channels)
-        allowed = [count for count in numbers if count >= min(least, channels)]
+        return [count for count in numbers if count >= min(least, channels)]
+
+    def gone(self, count: int, costs: Mapping[str, Cost]) -> float:
+        """What leaves where so many channels stay."""
+        return sum(cost_of(costs[unit.name], unit.channels - count) for unit in self.units)
+
+    def nearest(self, wanted: float, align: int, least: int, at_most: bool) -> int:
+        """How many channels stay, of the numbers that can be: the nearest to what is wanted, or the nearest below it."""
+        allowed = self.numbers(align, least)
         if at_most:
             allowed = [count for count in allowed if count <= wanted + 1e-6] or allowed[:1]
         nearest: int = min(allowed, key=lambda count: abs(count - wanted))
@@ -103,13 +111,40 @@ def loadable(model: nn.Module, method: Calibrated, knobs: Iterable[Knob] | None)
     return method.model_copy(update={"align": max(method.align, EXPERTS_ALIGN)}) if fused else method
 
 
+def within_reach(method: Calibrated, whole: Whole, units: tuple[Unit, ...], knobs: Sequence[Knob] | None) -> Calibrated:
+    """The method with the ratio that its budget comes to.
+
+    Raises:
+        PrunusError: it cannot be reached; of plain results, by numbers that a config can say.
+    """
+    if knobs is None:
+        found = method.fit(whole, units)
+        found.check(units)
+        return found
+    found = method.model_copy(update={"align": 1}).fit(whole, units)  # what is rounded is their common number
+    found.check(units)
+    costs, least = found.unit_costs(units), found.for_units(units).min_channels
+    numbers = {str(knob): knob.numbers(method.align, least) for knob in knobs}
+    most = sum(knob.gone(numbers[str(knob)][0], costs) for knob in knobs)
+    step = 0.0 if method.is_limit else max(knob.gone(knob.units[0].channels - 1, costs) for knob in knobs)
+    total = sum(cost_of(costs[unit.name], unit.channels) for unit in units)
+    if most < found.goal * total - step * method.align - 1e-9 * total:
+        field = next(name for name in AMOUNTS if getattr(method, name) is not None or name == AMOUNTS[-1])
+        raise PrunusError(
+            field, getattr(method, field), f"it takes {found.goal:.4f} of the units' cost, and with min_channels={method.min_channels} and "
+            f"align={method.align} at most {most / total:.4f} can go that an ordinary config says; ask for less, or lower the floors",
+        )  # fmt: skip
+    return found.model_copy(update={"align": method.align})
+
+
 def same_count(
     kept: Mapping[str, Tensor], worth: Mapping[str, Tensor], knobs: Iterable[Knob], costs: Mapping[str, Cost], align: int, least: int,
     at_most: bool,
 ) -> dict[str, Tensor]:  # fmt: skip
     """The decision with as many channels in every unit of a knob, the best of each: the mean number, as near as the knob can be set.
 
-    What rounding leaves over in one knob is the next one's, that with the dearest channels first.
+    What rounding leaves over in one knob is the next one's, that with the dearest channels first; and what the floors of those that are last
+    leave over, others' again, that with the cheapest channels first.
 
     Args:
         costs: unit → cost of a channel.
@@ -118,17 +153,22 @@ def same_count(
         at_most: round down, so that no limit is passed.
     """
     even: dict[str, Tensor] = {}
+    ordered = sorted(knobs, key=lambda knob: -sum(cost_of(costs[unit.name], 1) for unit in knob.units))
+    counts: list[int] = []
     left = 0.0
-    for knob in sorted(knobs, key=lambda knob: -sum(cost_of(costs[unit.name], 1) for unit in knob.units)):
+    for knob in ordered:
         stays, channels = sum(int(kept[unit.name].sum()) for unit in knob.units), knob.units[0].channels
-
-        def gone(count: int, knob: Knob = knob, channels: int = channels) -> float:
-            return sum(cost_of(costs[unit.name], channels - count) for unit in knob.units)
-
-        price = gone(channels - 1)
+        price = knob.gone(channels - 1, costs)
         due = sum(cost_of(costs[unit.name], channels - int(kept[unit.name].sum())) for unit in knob.units) + left
-        count = knob.nearest(stays / len(knob.units) - left / price, align, least, at_most)
-        left = due - gone(count)
+        counts.append(knob.nearest(stays / len(knob.units) - left / price, align, least, at_most))
+        left = due - knob.gone(counts[-1], costs)
+    for place, knob in reversed(list(enumerate(ordered))):
+        for count in reversed([number for number in knob.numbers(align, least) if number < counts[place]]):
+            more = knob.gone(count, costs) - knob.gone(counts[place], costs)
+            if left <= (1e-6 if at_most else more / 2 + 1e-6):
+                break
+            counts[place], left = count, left - more
+    for knob, count in zip(ordered, counts, strict=True):
         for unit in knob.units:
             order = worth[unit.name].cpu().argsort(descending=True, stable=True)
             mask = torch.zeros(unit.channels, dtype=torch.bool, device="cpu")

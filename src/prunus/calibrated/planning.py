@@ -18,11 +18,12 @@ from prunus.batches import call_with_batch
 from prunus.calibrated.channel_scores import ChannelScores, Header
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.narrowing import calibration_of, decided, recorded_plan, scored
-from prunus.calibrated.plain import loadable
+from prunus.calibrated.plain import loadable, within_reach
 from prunus.calibrated.request import Request, settle, units_of
 from prunus.checkpoint import bare_model
 from prunus.errors import PrunusError
 from prunus.fingerprint import digest_of
+from prunus.losses import Loss, own_loss
 from prunus.parallel import agreeing, of_first
 from prunus.plan import Plan
 from prunus.refusals import expect
@@ -34,7 +35,7 @@ from prunus.unstructured import Call, WalkOptions, walk_options
 @agreeing()
 def score_channels(
     model: nn.Module, method: Calibrated, batches: Iterable[Any], *, call: Call | None = None, options: WalkOptions | None = None,
-    example: Callable[[], object] | None = None, latency: bool = False,
+    example: Callable[[], object] | None = None, latency: bool = False, loss: Loss = own_loss,
 ) -> ChannelScores:  # fmt: skip
     """Scores the channels of a model, which stays as it is, and counts what they cost on one call.
 
@@ -46,11 +47,12 @@ def score_channels(
         options: how to walk.
         example: the call; by default, that with the first batch.
         latency: also measure how long it takes, for budgets in milliseconds.
+        loss: the training loss on a batch, as for `narrow`.
 
     Raises:
         PrunusError: as `narrow`.
     """
-    request = settle(model, method, batches, call, walk_options(options, None), example, None)
+    request = settle(model, method, batches, call, walk_options(options, None), example, None, loss)
     if method.score.whole_experts:
         raise PrunusError(
             "score", method.score.score, "what whole experts are worth is not kept as a file; take narrow"
@@ -62,7 +64,7 @@ def score_channels(
         worth = of_first({name: value.float().cpu().contiguous() for name, value in found.items()})
     finally:
         gates.remove()
-    whole = Whole(request.parts, inner, example or partial(call or call_with_batch, inner, request.batches[0]))
+    whole = Whole(request.parts, inner, example or partial(request.call or call_with_batch, inner, request.batches[0]))
     macs = whole.macs(units)
     header = Header(
         model=type(inner).__name__, config=_config_of(inner), weights=digest_of(inner), method=method.meant, calibration=calibration_of(request),
@@ -93,8 +95,7 @@ def plan_channels(scores: ChannelScores, method: Calibrated, model: nn.Module | 
     parts = anatomy(inner)
     parts, units, knobs = units_of(inner, parts, method)
     scores.check(method, units, inner)
-    fitted = loadable(inner, method, knobs).fit(scores.whole(parts, inner), units)
-    fitted.check(units)
+    fitted = within_reach(loadable(inner, method, knobs), scores.whole(parts, inner), units, knobs)
     request = Request(inner, fitted, parts, units, knobs, {}, (), None, WalkOptions())
     return recorded_plan(request, method, decided(request, scores.of(units)), scores.header.calibration)
 

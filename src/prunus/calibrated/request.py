@@ -14,11 +14,12 @@ from prunus.batches import call_with_batch, calls_the_model, checked
 from prunus.calibrated.consumers import Consumer, consumers_of
 from prunus.calibrated.heads import with_heads
 from prunus.calibrated.method import Calibrated
-from prunus.calibrated.plain import Knob, knobs_for, loadable
+from prunus.calibrated.plain import Knob, knobs_for, loadable, within_reach
 from prunus.calibrated.state import State
 from prunus.calibrated.whole_experts import refuse_for_whole_experts
 from prunus.errors import PrunusError
 from prunus.fingerprint import refuse_other_models, taken
+from prunus.losses import Loss, own_loss
 from prunus.refusals import expect, refuse_unusable
 from prunus.structured import Example, Whole, searchable
 from prunus.unstructured import Call, WalkOptions, sparsity_of
@@ -41,6 +42,8 @@ class Request:
     batches: Sequence[Any]
     call: Call | None
     options: WalkOptions
+    loss: Loss = own_loss
+    """The training loss on a batch, for what asks for it."""
     state: State = field(default_factory=State)
     """Where the weights are, and what was found of them by work that was interrupted."""
 
@@ -55,16 +58,18 @@ class Request:
 
 def settle(
     model: nn.Module, method: Calibrated, batches: Iterable[Any], call: Call | None, options: WalkOptions,
-    example: Callable[[], object] | None, price: Callable[[Anatomy, nn.Module, Example], Whole] | None = Whole,
+    example: Callable[[], object] | None, price: Callable[[Anatomy, nn.Module, Example], Whole] | None = Whole, loss: Loss = own_loss,
 ) -> Request:  # fmt: skip
     """What is narrowed and by how much, checked before anything is touched.
 
     Args:
         price: what the budget is held against; None leaves the budget alone.
+        loss: the training loss on a batch; one of the caller's own runs the model, too, where no `call` does.
     """
     expect("method", method, Calibrated, "how to narrow, such as prunus.Calibrated(ratio=0.3)")
     if example is not None and not callable(example):
         raise PrunusError("example", type(example).__name__, "give what can be called: example=lambda: model(**batch)")
+    call = loss if call is None and loss is not own_loss else call
     inner = searchable(model)
     parts = anatomy(inner)
     parts, units, knobs = units_of(inner, parts, method)
@@ -79,9 +84,8 @@ def settle(
     run = example or partial(call or call_with_batch, inner, given[0])
     fitted = loadable(inner, method, knobs)
     if price is not None:
-        fitted = fitted.fit(price(parts, inner, run), units)
-        fitted.check(units)
-    return Request(inner, fitted, parts, units, knobs, consumers, given, call, options)
+        fitted = within_reach(fitted, price(parts, inner, run), units, knobs)
+    return Request(inner, fitted, parts, units, knobs, consumers, given, call, options, loss)
 
 
 def units_of(

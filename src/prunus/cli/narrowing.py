@@ -16,6 +16,7 @@ from prunus.cli.options import ImportOption
 from prunus.cost import human
 from prunus.errors import PrunusError
 from prunus.evaluation import read_task
+from prunus.losses import own_loss
 from prunus.metric import written
 from prunus.storage import writable_path
 
@@ -88,11 +89,13 @@ def sweep(
     chosen.check_model(folder)
     chosen.check_calibration(samples)
     dense = load_model(folder).to(default_device()).eval()
-    batches, headline = chosen.calibration(samples, batch_size), chosen.headline
-    scores = score_channels(dense, methods[0], batches, latency=cost == "milliseconds")
+    by_loss, headline = methods[0].asks_for_loss, chosen.headline
+    batches = (chosen.training_batches if by_loss else chosen.calibration)(samples, batch_size)
+    loss, call = (chosen.loss, chosen.loss) if by_loss else (own_loss, None)
+    scores = score_channels(dense, methods[0], batches, latency=cost == "milliseconds", loss=loss)
     scores.save(place / "scores.safetensors")
     found = swept(
-        dense, methods, batches, scores=scores, measure=lambda small: chosen.measure(small, limit)[headline], quality=headline,
+        dense, methods, batches, scores=scores, call=call, measure=lambda small: chosen.measure(small, limit)[headline], quality=headline,
         higher_is_better=chosen.metrics[headline].higher_is_better,
     )  # fmt: skip
     found.save(place, cost)

@@ -21,8 +21,11 @@ from prunus.calibrated import (
     score_channels,
     stacks_of,
     units_of,
+    within_reach,
 )
+from prunus.calibration import Batch
 from prunus.errors import PrunusError
+from prunus.losses import Loss, own_loss
 from prunus.steps.bench import Bench
 from prunus.steps.prune import Calibration
 from prunus.steps.step import History, Sketch, Step
@@ -41,7 +44,7 @@ class NarrowStep(Step):
     depth: Depth | None = None
     """How many whole blocks go first, and by what."""
     calibration: Calibration = Calibration()
-    """What the method is shown."""
+    """What the method is shown; where the loss counts, training items with the task's loss."""
     walk: WalkOptions = WalkOptions()
     """How the data are walked through the model."""
 
@@ -72,7 +75,7 @@ class NarrowStep(Step):
         refuse_compensation(before.model, self.method, consumers_of(before.model, units, before.survey))
         if self.depth is None and not self.method.counts_an_example:  # which is run once there are weights
             whole = Whole(before.anatomy, before.model)
-            loadable(before.model, self.method, knobs).fit(whole, units).check(units)
+            within_reach(loadable(before.model, self.method, knobs), whole, units, knobs)
         return before
 
     def suit_data(self, task: Task) -> None:
@@ -81,17 +84,30 @@ class NarrowStep(Step):
     def carry_out(self, bench: Bench) -> History:
         if not bench.is_done():
             model = bench.load().to(bench.device)
-            batches = bench.task.calibration(self.calibration.samples, self.calibration.batch_size)
             if self.depth is not None:
-                model, gone = drop_blocks(model, self.depth, batches, options=self.walk, inplace=True)
+                batches, loss = self._shown(bench.task, self.depth.by != "cosine")
+                call = None if loss is own_loss else loss
+                model, gone = drop_blocks(
+                    model, self.depth, batches, call=call, loss=loss, options=self.walk, inplace=True
+                )
                 bench.keep("blocks.json", partial(write_text, text=json.dumps(gone) + "\n"))
             if self.method is not None:
+                batches, loss = self._shown(bench.task, self.method.asks_for_loss)
                 scores = None
                 if not self.method.score.whole_experts:  # what they are worth is not kept as a file
                     timed = self.method.max_milliseconds is not None
-                    scores = score_channels(model, self.method, batches, options=self.walk, latency=timed)
+                    scores = score_channels(model, self.method, batches, options=self.walk, latency=timed, loss=loss)
                     bench.keep("scores.safetensors", scores.save)
-                model, plan = narrow(model, self.method, batches, options=self.walk, scores=scores, inplace=True)
+                model, plan = narrow(
+                    model, self.method, batches, options=self.walk, scores=scores, inplace=True, loss=loss
+                )
                 bench.save_plan(plan)
             bench.save(model)
         return {"log": []}
+
+    def _shown(self, task: Task, by_loss: bool) -> tuple[list[Batch], Loss]:
+        """What a method is shown, and the loss on it."""
+        wanted = self.calibration
+        if by_loss:
+            return task.training_batches(wanted.samples, wanted.batch_size), task.loss
+        return task.calibration(wanted.samples, wanted.batch_size), own_loss

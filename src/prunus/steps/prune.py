@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import model_validator
-from torch.utils.data import DataLoader, Subset
 
 from prunus.allocation import AnyAllocator, allocate
 from prunus.checkpoint import local_folder, prune_folder
@@ -87,13 +86,10 @@ class PruneStep(Step):
             return None
         file = bench.folder / "plan.json"
         if not of_first(file.exists()):
-            data, wanted = bench.task.still_data(), self.allocation_data
-            size = len(data)  # type: ignore[arg-type]
-            count = min(wanted.samples, size)
-            picked = Subset(data, [place * size // count for place in range(count)])
-            loader: DataLoader[Any] = DataLoader(picked, wanted.batch_size, collate_fn=bench.task.collate)
+            wanted = self.allocation_data
+            batches = bench.task.training_batches(wanted.samples, wanted.batch_size)
             plan = allocate(
-                bench.load().to(bench.device), self.allocate, loader, bench.task.loss, self.include, self.exclude,
+                bench.load().to(bench.device), self.allocate, batches, bench.task.loss, self.include, self.exclude,
                 bf16=self.walk.bf16,
             )  # fmt: skip
             bench.save_plan(plan)

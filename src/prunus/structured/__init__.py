@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prunus.structured.budget import Budget
+from prunus.structured.budget import AMOUNTS, Budget
 from prunus.structured.closing import AtEnd, Closing, Progressive, RateGate, Rounds, StraightThrough
 from prunus.structured.composed import Composed, Parts, Structured
 from prunus.structured.gate_training import GateTraining
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prunus.structured.callback import SearchCallback
 
 __all__ = [
-    "AnyScope", "AnySearch", "AtEnd", "Budget", "Cached", "Chance", "Closing", "ComponentRatios", "Composed", "Cost", "Decision", "Everyone", "Example", "GateGradient",
+    "AMOUNTS", "AnyScope", "AnySearch", "AtEnd", "Budget", "Cached", "Chance", "Closing", "ComponentRatios", "Composed", "Cost", "Decision", "Everyone", "Example", "GateGradient",
     "GateTraining", "Gates", "Importance", "IterativeMagnitude", "IterativeSTE", "LatencyTable", "MaskBased", "Needs", "Parts", "Price", "Progressive", "RateGate",
     "Rounds", "Scope", "Search", "SearchCallback", "SearchMethod", "State", "Storage", "StraightThrough", "Structured", "Taylor",
     "TrainedGate", "UPop", "Unified", "WeightMagnitude", "Whole", "WithinComponent", "WithinUnit", "cost_of", "fold_gates", "gate_factors", "narrow", "pruned_share",

@@ -121,6 +121,11 @@ class Task(Typed):
         losses = [float(self.loss(model, self.collate(part))) * len(part) for part in parts]
         return {"loss": sum(losses) / len(items)}
 
+    def training_batches(self, samples: int, batch_size: int) -> list[Batch]:
+        """Training items spread evenly, or all if there are fewer, as `loss` takes them: for what looks at the loss of a model."""
+        size = len(self.still_data())  # type: ignore[arg-type]
+        return self._spread(min(samples, size), batch_size)
+
     def calibration(self, samples: int, batch_size: int) -> list[Batch]:
         """Training inputs that the model takes as `model(**batch)`, for pruners: items spread evenly, the same at every
         call.
@@ -128,6 +133,9 @@ class Task(Typed):
         Raises:
             PrunusError: there are fewer items.
         """
+        return self._spread(samples, batch_size)
+
+    def _spread(self, samples: int, batch_size: int) -> list[Batch]:
         data: Any = self.still_data()
         places = spread(torch.arange(len(data)), samples)
         return [self.collate([data[place] for place in part.tolist()]) for part in torch.split(places, batch_size)]
