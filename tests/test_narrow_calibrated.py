@@ -823,19 +823,19 @@ def test_shares_of_an_allocation_come_to_every_kind_of_budget(name: str, align: 
     model = transformers.LlamaForCausalLM(config).eval()
     parts = anatomy(model)
     whole = Whole(parts, model, lambda: model(input_ids=torch.arange(8)[None]))
-    units, costs = parts.units, None
+    units, costs = parts.units, dict[str, list[float]]()
     if name == "max_milliseconds":  # the first channels to leave spare other times than the last ones
-        costs = {unit.name: [1 + (place % 3) * unit.is_attention for place in range(unit.channels)] for unit in units}
+        costs = {unit.name: [1.0 + (place % 3) * unit.is_attention for place in range(unit.channels)] for unit in units}
         price = Price(1000.0, costs)
     else:
-        price = {"max_macs": whole.macs, "max_bytes": lambda units: whole.bytes(units, Storage())}.get(
-            name, whole.parameters
-        )(units)
+        price = whole.macs(units) if name == "max_macs" else whole.parameters(units)
+        price = whole.bytes(units, Storage()) if name == "max_bytes" else price
     total = sum(cost_of(price.channel[unit.name], unit.channels) for unit in units)
     for ratio, wanted in ((0.2, (0.1, 0.3)), (0.5, (0.0, 0.9)), (0.7, (0.6, 0.99)))[: 3 if align == 1 else 1]:
         amount = ratio if name == "ratio" else int(price.total - ratio * total)
-        method = Calibrated(**{name: amount}, align=align)
-        if costs is None:
+        settings: dict[str, Any] = {name: amount, "align": align}
+        method = Calibrated(**settings)
+        if not costs:
             fitted = method.fit(whole, units)
         else:
             fitted = method.model_copy(update={"ratio": (price.total - amount) / total})

@@ -57,9 +57,8 @@ def made(name: str, model: str, folder: Path, **more: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize("method", [{"score": {"score": "gradient"}}, {"allocation": {"method": "ecoflap"}}])
 def test_what_asks_for_the_loss_of_a_narrowing_is_given_the_task_s(method: dict[str, Any], tmp_path: Path) -> None:
     found, model = made("segmentation", "segmenter", tmp_path)
-    step = NarrowStep(
-        method={"ratio": 0.3, "compensation": "bias", **method}, calibration={"samples": 4, "batch_size": 2}
-    )
+    settings = {"ratio": 0.3, "compensation": "bias", **method}
+    step = NarrowStep.model_validate({"method": settings, "calibration": {"samples": 4, "batch_size": 2}})
     assert step.method is not None
     with pytest.raises(PrunusError, match="returned none for these batches"):
         narrow(model, step.method, found.calibration(4, 2), options=WalkOptions(progress=False))

@@ -16,7 +16,7 @@ from prunus.cli.options import ImportOption
 from prunus.cost import human
 from prunus.errors import PrunusError
 from prunus.evaluation import read_task
-from prunus.losses import own_loss
+from prunus.losses import Loss, own_loss
 from prunus.metric import written
 from prunus.storage import writable_path
 
@@ -91,11 +91,11 @@ def sweep(
     dense = load_model(folder).to(default_device()).eval()
     by_loss, headline = methods[0].asks_for_loss, chosen.headline
     batches = (chosen.training_batches if by_loss else chosen.calibration)(samples, batch_size)
-    loss, call = (chosen.loss, chosen.loss) if by_loss else (own_loss, None)
+    loss: Loss = chosen.loss if by_loss else own_loss
     scores = score_channels(dense, methods[0], batches, latency=cost == "milliseconds", loss=loss)
     scores.save(place / "scores.safetensors")
     found = swept(
-        dense, methods, batches, scores=scores, call=call, measure=lambda small: chosen.measure(small, limit)[headline], quality=headline,
+        dense, methods, batches, scores=scores, call=loss if by_loss else None, measure=lambda small: chosen.measure(small, limit)[headline], quality=headline,
         higher_is_better=chosen.metrics[headline].higher_is_better,
     )  # fmt: skip
     found.save(place, cost)
