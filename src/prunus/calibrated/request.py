@@ -42,10 +42,10 @@ class Request:
     batches: Sequence[Any]
     call: Call | None
     options: WalkOptions
-    loss: Loss = own_loss
-    """The training loss on a batch, for what asks for it."""
     state: State = field(default_factory=State)
     """Where the weights are, and what was found of them by work that was interrupted."""
+    loss: Loss = own_loss
+    """The training loss on a batch, for what asks for it."""
 
     @property
     def blocks(self) -> dict[str, list[Unit]]:
@@ -85,7 +85,7 @@ def settle(
     fitted = loadable(inner, method, knobs)
     if price is not None:
         fitted = within_reach(fitted, price(parts, inner, run), units, knobs)
-    return Request(inner, fitted, parts, units, knobs, consumers, given, call, options, loss)
+    return Request(inner, fitted, parts, units, knobs, consumers, given, call, options, loss=loss)
 
 
 def units_of(
