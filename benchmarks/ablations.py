@@ -60,7 +60,8 @@ IMAGE = 48
 """Pixels of a side of the DeiT's images."""
 HELD_OUT = 200
 """Training items that a gated rate is measured on, and that nothing trains on."""
-RESULTS, PAGE = Path("docs/ablations.jsonl"), Path("docs/ablations.md")
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+RESULTS, PAGE = DOCS / "ablations.jsonl", DOCS / "ablations.md"
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--draw", action="store_true")
     chosen = parser.parse_args()
-    found = [json.loads(line) for line in chosen.results.read_text().splitlines()] if chosen.results.exists() else []
+    found = results(chosen.results) if chosen.results.exists() else []
     if chosen.draw:
         draw(found)
         return
@@ -311,41 +312,66 @@ def main() -> None:
                 )
 
 
-def draw(found: Sequence[dict[str, Any]]) -> None:
-    """A table and a picture of the results."""
-    tables: dict[str, dict[str, list[dict[str, Any]]]] = {}
+Tables = dict[str, dict[str, list[dict[str, Any]]]]
+"""Table → row → its runs."""
+
+
+def tables_of(found: Sequence[dict[str, Any]]) -> Tables:
+    """Results by table and row, as they were measured."""
+    tables: Tables = {}
     for one in found:
         tables.setdefault(one["table"], {}).setdefault(one["name"], []).append(one)
+    return tables
 
-    def spread(runs: Sequence[dict[str, Any]], key: str) -> tuple[float, float]:
-        values = [100 * run[key] for run in runs]
-        return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
+def spread(runs: Sequence[dict[str, Any]], key: str) -> tuple[float, float]:
+    """Mean and standard deviation, in percent."""
+    values = [100 * run[key] for run in runs]
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def page_of(found: Sequence[dict[str, Any]]) -> str:
+    """The page: what stands on it above the mark, and the tables."""
     lines = []
+    for table, names in tables_of(found).items():
+        dense, _ = spread([run for runs in names.values() for run in runs], "dense")
+        lines += [f"### {table}", "", f"Dense: {dense:.2f} %.", ""]
+        lines += ["| | right after the search, % | retrained, % | in the paper |", "| --- | --- | --- | --- |"]
+        for name, runs in names.items():
+            cells = " | ".join(
+                f"{m:.2f} ± {s:.2f}" for m, s in (spread(runs, key) for key in ("searched", "retrained"))
+            )
+            lines.append(f"| {name} | {cells} | {runs[0]['paper']} |")
+        lines.append("")
+    head, _, _ = PAGE.read_text().partition(MARK)
+    return head + MARK + "\n\n" + "\n".join(lines)
+
+
+def results(file: Path = RESULTS) -> list[dict[str, Any]]:
+    """What has been measured."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def draw(found: Sequence[dict[str, Any]]) -> None:
+    """The page, and a picture of the results."""
+    tables = tables_of(found)
     figure, axes = pyplot.subplots(
         len(tables), 1, figsize=(8, 0.32 * sum(len(t) + 3 for t in tables.values())),
         height_ratios=[len(names) for names in tables.values()], layout="constrained",
     )  # fmt: skip
     for axis, (table, names) in zip(axes, tables.items(), strict=True):
-        dense, _ = spread([run for runs in names.values() for run in runs], "dense")
-        lines += [f"### {table}", "", f"Dense: {dense:.2f} %.", ""]
-        lines += ["| | right after the search, % | retrained, % | in the paper |", "| --- | --- | --- | --- |"]
-        for place, (name, runs) in enumerate(names.items()):
+        for place, runs in enumerate(names.values()):
             cells = [spread(runs, key) for key in ("searched", "retrained")]
-            lines.append(
-                f"| {name} | " + " | ".join(f"{m:.2f} ± {s:.2f}" for m, s in cells) + f" | {runs[0]['paper']} |"
-            )
             for (mean, deviation), color in zip(cells, ("#888888", "#004488"), strict=True):
                 axis.errorbar(mean, place, xerr=deviation, fmt="o", color=color, capsize=2, markersize=4)
-        lines.append("")
+        dense, _ = spread([run for runs in names.values() for run in runs], "dense")
         axis.axvline(dense, color="#bb5566", linewidth=1)
         axis.set_yticks(range(len(names)), list(names))
         axis.invert_yaxis()
         axis.set_title(table, loc="left", fontsize=9)
     axes[-1].set_xlabel("accuracy, %: grey after the search, blue retrained, red dense")
     figure.savefig(PAGE.with_suffix(".png"), dpi=110)
-    head, _, _ = PAGE.read_text().partition(MARK)
-    PAGE.write_text(head + MARK + "\n\n" + "\n".join(lines))
+    PAGE.write_text(page_of(found))
 
 
 MARK = "<!-- made by benchmarks.ablations --draw -->"

@@ -18,7 +18,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 STUDIES = ("structured", "unstructured")
 HEAD = """# Evidence: what the papers found, asked again
 
-Drawn by `python -m benchmarks.evidence` from the JSON in [docs/evidence](evidence): do not edit. How studies work: [studies](studies.md).
+Drawn by `python -m benchmarks.evidence` from the JSON in `docs/evidence`: do not edit. How studies work: [studies](studies.md).
 The data are small public sets (Flickr8k-1k, Imagenette at 160 pixels, CamVid, NLVR, easy-VQA, WikiText-2) that do not come with prunus.
 """
 

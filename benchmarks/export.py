@@ -1,8 +1,8 @@
 """Exports against the models they are of: `python -m benchmarks.export [onnx openvino torch] [--only 'llama/*'] [--json FILE]` prints the table
 of the docs.
 
-Eight families on tiny random weights, each dense, narrowed and with half of its weights zero. A cell that fails is said, and does not stop the
-others; what is done stands in FILE after every cell, and is not done again.
+Eight families on tiny random weights, each dense, narrowed and with half of its weights zero, and seven whose narrow models are ordinary ones (`plain`), as
+stock classes load them. A cell that fails is said, and does not stop the others; what is done stands in FILE after every cell, and is not done again.
 """
 
 from __future__ import annotations
@@ -20,27 +20,55 @@ import torch
 import transformers
 from tests.families import build
 from tests.test_equivalence import random_plan
+from tests.test_narrow_calibrated import gemma3
 
-from prunus import Magnitude, extract, prune
+from prunus import Calibrated, Magnitude, WalkOptions, extract, narrow, prune
 from prunus.export import FORMATS, export
 from prunus.storage import write_text
 
 FAMILIES = ("vit", "clip", "siglip", "bert", "blip_vqa", "blip_caption", "llama", "llava")
+PLAIN = ("llama", "qwen2", "qwen3", "gemma3", "t5", "llava", "qwen2_5_vl")
 DONE = ("dense", "narrowed", "zeros")
+CELLS = [(name, done) for name in FAMILIES for done in DONE] + [(name, "plain") for name in PLAIN]
+"""Families, and what was done to their models."""
 COLUMNS = ("family", "to", "model", "graphs", "sizes", "largest difference", "seconds")
 
 
 def variant(name: str, done: str) -> tuple[Any, list[dict[str, Any]]]:
     """A family's model after something was done to it, and batches."""
-    case = build(name, 0)
+    case = gemma3() if name == "gemma3" else build(name, 0)
     model: Any = case.model
     if done == "narrowed":
         model = extract(model, random_plan(model, 0))
     if done == "zeros":
         prune(model, Magnitude(sparsity=0.5), [case.inputs])
-    inputs = {key: value for key, value in case.inputs.items() if key not in ("labels", "decoder_input_ids")}
-    orders = torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([1, 0, 1])
-    return model, [{key: value[order] for key, value in inputs.items()} for order in orders]
+    if done == "plain":
+        model = stock(narrow(model, plain(name), [case.inputs], options=WalkOptions(progress=False))[0])
+    return model, batches_of(case.inputs)
+
+
+def plain(name: str) -> Calibrated:
+    """What an ordinary config can say of a family: whole heads, or T5's head width."""
+    return Calibrated(ratio=0.4, plain=True, attention="widths" if name == "t5" else "heads")
+
+
+def stock(model: Any) -> Any:
+    """Saved, and loaded with the class of transformers."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return getattr(transformers, type(model).__name__).from_pretrained(folder).eval()
+
+
+def batches_of(inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Two items in both orders, and three, without targets. Where the patches of all images are one list, there is one item, and another with
+    another picture.
+    """
+    given = {key: value for key, value in inputs.items() if key not in ("labels", "decoder_input_ids")}
+    items = [{key: value[place : place + 1] for key, value in given.items()} for place in (0, 1)]
+    if "image_grid_thw" in given:
+        items = [given, {**given, "pixel_values": given["pixel_values"].flip(0)}]
+    orders = (0, 1), (1, 0), (1, 0, 1)
+    return [{key: torch.cat([items[place][key] for place in order]) for key in given} for order in orders]
 
 
 def cell(name: str, to: str, done: str) -> dict[str, Any]:
@@ -90,17 +118,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS), flush=True)
     failed = 0
     for to in given.to or ["onnx"]:
-        for name in FAMILIES:
-            for done in DONE:
-                if not any(fnmatchcase(f"{name}/{done}", only) for only in wanted):
-                    continue
-                key = f"{to}/{name}/{done}"
-                if "failed" in known.get(key, {"failed": ""}):
-                    known[key] = cell(name, to, done)
-                    if given.json:
-                        write_text(given.json, json.dumps(known, indent=1) + "\n")
-                failed += "failed" in known[key]
-                print(row(name, to, done, known[key]), flush=True)
+        for name, done in CELLS:
+            if not any(fnmatchcase(f"{name}/{done}", only) for only in wanted):
+                continue
+            key = f"{to}/{name}/{done}"
+            if "failed" in known.get(key, {"failed": ""}):
+                known[key] = cell(name, to, done)
+                if given.json:
+                    write_text(given.json, json.dumps(known, indent=1) + "\n")
+            failed += "failed" in known[key]
+            print(row(name, to, done, known[key]), flush=True)
     return failed
 
 

@@ -1,7 +1,7 @@
 """What both roads reach in the model types of transformers, tried on tiny random models: the table of docs/families.md.
 
 `python -m benchmarks.family_sweep OUT.json [TYPE ...]` adds what it finds to OUT.json, type by type, and goes on there when it is
-started again; `--page` writes docs/families.md from it. Every type has its own time limit.
+started again; `--page` writes docs/families.md from it, and `python -m benchmarks.tables --take` the JSON of its tables. Every type has its own time limit.
 """
 
 from __future__ import annotations
@@ -336,6 +336,7 @@ def _families(found: Mapping[str, Row]) -> list[str]:
         "", "## Families that many people use", "",
         "Structured: share of the block weights, linear attentions apart. A family reaches the bar if that is at least 95 %, with masked ≡ extracted",
         "≤ 1e-5, the same generation and the same weights after a reload.", "",
+        "<!-- figures: families.json used-by-many -->", "",
         "| family | model type | structured | unstructured | masked ≡ extracted | generation | reload | bar |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
@@ -378,6 +379,8 @@ def page(found: Mapping[str, Row]) -> str:
         "",
         "## All types",
         "",
+        "<!-- figures: families.json types -->",
+        "",
         "| model type | towers | attention | MLP | structured | unstructured | prune | search | masked ≡ extracted | generation | reload |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -391,6 +394,7 @@ def page(found: Mapping[str, Row]) -> str:
         "", "## In published sizes", "",
         "Layers between widths, and what else stays dense, weigh more in tiny models than in those that people use. The same shares of some in",
         "their own sizes, read off the configs:", "",
+        "<!-- figures: families.json published-sizes -->", "",
         "| model | attention | MLP | structured | what stays dense |", "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for name, row in in_published_sizes().items():

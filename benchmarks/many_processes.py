@@ -3,7 +3,7 @@
 `walk DATA`: Wanda and SparseGPT at .5 on SmolLM2-135M, 128 windows of 512 tokens; seconds of the walk.
 `search`: steps of a UPop search on a BLIP of base size under DDP, of a global batch of 16; seconds of a step.
 `memory`: the same under FSDP2 on a LLaMA whose weights dominate; peak resident memory of a process over what it had before the model.
-`kill`: a recipe in two processes, one of which dies by SIGKILL at a random moment, 20 times; bits of the end against an undisturbed run.
+`kill`: see `benchmarks.killed`.
 
 DATA is a folder with wikitext2-valid.txt.
 """
@@ -13,20 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import yaml
-from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -34,32 +29,14 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.blip_base import blip_base, inputs
+from benchmarks.killed import THREADS, kill
 from benchmarks.smollm2 import calibration, model_folder
 from prunus import Search, SparseGPT, UPop, WalkOptions, Wanda, load_model, prune
 from prunus.cost import peak_memory
 from prunus.parallel import barrier, everyones, is_first, join_group, leave, local, process, processes
 
-THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Lets glibc give freed memory back at once, so that a peak is what was in use."""
-TRAIN = {"steps": 6, "batch_size": 2, "learning_rate": 1e-3, "save_every": 2, "bf16": False}
-RECIPE = {
-    "model": {"random": {
-        "model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 64, "num_attention_heads": 4,
-        "intermediate_size": 256, "num_hidden_layers": 4, "image_size": 56, "patch_size": 14,
-    }},
-    "task": {"name": "noise", "items": 32},
-    "steps": [
-        {"step": "search", "method": {"ratio": 0.25, "interval": 1}, "train": TRAIN},
-        {
-            "step": "prune", "method": {"method": "sparsegpt"}, "allocate": {"method": "ecoflap"},
-            "allocation_data": {"samples": 16, "batch_size": 2}, "calibration": {"samples": 32, "batch_size": 2},
-        },
-        {"step": "repair", "method": {"method": "masked_lora", "rank": 2}, "train": TRAIN},
-    ],
-    "measure": {"batch_size": 1, "repeats": 1},
-    "evaluate_limit": 2,
-}  # fmt: skip
 STEPS, ITEMS = 4, 16
 
 
@@ -140,43 +117,6 @@ def memory() -> dict[str, float]:
         optimizer.zero_grad()
     held = sum(local(parameter).nbytes for parameter in model.parameters()) / 1e6
     return {"weights of a process, MB": held, "peak of a process, MB": max(everyones((peak_memory() - before) / 1e6))}
-
-
-def last_model(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(load_file(folder / "3-repair" / "model" / "model.safetensors"))
-
-
-def kill(times: int) -> None:
-    """Prints how many of so many interrupted runs have ended with the bits of an undisturbed one."""
-    with tempfile.TemporaryDirectory() as place:
-
-        def begin(name: str) -> subprocess.Popen[str]:
-            file = Path(place, f"{name}.yaml")
-            file.write_text(yaml.safe_dump({**RECIPE, "output": str(Path(place, name))}))
-            return started(2, "prunus", "compress", str(file), PRUNUS_CACHE=str(Path(place, "cache")))
-
-        start = time.perf_counter()
-        if begin("whole").wait():
-            raise SystemExit("the undisturbed run has failed")
-        seconds, expected, same = time.perf_counter() - start, last_model(Path(place, "whole")), 0
-        draw = random.Random(0)
-        for number in range(times):
-            work = begin(f"run{number}")
-            time.sleep(draw.uniform(0.2, 0.9) * seconds)
-            victims = workers_of(work.pid)
-            if victims:
-                os.kill(draw.choice(victims), signal.SIGKILL)
-            work.wait()
-            begin(f"run{number}").wait()
-            found = last_model(Path(place, f"run{number}"))
-            same += all(torch.equal(found[name], value) for name, value in expected.items())
-            print(f"{number + 1}: {same} with the same bits", flush=True)
-
-
-def workers_of(parent: int) -> list[int]:
-    """The processes that torchrun has started."""
-    found = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True, check=False).stdout.split()
-    return [int(pid) for pid in found]
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ def drawn(text: str) -> str:
         if file.exists():
             made = draw(json.loads(file.read_text())["rows"])
             text = re.sub(
-                rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, made=made: f"{m[1]}{made}\n{m[2]}", text, flags=re.DOTALL
+                rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, made=made: f"{m[1]}\n{made}\n\n{m[2]}", text, flags=re.DOTALL
             )  # fmt: skip
     return text
 

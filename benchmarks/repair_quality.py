@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import html
 import json
 import statistics
 import time
@@ -36,6 +35,7 @@ from prunus import (
 )  # fmt: skip
 from prunus.allocation.allocator import Allocator
 from prunus.figures import png
+from prunus.report import document, embedded, html_table, paragraph
 from prunus.storage import write_bytes, write_text
 from prunus.unstructured import Pruner
 
@@ -168,9 +168,8 @@ def picture(study: Study, seeds: int) -> bytes:
 
 
 def write_page(study: Study, table: list[list[str]], folder: Path, seeds: int, minutes: float) -> None:
-    write_bytes(folder / "repair.png", picture(study, seeds))
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table[0])
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table[1:])
+    drawn = picture(study, seeds)
+    write_bytes(folder / "repair.png", drawn)
     about = (
         f"{study.subject.headline} of {type(study.subject.dense).__name__}, dense {study.cells['dense']:.2f}; mean ± standard "
         f"deviation over {seeds} seeds of calibration and training; every repair trains for {study.training.steps} steps of "
@@ -178,10 +177,10 @@ def write_page(study: Study, table: list[list[str]], folder: Path, seeds: int, m
     )
     write_text(
         folder / "report.html",
-        "<!doctype html><meta charset=utf-8><title>Repair</title><style>body{font:15px sans-serif;max-width:60em;margin:2em auto}"
-        "td,th{padding:.3em .8em;text-align:right;border-bottom:1px solid #ddd}td:first-child{text-align:left}img{max-width:100%}"
-        f"</style><h1>What repair gives back: {html.escape(study.name)}</h1><p>{html.escape(about)}</p><table><tr>{head}</tr>{body}"
-        "</table><img src=repair.png alt='bars of the table'>",
+        document(
+            f"What repair gives back: {study.name}",
+            paragraph(about) + html_table(table[0], table[1:], "What is left") + embedded("bars of the table", drawn),
+        ),
     )
     write_text(folder / "table.md", markdown(table) + "\n")
 

@@ -5,8 +5,8 @@ A line before a table names its JSON and the table in it:
     <!-- figures: allocation.json cost -->
 
 The JSON has, by the table's name, what made it (`command`), where (`machine`), the `columns`, how they are aligned, and the `rows`, all as they are written.
-Whoever measures again edits the JSON, or the script of the measurement does, and this draws the pages. `--take` reads tables whose JSON is not there yet
-from the pages. A test fails where a page and its JSON differ, and where a table of figures has no such line.
+Whoever measures again edits the JSON, and this draws the pages; or a script draws the page, and `--take` reads the JSON from it. A test fails where
+a page and its JSON differ, and where a table of figures has no such line.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def redrawn(text: str, read: Any = None) -> str:
 
 
 def take(text: str) -> None:
-    """Writes the JSON of tables that have none yet, with the command that stands nearest before them."""
+    """Writes the JSON of a page's tables. A new one gets the command that stands nearest before it."""
     lines = text.split("\n")
     for block in blocks(text):
         if block.source is None:
@@ -93,13 +93,10 @@ def take(text: str) -> None:
         file, name = block.source
         path = FOLDER / file
         found = json.loads(path.read_text()) if path.exists() else {}
-        if name in found:
-            continue
-        said = re.findall(r"`(python -m benchmarks\.[^`]+|prunus [^`]+|make demo)`", "\n".join(lines[: block.first]))
         header, align, *rows = map(cells, block.lines)
-        found[name] = {
-            "command": said[-1] if said else "", "machine": "", "columns": header, "align": align, "rows": rows,
-        }  # fmt: skip
+        said = re.findall(r"`(python -m benchmarks\.[^`]+|prunus [^`]+|make demo)`", "\n".join(lines[: block.first]))
+        new = {"command": said[-1] if said else "", "machine": ""}
+        found[name] = {**new, **found.get(name, {}), "columns": header, "align": align, "rows": rows}
         write_text(path, written(found))
 
 
@@ -119,13 +116,13 @@ def written(tables: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--take", action="store_true", help="read tables into JSON that have none yet")
+    parser.add_argument("--take", action="store_true", help="read the JSON from the pages, instead of drawing them")
     taking = parser.parse_args().take
     for page in pages():
         text = page.read_text()
         if taking:
             take(text)
-        if redrawn(text) != text:
+        elif redrawn(text) != text:
             write_text(page, redrawn(text))
 
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -32,12 +33,14 @@ def _joined(rank: int, folder: Path, function: Callable[[Path], None]) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT="0"
     )  # fmt: skip
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", timeout=timedelta(minutes=2), init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
     function(folder)
     dist.barrier()
 
 
-def _child(function: Callable[[], None]) -> int:
+def _child(function: Callable[[], object]) -> int:
     child = os.fork()
     if child:
         return child
@@ -61,3 +64,9 @@ def _wait(children: list[int]) -> bool:
             for other in children:
                 os.kill(other, signal.SIGTERM)
     return failed
+
+
+def ended(function: Callable[[], object]) -> int:
+    """Calls a function in a process of its own: its exit status, or the number of the signal that ended it."""
+    status = os.waitpid(_child(function), 0)[1]
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
+from accelerate import dispatch_model
 from benchmarks.rank_memory import Sizes
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -65,13 +66,15 @@ from prunus import (
     repair,
 )
 from prunus.losses import own_prediction
-from prunus.parallel import barrier, has_shards, is_first, local, of_first, processes, whole
+from prunus.parallel import barrier, has_shards, is_first, local, processes, whole
 from prunus.recipe import parse_recipe
 from prunus.repair import Repair
 from prunus.run import run
 from prunus.structured.gates import Gates
 from prunus.structured.scores import gate_gradient, gates_with_gradients
 from prunus.unstructured import Walk
+from tests import in_processes_failing  # noqa: F401  its checks are carried out, too
+from tests.checks import CHECKS, FOLDERS, MESH, QUIET, alone, check, sharded, shared_folder, words
 from tests.families import IMAGE, VOCABULARY, build
 from tests.forked import in_two
 from tests.test_equivalence import outputs
@@ -79,45 +82,9 @@ from tests.test_recipe import VIT
 from tests.test_repair import pruned
 from tests.test_walk import Branches
 
-QUIET = WalkOptions(progress=False)
-CHECKS: list[Callable[[], None]] = []
-
-
-def check(function: Callable[[], None]) -> Callable[[], None]:
-    """Marks what is carried out."""
-    CHECKS.append(function)
-    return function
-
-
-def alone(function: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What a function returns where there is one process: this one."""
-    with monkeypatch.context() as patched:
-        patched.setattr(dist, "is_initialized", lambda: False)
-        return function()
-
-
-def words(count: int, items: int = 2) -> list[dict[str, Tensor]]:
-    """Batches of text, of different lengths, with padding."""
-    generator = torch.Generator().manual_seed(count)
-    batches = []
-    for number in range(count):
-        ids = torch.randint(10, VOCABULARY, (items, 5 + number), generator=generator)
-        mask = torch.ones_like(ids)
-        mask[0, : number + 1] = 0
-        batches.append({"input_ids": ids, "attention_mask": mask, "labels": ids})
-    return batches
-
 
 def zeros(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter == 0 for name, parameter in model.named_parameters()}
-
-
-@contextmanager
-def shared_folder() -> Iterator[Path]:
-    """A folder of all processes, for the time of the context."""
-    with tempfile.TemporaryDirectory() as own:
-        yield Path(of_first(own))
-        barrier()
 
 
 def same_on_all(model: nn.Module) -> None:
@@ -175,6 +142,28 @@ def allocates_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @check
+def walks_where_weights_are_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that `device_map` has spread over memory and disk, what is in memory is pruned, and all of it measured by passes alone."""
+    case = build("llama", 3)
+    block = "model.layers.0"
+    of_block = [f"{block}.{name}" for name in ("mlp", "input_layernorm", "post_attention_layernorm")]
+    elsewhere = ["lm_head", "model.embed_tokens", "model.norm", "model.rotary_emb"]
+    places = {**dict.fromkeys([*of_block, *elsewhere], "cpu"), f"{block}.self_attn": "disk"}
+    one = build("llama", 3).model
+    expected = alone(partial(allocate, one, ECoFLaP(order="zeroth"), words(3), progress=False), monkeypatch)
+    alone(partial(prune, one, SparseGPT(sparsity=0.5), words(3), include=("*.mlp.*",), options=QUIET), monkeypatch)
+    with tempfile.TemporaryDirectory() as folder:
+        many = dispatch_model(case.model, places, main_device="cpu", offload_dir=folder)
+        found = allocate(many, ECoFLaP(order="zeroth"), words(3), progress=False)
+        assert {n: m.pruned for n, m in found.matrices.items()} == {n: m.pruned for n, m in expected.matrices.items()}
+        with pytest.raises(PrunusError, match="prune_folder"):
+            prune(many, SparseGPT(sparsity=0.5), words(3), options=QUIET)
+        prune(many, SparseGPT(sparsity=0.5), words(3), include=("*.mlp.*",), options=QUIET)
+    for name, there in zeros(one.model.layers[0].mlp).items():
+        assert torch.equal(zeros(many.model.layers[0].mlp)[name], there), name
+
+
+@check
 def stops_at_the_same_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where batches of different kinds, or none, are in one process."""
     x, rank = torch.randn(1, 2), dist.get_rank()
@@ -191,16 +180,6 @@ SEARCHES: tuple[SearchMethod, ...] = (
     UPop(ratio=0.4), Structured(ratio=0.4, importance=Taylor(), scope=Everyone(), closing=AtEnd()), IterativeMagnitude(ratio=0.4),
     Unified(ratio=0.4, gate_learning_rate=0.05, l1_mlp=0.0),
 )  # fmt: skip
-MESH: list[Any] = []
-
-
-def sharded(model: nn.Module) -> nn.Module:
-    """Every layer, and the model, under FSDP2."""
-    for layer in model.get_submodule("model.layers").children():
-        fully_shard(layer, mesh=MESH[0])
-    return fully_shard(model, mesh=MESH[0])
-
-
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "ddp": DistributedDataParallel,
     "fsdp2": sharded,
@@ -406,6 +385,7 @@ RECIPE = {
             "allocation_data": {"samples": 8, "batch_size": 2}, "calibration": {"samples": 8, "batch_size": 2},
         },
         {"step": "repair", "method": {"method": "masked_finetune"}},
+        {"step": "narrow", "method": {"ratio": 0.2, "compensation": "none"}, "calibration": {"samples": 8, "batch_size": 2}},
     ],
 }  # fmt: skip
 
@@ -414,7 +394,7 @@ def carried_out(folder: Path, batch_size: int) -> Path:
     """The folder of a recipe's last model; nothing is evaluated."""
     os.environ["PRUNUS_CACHE"] = str(folder.parent / "cache")
     train = {"steps": 4, "batch_size": batch_size, "learning_rate": 1e-3, "save_every": 2, "bf16": False}
-    steps = [step if step["step"] == "prune" else {**step, "train": train} for step in RECIPE["steps"]]
+    steps = [step if step["step"] in ("narrow", "prune") else {**step, "train": train} for step in RECIPE["steps"]]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("prunus.run.compare", lambda *_: None)
         patched.setattr("prunus.run.write_report", lambda *_: None)
@@ -422,9 +402,27 @@ def carried_out(folder: Path, batch_size: int) -> Path:
     return folder
 
 
+def take_distribution_away() -> None:
+    """Leaves this process with a torch that is as if it had been built without `torch.distributed`."""
+    dist.is_available = dist.is_initialized = lambda: (
+        False
+    )  # the second is called by transformers, which asked for the first when it was imported
+    for name in (
+        "get_world_size",
+        "get_rank",
+        "init_process_group",
+        "all_reduce",
+        "broadcast",
+        "all_gather_object",
+        "barrier",
+    ):
+        delattr(dist, name)
+
+
 def alone_first(folder: Path) -> None:
     """What is trained by one process, with the global batch, for those checks that compare with it."""
-    if sys.argv[1:] and not {"repairs_as_one", "runs_a_recipe_as_one"} & set(sys.argv):
+    take_distribution_away()
+    if sys.argv[1:] and not {"repairs_as_one", "runs_a_recipe_as_one", "goes_on_with_as_many_only"} & set(sys.argv):
         return
     for number, method in enumerate(REPAIRS):
         save_file(repaired(method, 4).state_dict(), folder / f"{number}.safetensors")
@@ -478,9 +476,19 @@ def runs_a_recipe_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (one / "1-search" / "plan.json").read_text() == (many / "1-search" / "plan.json").read_text()
     last = "3-repair/model/model.safetensors"
     close(load_file(many / last), load_file(one / last))
+    assert (many / "4-narrow" / "model").exists()
 
 
-FOLDERS: list[Path] = []
+@check
+def goes_on_with_as_many_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes do not go on with a training that one has begun, whose steps saw other items."""
+    one = FOLDERS[0] / "one"
+    barrier()
+    if is_first():
+        shutil.rmtree(one / "3-repair" / "model")
+    barrier()
+    with pytest.raises(PrunusError, match="1 processes"):
+        carried_out(one, 4)
 
 
 def main(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Values that would be taken for others, silently, and splits that do not fit each other."""
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,22 @@ def test_csv_with_a_long_cell_and_truths(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(f"text,use\n{'w ' * 100_000},true\nother,false\n")
     [row] = Table(files=str(tmp_path / "rows.csv"), only={"use": True}).read()
     assert len(row["text"]) == 200_000
+
+
+def test_towers_are_whitened_on_pictures_from_all_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def kept(shape: str, sizes: Any, pictures: Any, folder: Path) -> Path:
+        seen.extend(one.getpixel((0, 0))[0] for one in pictures)
+        return folder
+
+    monkeypatch.setattr(towers, "save_with_towers", kept)
+    for number in range(100):
+        Image.new("L", (4, 4), number).save(tmp_path / f"{number}.png")
+    rows_file = lines(tmp_path / "rows.jsonl", *[{"image": f"{number}.png"} for number in range(100)])
+    TowersSource(towers="classifier", pictures=rows_file).folder(tmp_path)  # type: ignore[arg-type]
+    assert (len(set(seen)), seen[0], seen[-1]) == (64, 0, 98)
+    assert max(after - one for one, after in itertools.pairwise(seen)) == 2
 
 
 def test_towers_are_whitened_anew_on_other_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

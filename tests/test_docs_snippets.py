@@ -1,5 +1,5 @@
 """Commands, recipes and Python that the documentation shows: commands are ones that there are, with their options, what is a recipe is read,
-what is Python is Python. Files that are named are there. (Tutorials are carried out: test_tutorials.py.)
+what is Python is Python. Files that are named are there. (What is carried out: test_docs_run.py, test_tutorials.py.)
 """
 
 from __future__ import annotations
@@ -7,7 +7,6 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,22 @@ import yaml
 
 from prunus.cli import app
 from prunus.recipe import parse_recipe
+from tests.snippets import FENCED, PAGES, ROOT
+from tests.snippets import blocks as blocks_of
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "recipes").rglob("README.md"))]
-BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 COMMANDS: Any = typer.main.get_command(app)
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return [textwrap.dedent(text) for _, spoken, text in BLOCK.findall(page.read_text()) if spoken == language]
+    return [block.text for block in blocks_of(page.read_text()) if block.language == language]
 
 
 def commands(page: Path) -> Iterator[list[str]]:
     """The arguments of every call of prunus that a page shows, in blocks and in running text."""
     text = page.read_text()
-    lines = [line for _, spoken, block in BLOCK.findall(text) if spoken in ("", "bash") for line in block.splitlines()]
-    spans = [" ".join(span.split()) for span in SPAN.findall(BLOCK.sub("", text))]
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    spans = [" ".join(span.split()) for span in SPAN.findall(FENCED.sub("", text))]
     for line in lines + spans:
         call = re.match(r"(?:torchrun .* -m )?prunus ([a-z]+ .*|[a-z]+$)", line.strip())
         if call and (arguments := shlex.split(call[1], comments=True))[0] in COMMANDS.commands:
@@ -66,9 +64,8 @@ def test_recipes_are_read(page: Path) -> None:
 def test_commands_are_found() -> None:
     shown = [arguments for page in PAGES for arguments in commands(page)]
     assert len(shown) > 40
-    assert {"compress", "inspect", "evaluate", "export", "quantise", "compare", "bench", "plan", "convert"} <= {
-        name for name, *_ in shown
-    }
+    known = "compress inspect evaluate export quantise compare bench plan sweep convert"
+    assert set(known.split()) <= {name for name, *_ in shown}
 
 
 NAMED = re.compile(r"(?<![\w./-])((?:tests|recipes|src|benchmarks)/[\w/.-]+\.(?:py|yaml|md))(?![\w/])")

@@ -11,7 +11,7 @@ import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from typer.testing import CliRunner
 
-from prunus import Calibrated, Magnitude, PrunusError, extract, narrow, prune
+from prunus import Calibrated, Depth, Magnitude, PrunusError, drop_blocks, extract, narrow, prune
 from prunus.cli import app
 from prunus.export import write_gguf
 from tests.test_equivalence import random_plan
@@ -46,23 +46,29 @@ def save(made: Any, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("done", ["dense", "zeros", "plain"])
+@pytest.mark.parametrize("done", ["dense", "zeros", "plain", "heads", "shorter"])
 def test_a_plain_llama_is_written_and_read_again(done: str, tmp_path: Path) -> None:
-    made = model()
+    made = model(num_attention_heads=4, num_key_value_heads=2) if done == "heads" else model()
     if done == "zeros":
         prune(made, Magnitude(sparsity=0.5), [{"input_ids": IDS}])
     if done == "plain":
         settings = Calibrated(ratio=0.3, plain=True, include=("*mlp*",), compensation="none")
         made, _ = narrow(made, settings, [{"input_ids": IDS}])
+    if done == "heads":
+        made, _ = narrow(made, Calibrated(ratio=0.4, plain=True, attention="heads"), [{"input_ids": IDS}])
+        assert (made.config.num_attention_heads, made.config.num_key_value_heads, made.config.head_dim) == (2, 1, 4)
+    if done == "shorter":
+        made, _ = drop_blocks(made, Depth(blocks=1), [{"input_ids": IDS}])
     folder = save(made, tmp_path / "model")
     told = CliRunner().invoke(app, ["export", str(folder), "--to", "gguf", "--out", str(tmp_path / "made.gguf")])
     assert told.exit_code == 0, told.output
     again = tf.LlamaForCausalLM.from_pretrained(tmp_path, gguf_file="made.gguf", dtype=torch.float32).eval()
-    assert again.config.intermediate_size == made.config.intermediate_size < (25 if done != "plain" else 24)
+    assert again.config.intermediate_size == made.config.intermediate_size
+    assert (made.config.intermediate_size < 24) == (done in ("plain", "heads"))
     with torch.no_grad():
         assert torch.equal(again(IDS).logits, made(IDS).logits)
     fields = gguf.GGUFReader(tmp_path / "made.gguf").fields
-    assert fields["llama.attention.key_length"].parts[-1][0] == 8
+    assert fields["llama.attention.key_length"].parts[-1][0] == made.config.head_dim
     with pytest.raises(PrunusError, match="there already"):
         write_gguf(folder, tmp_path / "made.gguf")
 

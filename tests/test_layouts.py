@@ -279,6 +279,37 @@ def test_what_a_published_layout_lacks_is_named(layout: str, tmp_path: Path) -> 
         made({"layout": layout, "root": str(tmp_path), "split": "trian"})
 
 
+@pytest.mark.parametrize("layout", PUBLISHED_NAMES)
+def test_of_a_published_layout_every_file_that_is_missing_is_named(layout: str, tmp_path: Path) -> None:
+    _, make, settings, expected = next(case for case in PUBLISHED if case[0] == layout)
+    spec = {"layout": layout, "root": str(tmp_path), **settings}
+    make(tmp_path)
+    home = type(made(spec)).home  # type: ignore[attr-defined]
+    needs = [name for name in expected[0] if name != "question_id"]
+    for file in [path for path in sorted(tmp_path.rglob("*")) if path.is_file()]:
+        aside = tmp_path.parent / f"{tmp_path.name}-aside"
+        file.rename(aside)
+        said = refusal(made(spec), needs)
+        if said is None:  # of a folder of pictures nothing says what it had
+            assert layout in ("imagenet", "cc3m") or file not in needed(made(spec)), file
+        else:
+            assert any(name in said for name in (file.name, file.stem, file.parent.name)), f"{file}: {said}"
+            assert home in said or file.suffix.lower() not in (".json", ".csv"), f"{file}: {said}"
+        aside.rename(file)
+
+
+def refusal(data: Data, needs: list[str]) -> str | None:
+    try:
+        data.check(needs)
+    except PrunusError as error:
+        return str(error)
+    return None
+
+
+def needed(data: Data) -> set[Path]:
+    return {*data.inputs(), *(Path(row["image"]["path"]) for row in data.read() if row.get("image"))}
+
+
 def test_files_of_another_layout_are_one_error(tmp_path: Path) -> None:
     vqav2(tmp_path)
     dump(tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json", [{"a": 1}])

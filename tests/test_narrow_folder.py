@@ -20,13 +20,15 @@ from prunus import (
     Calibrated,
     ChannelMagnitude,
     Everyone,
+    Fluctuation,
     Magnitude,
     PrunusError,
     WalkOptions,
     load_model,
     narrow_folder,
 )
-from prunus.calibrated.folder import JOURNAL, _FolderState
+from prunus.calibrated.folder import _FolderState
+from prunus.calibrated.folder_work import JOURNAL, FolderWork
 from tests.families import build
 
 QUIET = WalkOptions(progress=False)
@@ -74,9 +76,17 @@ def test_a_folder_is_narrowed_like_a_model(name: str, tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("settings", [{"score": ChannelMagnitude(), "compensation": "none"}, {"plain": True}])
-def test_what_a_folder_holds_is_what_the_method_says(settings: dict[str, Any], tmp_path: Path) -> None:
-    model, batches = saved("llama", tmp_path)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("llama", {"score": ChannelMagnitude(), "compensation": "none"}),
+        ("llama", {"plain": True}),
+        ("vit", {"score": ChannelMagnitude(), "compensation": "bias"}),
+        ("vit", {"score": Fluctuation(), "compensation": "bias"}),
+    ],
+)
+def test_what_a_folder_holds_is_what_the_method_says(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    model, batches = saved(name, tmp_path)
     method = Calibrated(ratio=0.4, **settings)
     small, _ = prunus.narrow(model, method, batches, options=QUIET)
     small.save_pretrained(tmp_path / "expected")
@@ -87,19 +97,23 @@ def test_what_a_folder_holds_is_what_the_method_says(settings: dict[str, Any], t
     assert configs[0] == configs[1]
 
 
-@pytest.mark.parametrize("sequential", [True, False])
-@pytest.mark.parametrize("where", ["note_scores", "note_fit", "lay_out"])
+@pytest.mark.parametrize(
+    ("where", "name", "sequential", "compensation"),
+    [
+        *((where, "llama", so, "refit") for where in ("note_scores", "note_fit", "lay_out") for so in (True, False)),
+        *((where, "vit", True, "bias") for where in ("note_scores", "note_fit")),
+    ],
+)
 def test_interrupted_work_goes_on_where_it_was(
-    sequential: bool, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, name: str, sequential: bool, compensation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prunus.calibrated import folder
     from prunus.checkpoint import Shards
 
-    _, batches = saved("llama", tmp_path)
+    _, batches = saved(name, tmp_path)
     options = WalkOptions(progress=False, sequential=sequential)
-    method = Calibrated(ratio=0.4)
+    method = Calibrated(ratio=0.4, compensation=compensation)
     narrow_folder(tmp_path / "dense", tmp_path / "whole", method, batches, options=options)
-    holder: Any = Shards if where == "lay_out" else folder._Work
+    holder: Any = Shards if where == "lay_out" else FolderWork
     original, calls = getattr(holder, where), 0
 
     def dying(self: Any, *given: Any) -> Any:

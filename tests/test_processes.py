@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
 
-from prunus import PrunusError
-from prunus.parallel import after_first, is_first, is_ours, processes, refuse_sharding_launcher, shared_out
+from prunus import PrunusError, Training
+from prunus.parallel import after_first, is_first, is_ours, join_group, processes, refuse_sharding_launcher, shared_out
+from prunus.training.finetune import _begun
 from tests.in_processes import CHECKS
 
 
@@ -34,6 +36,25 @@ def test_a_launcher_that_shards_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(PrunusError, match="torchrun"):
         refuse_sharding_launcher()
+
+
+def test_a_torch_without_processes_is_refused_to_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.is_available", lambda: False)
+    join_group()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(PrunusError, match="built without"):
+        join_group()
+
+
+def test_a_training_goes_on_with_as_many_processes_as_it_began_with(tmp_path: Path) -> None:
+    settings = nn.Linear(2, 2), Training(steps=1, learning_rate=1e-3), 0, dict[str, str]()
+    assert _begun(tmp_path, *settings, 2) is None
+    assert _begun(tmp_path, *settings, 1) is None  # nothing is there yet that would be gone on with
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "complete").touch()
+    assert _begun(tmp_path, *settings, 1) == tmp_path / "checkpoint-1"
+    with pytest.raises(PrunusError, match="begun by a training in 1 processes, and here are 2"):
+        _begun(tmp_path, *settings, 2)
 
 
 @pytest.mark.long

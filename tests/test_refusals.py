@@ -336,7 +336,7 @@ def test_a_folder_that_is_refused_leaves_nothing_and_one_that_was_interrupted_st
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ([], "cannot be evaluated on it"),
+        ([], "Tasks for such a model: "),
         (["--task", '{"name": "text", "evaluation": "TEXT"}'], "tokenizer"),
         (["--task", '{"name": "text", "evaluation": "/nowhere"}'], "no such file"),
         pytest.param(["--tasks", "arc_easy"], "lm-eval", marks=pytest.mark.long),

@@ -69,7 +69,11 @@ def test_a_run_folder_holds_everything(finished: Path) -> None:
     for kind in ("parameters", "multiply_accumulates"):
         assert {"vision", "text", "decoder", "total"} <= set(report.models["dense"][kind])
     assert report.courses[0]["ratio"][-1][2] == pytest.approx(0.5, abs=1e-3)
-    assert "data:image/png" in (finished / "report.html").read_text()
+    page = (finished / "report.html").read_text()
+    assert page.count("data:image/png") == 3
+    assert page.count("data:image/jpeg") == len(report.samples) == 6
+    assert {sample.right for sample in report.samples} & {"yes", "no"}
+    assert "BlipForQuestionAnswering.from_pretrained" in report.loading
 
 
 def test_a_finished_run_is_not_run_again(finished: Path) -> None:

@@ -140,6 +140,33 @@ def test_a_sweep_says_which_models_no_other_beats(tmp_path: Path) -> None:
         found.save(tmp_path, cost="milliseconds")
 
 
+def test_the_command_sweeps_on_a_task(tmp_path: Path) -> None:
+    build("llama", 2).model.save_pretrained(tmp_path / "model")
+    command = ["sweep", str(tmp_path / "model"), "--task", json.dumps({"name": "noise", "items": 4, "length": 8})]
+    out = tmp_path / "out"
+    settings = ["--method", '{"compensation": "none"}', "--samples", "2", "--batch-size", "2", "--out", str(out)]
+    said = CliRunner().invoke(app, [*command, "--ratios", "0.2,0.5", *settings])
+    assert said.exit_code == 0, said.output
+    found = Sweep.model_validate_json((out / "pareto.json").read_text())
+    assert [round(point.ratio, 1) for point in found.points] == [0, 0.2, 0.5]
+    assert (found.quality, found.higher_is_better) == ("loss", False)
+    assert (out / "pareto.png").exists()
+    assert f"{found.points[0].quality:.2f}" in said.output
+    scores = ChannelScores.load(out / "scores.safetensors")
+    assert plan_channels(scores, scores.method(ratio=0.2)).ratio == found.points[1].ratio
+    for option, given in (("--ratios", "half"), ("--method", "[]"), ("--method", '{"ratio": 0.3}')):
+        refused = CliRunner().invoke(app, [*command, option, given]).exception
+        assert isinstance(refused, PrunusError)
+        assert refused.field == option
+
+
+def test_budgets_out_of_reach_are_refused_before_anything_is_measured() -> None:
+    case = build("llama", 2)
+    methods = [Calibrated(ratio=0.2, compensation="none"), Calibrated(max_parameters=1, compensation="none")]
+    with pytest.raises(PrunusError, match="max_parameters"):
+        sweep(case.model, methods, [case.inputs], options=QUIET, measure=lambda _: pytest.fail("it measures"))
+
+
 def test_the_front_is_what_no_other_point_beats() -> None:
     shape = {"budget": {}, "ratio": 0.0, "macs": 1.0, "bytes": 1.0, "milliseconds": None}
     points = [

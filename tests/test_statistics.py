@@ -52,6 +52,17 @@ def test_statistics_are_those_of_the_definition_one_sequence_at_a_time_or_both_a
             np.testing.assert_allclose(found(statistics)[name].numpy(), expected, rtol=1e-6, err_msg=name)
 
 
+def test_a_gram_matrix_is_added_up_by_panels_and_is_its_own_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prunus.unstructured.statistics.PANEL", 3)
+    x, known = torch.randn(20, 7), Statistics([Gram], 3, 7)
+    for part in x.split(8):
+        known.add(part)
+    found = known[Gram].value
+    torch.testing.assert_close(found, 2 / 3 * x.T @ x)
+    assert torch.equal(found, found.T)
+    assert not known[Gram].total[3:, :3].any()  # most of what lies below the diagonal is never computed
+
+
 def test_equal_sequences_need_no_index_and_strips_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(3, 5, 4) + torch.arange(3.0)[:, None, None] * 10
     whole, strips = (Statistics([Variance], 3, 4) for _ in range(2))

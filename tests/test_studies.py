@@ -392,7 +392,7 @@ def test_pages_name_findings_failures_and_data() -> None:
     page = html_page(results, findings, {"a-pareto.png": b"png"})
     assert "T &lt;x&gt;" in page
     assert "a/b: why" in page
-    assert 'alt="a pareto"' in page
+    assert 'alt="a pareto, of which the tables' in page
     assert Results.parse(results.model_dump_json(), "file") == results
 
 

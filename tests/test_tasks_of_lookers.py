@@ -91,12 +91,17 @@ def test_both_roads_of_a_recipe_end_in_a_report(
     for road, steps in roads.items():
         report = run(parse_recipe(json.dumps({**settings, "steps": steps, "output": str(tmp_path / road)}), "test"))
         headline = report.headline
+        assert "are in task.train, too" in report.remarks[0]
+        assert report.remarks[0] in (tmp_path / road / "report.html").read_text()
         for found in report.models.values():
             metrics = found["metrics"]
             assert metrics[f"{headline}_low"] <= metrics[headline] <= metrics[f"{headline}_high"]
         assert report.ratio > 0.2 if road == "search" else report.sparsity == pytest.approx(0.5, abs=0.02)
         assert report.rows[0][0] == headline.replace("_", " ")
         assert " to " in report.rows[0][1]
+        assert [set(sample.said) for sample in report.samples] == [{"dense", "compressed"}] * 6
+        assert all(sample.pictures and sample.right for sample in report.samples)
+        assert all(0 < share < 1 for shares in report.passed_over.values() for share in shares.values())
         out = tmp_path / f"{road}.json"
         small = sorted((tmp_path / road).glob("2-*/model"))[0]
         app(
@@ -309,7 +314,8 @@ def test_training_masks_are_as_large_as_their_pictures(tmp_path: Path) -> None:
 
 def test_classes_that_differ_are_refused(tmp_path: Path) -> None:
     coloured(tmp_path / "one")
-    coloured(tmp_path / "two", 3)
+    coloured(tmp_path / "two")
+    (tmp_path / "two" / "red").rename(tmp_path / "two" / "ruby")
     folders = [{"layout": "imagefolder", "folder": str(tmp_path / name)} for name in ("one", "two")]
     with pytest.raises(PrunusError, match="its classes are not those of"):
         Classification(train=folders[0], evaluation=folders[1]).check()
@@ -338,6 +344,33 @@ def test_splits_that_number_their_classes_otherwise_are_refused(tmp_path: Path) 
         found.check()
 
 
-def test_classes_in_another_order_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(PrunusError, match="in that order"):
-        made("classification", "vit", tmp_path, classes=sorted(COLOURS, reverse=True))
+def test_classes_in_another_order_are_found_by_their_names(tmp_path: Path) -> None:
+    found, _ = made("classification", "vit", tmp_path, classes=sorted(COLOURS, reverse=True))
+    by_folder = {Path(row["image"]["path"]).parent.name: row["label"] for row in found.rows("evaluation")}
+    assert by_folder == {"white": 0, "red": 1, "green": 2, "blue": 3}
+
+
+def test_a_split_that_lacks_a_class_numbers_the_others_as_the_other_split_does(tmp_path: Path) -> None:
+    found, model = made("classification", "vit", tmp_path)
+    few = coloured(tmp_path / "few")
+    for file in (few / "green").iterdir():
+        file.unlink()
+    (few / "green").rmdir()
+    fewer = Classification(train=found.train, evaluation={"layout": "imagefolder", "folder": str(few)}).for_model(
+        tmp_path / "model"
+    )
+    fewer.check()
+    assert fewer.names == found.names == ["blue", "green", "red", "white"]
+    assert {row["label"] for row in fewer.rows("evaluation")} == {0, 2, 3}
+    rows = [row for row in found.rows("evaluation") if row["label"] != 1]
+    assert (
+        fewer.evaluate(model, progress=False)["top1"]
+        == found.figures(found.finish(model, found.read_off(model, rows)))["top1"]
+    )
+
+
+def test_one_class_is_nothing_to_tell_apart(tmp_path: Path) -> None:
+    one = {"layout": "imagefolder", "folder": str(coloured(tmp_path, 1))}
+    with pytest.raises(PrunusError, match=r"task.classes = \['red'\]: one class leaves nothing to tell apart"):
+        Classification(evaluation=one).check()
+    Classification(evaluation=one, classes=("green", "red")).check()

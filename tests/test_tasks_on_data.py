@@ -84,7 +84,8 @@ def test_a_folder_of_images_and_questions_takes_a_model_through(name: str, tmp_p
         < sum(one.pruned for one in record.matrices.values()) / sum(one.weights for one in record.matrices.values())
         < 0.6
     )
-    found = evaluate_here(folder, task, 2)
+    found = evaluate_here(folder, task, 2, exhibits=2)
+    assert [len(one.pictures) > 0 and bool(one.right) for one in found.exhibits] == [True, True]
     assert all(math.isfinite(value) for value in found.metrics.values())
     assert task.headline in found.metrics
     assert (folder / "tokenizer.json").exists()
@@ -95,7 +96,9 @@ def test_a_folder_of_images_and_questions_takes_a_model_through(name: str, tmp_p
 def test_chats_repair_a_model(name: str, tmp_path: Path) -> None:
     task = Instruction(**data(tmp_path))
     folder = compressed(task, model(name, tmp_path), tmp_path)
-    found = evaluate_here(folder, task, 2).metrics
+    evaluated = evaluate_here(folder, task, 2, exhibits=2)
+    assert [bool(one.asked and one.right) for one in evaluated.exhibits] == [True, True]
+    found = evaluated.metrics
     assert found["perplexity_low"] <= found["perplexity"] <= found["perplexity_high"]
 
 

@@ -219,6 +219,10 @@ def test_a_recipe_prunes_a_language_model(folder: Path, tmp_path: Path, capsys: 
         assert int((small.get_submodule(name).weight == 0).sum()) == matrix.pruned
     page = (tmp_path / "run/report.html").read_text()
     assert "of the weights in blocks set to zero" in page
+    assert [set(sample.said) for sample in report.samples] == [{"dense", "compressed"}] * 5
+    assert all(sample.asked and sample.right for sample in report.samples)
+    (shares,) = report.passed_over.values()
+    assert sum(shares.values()) < 1
     assert all(abs(share - 0.5) < 0.05 for shares in report.retained.values() for share in shares)
     app(["inspect", str(tmp_path / "run/1-prune/model")], standalone_mode=False)
     said = capsys.readouterr().out

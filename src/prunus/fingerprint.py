@@ -1,4 +1,4 @@
-"""Which data a model was calibrated on."""
+"""Which data a model was calibrated on, and which model it is."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunus.errors import PrunusError, refusing
-from prunus.parallel import everyones
+from prunus.parallel import agreeing, everyones, several
+
+SAMPLES = 64
+"""Numbers of each parameter that tell a model from another."""
 
 
 class Fingerprint:
@@ -57,6 +60,50 @@ class Fingerprint:
                 "of them; leave out what shares them out, and fix the seed of what is drawn",
             )  # fmt: skip
 
+    def taken(self) -> list[Any]:
+        """All of the batches.
+
+        Raises:
+            PrunusError: they are not the same in all processes, or one of these cannot be given them.
+        """
+        with agreeing():
+            batches = list(self)
+        self.check_same()
+        return batches
+
     def summary(self, **how: Any) -> dict[str, Any]:
         """For the record: how many batches and sequences, their hash, and whatever else is given."""
         return {"batches": self._count, "sequences": self._sequences, "sha256": self.digest, **how}
+
+
+def digest_of(model: nn.Module) -> str:
+    """SHA-256 of a few numbers of every parameter; of those that are not in memory as plain numbers, of names and shapes."""
+    found = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        found.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        if type(parameter) is nn.Parameter and not parameter.is_meta:
+            flat = parameter.detach().flatten()
+            some = flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].cpu().contiguous()
+            found.update(some.view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def refuse_other_models(model: nn.Module) -> None:
+    """Refuses models that are not the same in all processes.
+
+    Raises:
+        PrunusError: see above.
+    """
+    if several() and len(set(everyones(digest_of(model)))) > 1:
+        raise PrunusError(
+            "model", type(model).__name__, "every process is to be given the same weights: load the model in each, or fix the seed by which it is made"
+        )  # fmt: skip
+
+
+def taken(batches: Iterable[Any]) -> list[Any]:
+    """The batches as a list, which is the same in all processes.
+
+    Raises:
+        PrunusError: as `Fingerprint.taken`.
+    """
+    return Fingerprint(batches).taken() if several() else list(batches)

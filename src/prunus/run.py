@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from prunus.errors import PrunusError
-from prunus.parallel import after_first, agreeing, in_first, is_first, join_group, of_first
+from prunus.parallel import after_first, agreeing, alone, in_first, is_first, join_group, of_first
 from prunus.recipe import Recipe, dump_recipe, load_recipe
 from prunus.report import Report, compare, write_report
 from prunus.sources import dense_folder, described
@@ -41,8 +41,30 @@ def run(recipe: Recipe, console: Console | None = None) -> Report | None:
     Raises:
         PrunusError: before any training starts, if the recipe cannot work; or if the folder holds another run.
     """
-    folder = recipe.output
     join_group()
+    console = console or Console() if is_first() else Console(quiet=True)
+    with ExitStack() as held:
+        with agreeing():
+            check_all(recipe)
+            with _disk_errors(recipe):
+                held.enter_context(in_first(_taken(recipe)))
+                done = _carry_out(recipe, console)
+        if not is_first():
+            return None
+        with _disk_errors(recipe), alone():  # the others are done
+            console.rule("evaluation")
+            report = compare(*done)
+            write_report(report, recipe.output)
+            return report
+
+
+def check_all(recipe: Recipe) -> None:
+    """All that can be said before anything is trained: of the task's data, the model, the steps, and whether they fit each other. The
+    model is fetched, if need be.
+
+    Raises:
+        PrunusError: the recipe cannot work.
+    """
     recipe.task.check()
     places_in(recipe)  # what a new process cannot import is refused now, not when the result is evaluated
     refuse_nameless(recipe, Recipe.model_validate(recipe.model_dump(mode="json")))
@@ -52,11 +74,15 @@ def run(recipe: Recipe, console: Console | None = None) -> Report | None:
     elif recipe.model.train:
         with tempfile.TemporaryDirectory() as place:
             _suited(recipe, described(model, Path(place)))
+
+
+@contextmanager
+def _disk_errors(recipe: Recipe) -> Iterator[None]:
+    """What the disk refuses within the context becomes one error that says what to do."""
     try:
-        with in_first(_taken(recipe)):
-            return _carry_out(recipe, console or Console() if is_first() else Console(quiet=True))
+        yield
     except OSError as error:
-        where, why = error.filename2 or error.filename or folder, error.strerror or error
+        where, why = error.filename2 or error.filename or recipe.output, error.strerror or error
         raise PrunusError(
             "output", str(where), f"it cannot be written or read ({why}); the run goes on once it can"
         ) from error
@@ -121,7 +147,10 @@ def _suited(recipe: Recipe, folder: Path) -> Task:
     return task
 
 
-def _carry_out(recipe: Recipe, console: Console) -> Report | None:
+def _carry_out(recipe: Recipe, console: Console) -> tuple[Recipe, Path, Path, list[dict[str, Any]]]:
+    """The recipe with its task as the model needs it, the dense model, the last one, and what steps have to tell."""
+    for remark in recipe.task.remarks() if is_first() else ():
+        console.print(f"note: {remark}", markup=False, highlight=False)
     dense = dense_folder(recipe.model, recipe.task, recipe.seed, console)
     task = _suited(recipe, dense)
     recipe = recipe.model_copy(update={"task": task})
@@ -134,12 +163,7 @@ def _carry_out(recipe: Recipe, console: Console) -> Report | None:
         courses.append({"step": step.step, **_history(step, bench, f"{number}. {step.step}", console)})
         current = bench.output
         unpruned = unpruned if any(done.prunes for done in recipe.steps[:number]) else current
-    if not is_first():
-        return None
-    console.rule("evaluation")
-    report = compare(recipe, dense, current, courses)
-    write_report(report, recipe.output)
-    return report
+    return recipe, dense, current, courses
 
 
 def _history(step: Step, bench: Bench, title: str, console: Console) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from prunus.allocation.allocator import Allocator, Question
 from prunus.anatomy import matrices
 from prunus.batches import checked
 from prunus.errors import PrunusError
-from prunus.fingerprint import Fingerprint
+from prunus.fingerprint import Fingerprint, refuse_other_models
 from prunus.losses import Loss, own_loss
-from prunus.parallel import of_first
+from prunus.parallel import agreeing, of_first
 from prunus.plan import Entry, MatrixPlan, SparsityPlan
 from prunus.refusals import expect, plain_model
 
 
+@agreeing()
 def allocate(
     model: nn.Module,
     method: Allocator,
@@ -48,12 +49,12 @@ def allocate(
         PrunusError: no batches, a tower that is not there, no loss, a score that is not finite, or an unreachable budget.
     """
     model = plain_model(model)
+    refuse_other_models(model)
     expect("method", method, Allocator, "a method with its settings, such as prunus.ECoFLaP(sparsity=0.5)")
     candidates = matrices(model, any_type=True)
     chosen = method.choose(candidates, include, exclude)
     seen = Fingerprint(checked(batches, loss is own_loss))
-    held = list(seen)
-    seen.check_same()
+    held = seen.taken()
     if method.needs_batches and not held:
         raise PrunusError("batches", "none", f"{type(method).__name__} looks at data; give calibration batches")
     answer = of_first(method.answer(Question(model, chosen, held, loss, bf16, progress)))

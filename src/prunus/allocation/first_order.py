@@ -62,9 +62,9 @@ def backward_each(question: Question, take: Take, title: str) -> None:
     Raises:
         PrunusError: weights are not in memory, or the loss depends on nothing.
     """
-    question.refuse_absent_weights()
-    batches = track([batch for _, batch in question.own_batches], title, question.progress)
     with agreeing():
+        question.refuse_absent_weights()
+        batches = track([batch for _, batch in question.own_batches], title, question.progress)
         give_gradients(question.model, question.chosen, map(question.scalar_loss, batches), take)
 
 

@@ -20,10 +20,10 @@ from prunus.calibrated.scores import (
     SurgeonCost,
     WeightedNorm,
 )
-from prunus.calibrated.sweeping import Point, Sweep, sweep
+from prunus.calibrated.sweeping import Cost, Point, Sweep, sweep
 
 __all__ = [
-    "AnyScore", "Calibrated", "ChannelMagnitude", "ChannelScores", "Compensation", "Depth", "Fluctuation", "GradientTimesGate", "Point", "RouterWeighted", "Score", "Seen",
+    "AnyScore", "Calibrated", "ChannelMagnitude", "ChannelScores", "Compensation", "Cost", "Depth", "Fluctuation", "GradientTimesGate", "Point", "RouterWeighted", "Score", "Seen",
     "SurgeonCost", "Sweep", "WeightedNorm", "consumers_of", "drop_blocks", "loadable", "narrow", "narrow_folder", "plan_channels", "refuse_compensation",
     "score_channels", "stacks_of", "sweep", "units_of",
 ]  # fmt: skip

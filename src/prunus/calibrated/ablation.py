@@ -5,7 +5,9 @@ A consumer is given nothing of queries and keys, so what it is given says little
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,42 +23,96 @@ from prunus.structured import Gates
 from prunus.unstructured import Stop, Visit, counted_positions, mask_of_text
 
 
-def ablated(model: nn.Module, unit: Unit, consumers: Sequence[Consumer], gates: Gates, stop: Stop) -> Tensor:
-    """‖W x − W x'‖² / ‖W x‖² of every channel, (channels,): x' is what the consumer is given without it.
+class Ablation:
+    """‖W x − W x'‖² / ‖W x‖² of every channel of a unit: x' is what the consumer is given without it.
 
     Every channel is a run of the block up to the consumer, so that as many sequences are looked at, the first ones, as make half a
     pass over the data, and one at least; all of a batch that cannot be taken apart.
-
-    Raises:
-        PrunusError: no batch used the layer.
     """
-    (consumer,) = consumers
-    W_RC, text_mask = consumer.weight(model), mask_of_text(model, unit.tower)
-    opened, lost = torch.ones(unit.channels), torch.zeros(unit.channels, dtype=torch.float64)
-    left, energy = max(1, sum(map(_sequences, stop.visits)) // (2 * unit.channels)), 0.0
-    with listening(consumer.layer.owner) as listener:
-        for visit in stop.visits:
-            part, whole = _first_of(visit, left, listener.run(partial(stop.run, visit)), listener, stop)
-            masks = [counted_positions(part, x, text_mask) for x in whole]
-            spoken = sum(float((rows(x, mask) @ W_RC.T).square().sum()) for x, mask in zip(whole, masks, strict=True))
-            if not spoken:  # not used, or for padding alone
-                stop.rest(visit)
-                continue
-            for channel in range(unit.channels):
-                gates.set({unit.name: opened.index_fill(0, torch.tensor([channel]), 0.0)})
-                without = listener.run(partial(stop.run, part), len(whole))
-                for x, less, mask in zip(whole, without, masks, strict=True):
-                    lost[channel] += float(((rows(x, mask) - rows(less, mask)) @ W_RC.T).square().sum())
-            gates.set({unit.name: opened})
-            stop.rest(visit)
-            energy, left = energy + spoken, left - _sequences(part)
-            if left <= 0:
-                break
-    if not energy:
-        raise PrunusError(
-            "batches", consumer.matrix.name, "no calibration batch used this layer; give batches that do, or exclude it"
-        )
-    return (lost / energy).float()
+
+    def __init__(self, model: nn.Module, unit: Unit, consumer: Consumer, gates: Gates, stop: Stop, listener: Listener):
+        self.listener = listener
+        """At the consumer."""
+        self._unit, self._consumer, self._gates, self._stop = unit, consumer, gates, stop
+        self._W_RC, self._text_mask = consumer.weight(model), mask_of_text(model, unit.tower)
+        self._lost, self._energy = torch.zeros(unit.channels, dtype=torch.float64), 0.0
+        self._left = max(1, sum(map(_sequences, stop.visits)) // (2 * unit.channels))
+
+    def look(self, visit: Visit, whole: list[Tensor]) -> None:
+        """Runs the block for the first sequences of a visit without each channel, unless enough have been looked at.
+
+        Args:
+            whole: what the consumer was given with all channels.
+        """
+        if self._left <= 0:
+            return
+        part, whole = _first_of(visit, self._left, whole, self.listener, self._stop)
+        masks = [counted_positions(part, x, self._text_mask) for x in whole]
+        spoken = sum(float((rows(x, mask) @ self._W_RC.T).square().sum()) for x, mask in zip(whole, masks, strict=True))
+        if not spoken:  # not used, or for padding alone
+            return
+        opened = torch.ones(self._unit.channels)
+        for channel in range(self._unit.channels):
+            self._gates.set({self._unit.name: opened.index_fill(0, torch.tensor([channel]), 0.0)})
+            without = self.listener.run(partial(self._stop.run, part), len(whole))
+            for x, less, mask in zip(whole, without, masks, strict=True):
+                self._lost[channel] += float(((rows(x, mask) - rows(less, mask)) @ self._W_RC.T).square().sum())
+        self._gates.set({self._unit.name: opened})
+        self._energy, self._left = self._energy + spoken, self._left - _sequences(part)
+
+    @property
+    def worth(self) -> Tensor:
+        """What was found, (channels,).
+
+        Raises:
+            PrunusError: no batch used the layer.
+        """
+        if not self._energy:
+            raise PrunusError(
+                "batches", self._consumer.matrix.name, "no calibration batch used this layer; give batches that do, or exclude it"
+            )  # fmt: skip
+        return (self._lost / self._energy).float()
+
+
+class Ablations:
+    """Those of all units of a block that need them, made beside the run of the block that others listen to."""
+
+    def __init__(self, each: Mapping[str, Ablation]):
+        self._each = each
+        self.calls = Counter[int]()
+        """Batch → how often consumers were called in the run of the block, those that others listen to included."""
+
+    def hear(self, visit: Visit) -> None:
+        """A consumer that others listen to was called."""
+        self.calls[visit.batch] += 1
+
+    def look(self, visit: Visit) -> None:
+        """Once the block has been run for a visit."""
+        given = [one.listener.taken() for one in self._each.values()]
+        self.calls[visit.batch] += sum(map(len, given))
+        for one, whole in zip(self._each.values(), given, strict=True):
+            one.look(visit, whole)
+        for one in self._each.values():
+            one.listener.taken()  # in runs of the others
+
+    @property
+    def worth(self) -> dict[str, Tensor]:
+        """Unit → what its channels are worth, (channels,)."""
+        return {name: one.worth for name, one in self._each.items()}
+
+
+@contextmanager
+def ablating(
+    model: nn.Module, units: Sequence[Unit], consumers: Mapping[str, Sequence[Consumer]], gates: Gates, stop: Stop
+) -> Iterator[Ablations]:
+    """While the context is open, what the consumers of some units of a block are given is heard."""
+    each: dict[str, Ablation] = {}
+    with ExitStack() as around:
+        for unit in units:
+            (consumer,) = consumers[unit.name]
+            listener = around.enter_context(listening(consumer.layer.owner))
+            each[unit.name] = Ablation(model, unit, consumer, gates, stop, listener)
+        yield Ablations(each)
 
 
 def rows(x_NTC: Tensor, counted_T: Tensor | None) -> Tensor:

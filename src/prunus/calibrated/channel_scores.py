@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from prunus.anatomy import Anatomy, Unit
 from prunus.calibrated.method import Calibrated
 from prunus.errors import PrunusError
+from prunus.fingerprint import digest_of
 from prunus.storage import refuse_newer, write_bytes
 from prunus.structured import Cached, Example, LatencyTable, Price, Whole
 from prunus.typed import Typed
@@ -113,7 +113,7 @@ class ChannelScores:
                     "scores", unit.name, f"it has {unit.channels} channels in this {type(model).__name__}, and the file scores {there}: it is of another "
                     "model, or of other units",
                 )  # fmt: skip
-        if not any(parameter.is_meta for parameter in model.parameters()) and digest(model) != self.header.weights:
+        if not any(parameter.is_meta for parameter in model.parameters()) and digest_of(model) != self.header.weights:
             raise PrunusError(
                 "scores", self.header.model, "they were taken of other weights than this model has; score it again"
             )
@@ -145,18 +145,3 @@ class _Counted(Whole):
                 "max_milliseconds", None, "no time was measured when the model was scored; score it with latency=True"
             )
         return self._header.latency
-
-
-SAMPLES = 64
-"""Numbers of each parameter that tell a model from another."""
-
-
-def digest(model: nn.Module) -> str:
-    """SHA-256 of a few numbers of every parameter."""
-    found = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().flatten()
-        some = flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].cpu().contiguous()
-        found.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        found.update(some.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()

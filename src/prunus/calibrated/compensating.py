@@ -1,8 +1,11 @@
-"""The units of one block: what their consumers are given with and without the channels that go, and the fit that follows."""
+"""The units of one block, and how the consumers of channels that go make up for them.
+
+A refit looks at what consumers are given with and without those channels; a bias takes what these gave on average in the dense model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,8 +14,7 @@ from torch import Tensor, nn
 
 from prunus.anatomy import Unit
 from prunus.calibrated.consumers import Consumer
-from prunus.calibrated.listening import Listener, listening
-from prunus.calibrated.method import Calibrated
+from prunus.calibrated.listening import Countdown, Listener, listening
 from prunus.calibrated.refit import Moments
 from prunus.errors import PrunusError
 from prunus.structured import Gates
@@ -44,19 +46,49 @@ class Leaving:
         return not (self.unit.layout.mixes or self.unit.norms or self.unit.centred)
 
     @property
-    def written(self) -> Iterator[nn.Parameter]:
-        """The parameters that a fit writes into."""
-        for consumer in self.consumers:
-            for one in (consumer, *consumer.followers):
-                yield from one.layer.parameters.values()
+    def is_shared(self) -> bool:
+        """Whether columns that read it read others, too, so that they cannot be fitted to one of them."""
+        return any(consumer.is_shared for consumer in self.consumers)
 
-    def columns(self, consumer: Consumer) -> Tensor:
-        """The columns of a consumer that stay, sorted, on its device."""
-        return consumer.columns[self.kept].flatten().sort().values.to(consumer.layer.weight.device)
+    def columns(self, consumer: Consumer, stay: bool = True) -> Tensor:
+        """The columns of a consumer that stay, or those that go, sorted, on its device."""
+        chosen = self.kept if stay else ~self.kept
+        return consumer.columns[chosen].flatten().sort().values.to(consumer.layer.weight.device)
 
 
-def compensate(model: nn.Module, leaving: Sequence[Leaving], gates: Gates, stop: Stop, method: Calibrated) -> None:
-    """Shuts the gates of channels of one block that go, and fits their consumers' biases, or their columns and biases, in place.
+def weights_and_biases(leaving: Iterable[Leaving]) -> list[nn.Parameter]:
+    """The parameters that a refit writes into."""
+    layers = [one.layer for consumer in _consumers(leaving) for one in (consumer, *consumer.followers)]
+    return list({id(p): p for layer in layers for p in layer.parameters.values()}.values())
+
+
+def biases(leaving: Iterable[Leaving]) -> list[nn.Parameter]:
+    """The parameters that take means."""
+    layers = [one.layer for consumer in _consumers(leaving) for one in (consumer, *consumer.followers)]
+    return list({id(layer.bias): layer.bias for layer in layers if layer.bias is not None}.values())
+
+
+def _consumers(leaving: Iterable[Leaving]) -> list[Consumer]:
+    return [consumer for one in leaving for consumer in one.consumers]
+
+
+def take_means(model: nn.Module, leaving: Iterable[Leaving], means: Mapping[str, Tensor]) -> None:
+    """Adds to the consumers' biases what the channels that go gave on average (FLAP, An et al., AAAI 2024), in place.
+
+    Args:
+        means: matrix → mean of what it is given, (C,); experts that no token was routed to have none.
+    """
+    for one in leaving:
+        for consumer in one.consumers:
+            if consumer.matrix.name in means:
+                gone, W_RC = one.columns(consumer, stay=False), consumer.weight(model)
+                _add_to_bias(consumer, W_RC[:, gone] @ means[consumer.matrix.name].to(W_RC.device)[gone])
+
+
+def refit(
+    model: nn.Module, leaving: Sequence[Leaving], gates: Gates, stop: Stop, damping: float, calls: Mapping[int, int]
+) -> None:
+    """Shuts the gates of channels of one block that go, and fits their consumers' columns and biases, in place.
 
     Hidden neurons do not look at each other, so what is left of them stays what it was, and one run of the block says all of them. Where
     channels do (queries and keys, norms over them), the block is run with and without those that go. Those neurons are seen in the
@@ -64,51 +96,50 @@ def compensate(model: nn.Module, leaving: Sequence[Leaving], gates: Gates, stop:
 
     Args:
         leaving: in the order of execution.
+        calls: batch → how often consumers are called in a run of the block, where that is known. Nothing after the last is computed then,
+            unless the run's output is what goes on.
     """
-    products = method.compensation == "refit"
-    needs = (Gram, Sum) if products else (Sum,)
+    calls = {} if stop.keeps_outputs else calls
     alone, mixed = ([one for one in leaving if one.stands_alone is so] for so in (True, False))
-    targets = [consumer.matrix for one in alone for consumer in one.consumers]
+    targets = [consumer.matrix for consumer in _consumers(alone)]
     known: dict[str, Statistics] = {}
     for one in mixed:
         heard = targets if one is mixed[-1] else []
         (consumer,) = one.consumers
-        found = Moments.none(one.columns(consumer), consumer.matrix.columns, products)
+        found = Moments.none(one.columns(consumer), consumer.matrix.columns)
         with listening(consumer.layer.owner) as listener:
             again = partial(_seen_without, model, one, found, listener, gates, stop)
-            known = gather(model, heard, needs, stop, again)
+            known = gather(model, heard, (Gram, Sum), stop, again, Countdown(calls, listener).hear)
         if not found.tokens:
             raise PrunusError(
                 "batches", consumer.matrix.name, "no calibration batch used this layer; give batches that do, or exclude it"
             )  # fmt: skip
         gates.set(one.shut)
-        fit(model, consumer, found, method)
+        fit(model, consumer, found, damping)
     if alone and not mixed:
-        known = gather(model, targets, needs, stop)
+        known = gather(model, targets, (Gram, Sum), stop, hear=Countdown(calls).hear)
     for one in alone:
         gates.set(one.shut)
         for consumer in one.consumers:
             if consumer.matrix.name in known:  # else no token was routed to it
-                fit(
-                    model, consumer, Moments.of_columns(one.columns(consumer), known[consumer.matrix.name], products), method
-                )  # fmt: skip
+                fit(model, consumer, Moments.of_columns(one.columns(consumer), known[consumer.matrix.name]), damping)
 
 
-def fit(model: nn.Module, consumer: Consumer, found: Moments, method: Calibrated) -> None:
+def fit(model: nn.Module, consumer: Consumer, found: Moments, damping: float) -> None:
     """Writes the fitted columns and bias into the model; what changes is added to its momentum copies, too."""
     W_RC, bias = consumer.weight(model), consumer.bias
-    W_RK = W_RC[:, found.kept]
-    if method.compensation == "refit":
-        change_RK = found.fitted_change(W_RC, method.damping, bias is not None)
-        for one in (consumer, *consumer.followers):
-            weight = one.matrix.view(model)
-            weight[:, found.kept] = (weight[:, found.kept].float() + change_RK).to(weight.dtype)
-        W_RK = W_RK + change_RK
+    change_RK = found.fitted_change(W_RC, damping, bias is not None)
+    for one in (consumer, *consumer.followers):
+        weight = one.matrix.view(model)
+        weight[:, found.kept] = (weight[:, found.kept].float() + change_RK).to(weight.dtype)
     if bias is not None:
-        change_R = found.fitted_bias(W_RC, W_RK)
-        for one in (consumer, *consumer.followers):
-            if one.bias is not None:
-                one.bias.add_(change_R.to(one.bias.dtype))
+        _add_to_bias(consumer, found.fitted_bias(W_RC, W_RC[:, found.kept] + change_RK))
+
+
+def _add_to_bias(consumer: Consumer, change_R: Tensor) -> None:
+    for one in (consumer, *consumer.followers):
+        if one.bias is not None:
+            one.bias.add_(change_R.to(one.bias.dtype))
 
 
 def _seen_without(

@@ -20,8 +20,10 @@ from prunus.anatomy import anatomy, locate
 from prunus.batches import calls_the_model, checked, input_device
 from prunus.calibrated.plain import Built, built, built_with, take_stock_sizes, write_entries
 from prunus.errors import PrunusError
+from prunus.fingerprint import refuse_other_models, taken
 from prunus.losses import Loss, own_loss
 from prunus.modules import quiet
+from prunus.parallel import agreeing, of_first
 from prunus.plan import configs_of, plan_of
 from prunus.progress import track
 from prunus.refusals import expect, plain_model
@@ -71,11 +73,14 @@ class Stack:
 
 
 @torch.no_grad()
+@agreeing()
 def drop_blocks(
     model: Model, method: Depth, batches: Iterable[Any], *, call: Call | None = None, loss: Loss = own_loss, options: WalkOptions | None = None,
     inplace: bool = False,
 ) -> tuple[Model, tuple[str, ...]]:  # fmt: skip
     """Makes a model shorter: whole blocks leave, and its config says how many are left.
+
+    Of several processes each does all of it, and the first decides.
 
     Args:
         model: a transformers model.
@@ -110,10 +115,11 @@ def drop_blocks(
         raise PrunusError(
             "model", type(inner).__name__, "it was narrowed or pruned, block by block; drop blocks first, and narrow or prune afterwards"
         )  # fmt: skip
-    given = list(checked(batches, calls_the_model(call)))
+    refuse_other_models(inner)
+    given = taken(checked(batches, calls_the_model(call)))
     stacks = stacks_of(inner, method)
     changes = distances(inner, stacks, given, call, options) if method.by != "loss" else {}
-    gone = chosen(inner, method, stacks, changes, given, loss, options)
+    gone = of_first(chosen(inner, method, stacks, changes, given, loss, options))  # devices may round otherwise
     small = inner if inplace else copy.deepcopy(inner)
     with structure_kept(small):
         for stack in dict.fromkeys(stacks.values()):

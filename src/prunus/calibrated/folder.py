@@ -14,25 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunus.anatomy import Anatomy, Unit, anatomy, linears, survey
 from prunus.batches import call_with_batch, calls_the_model, checked
-from prunus.calibrated.consumers import consumers_of
+from prunus.calibrated.consumers import Consumer, consumers_of
+from prunus.calibrated.folder_work import FolderWork
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.narrowing import calibration_of, decided, make_up, recorded_plan, scored
 from prunus.calibrated.plain import loadable, make_plain
 from prunus.calibrated.request import Request, refuse_compensation, units_of
 from prunus.calibrated.scores import GradientTimesGate
-from prunus.calibrated.state import State
+from prunus.calibrated.state import Known, State
 from prunus.checkpoint import (
     Hollow,
     Parts,
     Shards,
-    Work,
-    copy_beside_weights,
     describe,
     hashed,
     identity,
@@ -43,23 +41,24 @@ from prunus.checkpoint import (
 )
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
+from prunus.parallel import by_first
 from prunus.plan import Plan, write_record
 from prunus.refusals import expect
-from prunus.storage import writable_path, write_bytes, write_text
+from prunus.storage import writable_path, write_text
 from prunus.structured import Gates, Whole
 from prunus.structured import narrow as cut_units
 from prunus.undo import Undo
 from prunus.unstructured import Call, WalkOptions, sparsity_of, walk_options
 
-JOURNAL, SCORES, FITTED = "prunus-narrowing.json", "prunus-scores.safetensors", "prunus-fitted"
 
-
+@by_first
 @torch.no_grad()
 def narrow_folder(
     source: str | Path, output: str | Path, method: Calibrated, batches: Iterable[Any], *, call: Call | None = None,
     options: WalkOptions | None = None, device: str | torch.device = "cpu",
 ) -> Plan:  # fmt: skip
-    """As `narrow`, from a checkpoint folder into another, with one block's weights in memory at a time.
+    """As `narrow`, from a checkpoint folder into another, with one block's weights in memory at a time; the first of several
+    processes does it alone.
 
     Args:
         source: a folder of `save_pretrained` (or a hub snapshot) with safetensors weights.
@@ -85,10 +84,8 @@ def narrow_folder(
     model, shards = without_weights(source)
     if sparsity_of(model) is not None:
         raise PrunusError(
-            "source",
-            str(source),
-            "its weights were pruned; narrow first and prune afterwards, or load it and use narrow",
-        )
+            "source", str(source), "its weights were pruned; narrow first and prune afterwards, or load it and use narrow"
+        )  # fmt: skip
     if method.score.whole_experts:
         raise PrunusError(
             "method.score", method.score.score, "whole experts leave a model that is in memory; load it, and use narrow"
@@ -97,10 +94,8 @@ def narrow_folder(
         raise PrunusError("method", method.method, "it asks for all of the model at once; load it, and use narrow")
     if method.counts_an_example:
         raise PrunusError(
-            "method",
-            method.method,
-            "its budget is counted on a call of the whole model; take ratio, max_parameters or max_bytes",
-        )
+            "method", method.method, "its budget is counted on a call of the whole model; take ratio, max_parameters or max_bytes"
+        )  # fmt: skip
     device = torch.device(device)
     parts, units, knobs = units_of(model, anatomy(model), method)
     consumers = consumers_of(model, units, survey(model, parts=parts))
@@ -117,15 +112,15 @@ def narrow_folder(
         "source": identity(shards), "method": method.model_dump(mode="json"),
         "options": options.model_dump(mode="json", exclude={"progress", "activations"}), "batches": _hashed(given),
     }  # fmt: skip
-    work = _Work(output.with_name(output.name + ".partial"), hashed(asked))
+    work = FolderWork(output.with_name(output.name + ".partial"), hashed(asked))
     with work.taken():
         work.begin(shards)
-        state = _FolderState(model, tensors, work, device, units, options.sequential)
+        state = _FolderState(model, tensors, work, device, units, consumers, options.sequential)
         request = Request(
             model, fitted, parts, units, knobs, consumers, given, call or partial(call_with_batch, device=device), options, state
         )  # fmt: skip
         with work.unless_refused(), state.on_use:
-            kept = _kept(request, work.worth)
+            kept = _kept(request, work.known)
             plan = recorded_plan(request, method, kept, calibration_of(request))
             _write(state, parts, plan, changed, dtypes)
         with work.writing():
@@ -134,19 +129,18 @@ def narrow_folder(
     return plan
 
 
-def _kept(request: Request, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _kept(request: Request, known: Known) -> dict[str, Tensor]:
     """Which channels stay, once what is left makes up for what goes.
 
     Args:
-        known: scores of earlier work.
+        known: of earlier work.
     """
     gates = Gates(request.model, request.units)
     try:
-        names = {unit.name for unit in request.units}
-        worth = dict(known) if names == known.keys() else scored(request, gates, request.batches)
-        kept = decided(request, worth)
-        if request.method.compensation != "none":
-            make_up(request, gates, kept, _NothingToUndo(), request.batches)
+        if known.worth.keys() != {unit.name for unit in request.units}:
+            known = scored(request, gates)
+        kept = decided(request, known.worth)
+        make_up(request, gates, kept, known, _NothingToUndo())
     finally:
         gates.remove()
     return kept
@@ -178,74 +172,16 @@ def names_of(model: nn.Module, unit: Unit) -> list[str]:
     return [name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in found]
 
 
-class _Work(Work):
-    """The output folder while it is being made: scores and fitted weights of finished blocks."""
-
-    def __init__(self, folder: Path, request: str):
-        super().__init__(folder, JOURNAL)
-        self._request = request
-        self.worth: dict[str, Tensor] = {}
-        self.blocks: dict[str, int] = {}
-        """Fitted block → number of its file."""
-
-    def begin(self, shards: Shards) -> None:
-        """Takes up earlier work, or copies what lies beside the weights."""
-        with self.understood():
-            journal = self.read()
-            if journal is not None and journal["copied"]:
-                request, self.blocks = (
-                    journal["request"],
-                    {block: int(number) for block, number in journal["fitted"].items()},
-                )
-        if journal is not None and journal["copied"]:
-            self.refuse_other(request, self._request)
-            if (self.folder / SCORES).exists():
-                self.worth = load_file(self.folder / SCORES)
-            return
-        with self.writing(), self.whole_or_gone():
-            self._note(copied=False)
-            copy_beside_weights(shards, self.folder)
-            (self.folder / FITTED).mkdir(exist_ok=True)
-            self._note()
-
-    def note_scores(self, worth: Mapping[str, Tensor]) -> None:
-        """Keeps the scores of the units of a block."""
-        self.worth |= {name: value.cpu().contiguous() for name, value in worth.items()}
-        with self.writing():
-            write_bytes(self.folder / SCORES, save(self.worth))
-
-    def note_fit(self, block: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keeps the fitted parameters of a block."""
-        number = len(self.blocks)
-        with self.writing():
-            write_bytes(self.file(number), save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-            self.blocks[block] = number
-            self._note()
-
-    def file(self, number: int) -> Path:
-        """Where the fitted parameters of a block are."""
-        return self.folder / FITTED / f"{number}.safetensors"
-
-    def finished(self, output: Path) -> None:
-        for number in self.blocks.values():
-            self.file(number).unlink()
-        (self.folder / FITTED).rmdir()
-        (self.folder / SCORES).unlink(missing_ok=True)
-        super().finished(output)
-
-    def _note(self, copied: bool = True) -> None:
-        self.write({"copied": copied, "request": self._request, "fitted": self.blocks})
-
-
 class _FolderState(Hollow, State):
     """Weights that live in the source's files, and fitted ones in files of finished blocks."""
 
     def __init__(
-        self, model: PreTrainedModel, parts: Parts, work: _Work, device: torch.device, units: Sequence[Unit], sequential: bool
+        self, model: PreTrainedModel, parts: Parts, work: FolderWork, device: torch.device, units: Sequence[Unit],
+        consumers: Mapping[str, Sequence[Consumer]], sequential: bool,
     ):  # fmt: skip
         super().__init__(model, parts, device)
         self.work = work
-        self._blocks = {unit.name: unit.block for unit in units}
+        self._readers = {unit.name: (unit.block, [one.matrix.name for one in consumers[unit.name]]) for unit in units}
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._counts: dict[str, Shards] = {}
         """Fitted parameter → the file that holds it, once that is what counts."""
@@ -262,12 +198,16 @@ class _FolderState(Hollow, State):
         ):  # otherwise later blocks see what the dense one computes, also after an interruption
             self._count(path)
 
-    def scores(self, block: str) -> dict[str, Tensor] | None:
-        found = {unit: worth for unit, worth in self.work.worth.items() if self._blocks.get(unit) == block}
-        return found or None
+    def scores(self, block: str) -> Known | None:
+        found, worth, means = Known(), self.work.known.worth, self.work.known.means
+        for unit, (its_block, readers) in self._readers.items():
+            if its_block == block and unit in worth:
+                found.worth[unit] = worth[unit]
+                found.means.update({name: means[name] for name in readers if name in means})
+        return found if found.worth else None
 
-    def scored(self, block: str, worth: dict[str, Tensor]) -> None:
-        self.work.note_scores(worth)
+    def scored(self, block: str, known: Known) -> None:
+        self.work.note_scores(known)
 
     def is_fitted(self, block: str) -> bool:
         return block in self.work.blocks

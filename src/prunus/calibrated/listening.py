@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import Tensor, nn
+
+from prunus.unstructured import EnoughError, Visit
 
 
 class Listener:
@@ -20,7 +23,7 @@ class Listener:
         """A forward pre-hook."""
         self._given.append(args[0] if args else next(iter(kwargs.values())))
         if len(self._given) == self._enough:
-            raise _EnoughError
+            raise EnoughError
 
     def run(self, block: Callable[[], object], calls: int | None = None) -> list[Tensor]:
         """Runs a block, and returns what the layer was given.
@@ -29,9 +32,14 @@ class Listener:
             calls: after so many calls of the layer the block is left, since nothing else of it is wanted.
         """
         self._given, self._enough = [], calls
-        with suppress(_EnoughError):
+        with suppress(EnoughError):
             block()
         return self.taken()
+
+    @property
+    def calls(self) -> int:
+        """How often the layer has been called since the last time that somebody asked what it was given."""
+        return len(self._given)
 
     def taken(self) -> list[Tensor]:
         """What the layer was given since the last time that somebody asked."""
@@ -39,8 +47,23 @@ class Listener:
         return given
 
 
-class _EnoughError(BaseException):
-    """Leaves a block; no error that anybody handles."""
+class Countdown:
+    """Leaves the run of a block for a batch once all consumers have been called as often as in an earlier run.
+
+    Args:
+        calls: batch → how often; others run to the end.
+        listener: at the consumer that is not among the matrices which are heard.
+    """
+
+    def __init__(self, calls: Mapping[int, int], listener: Listener | None = None):
+        self._calls, self._listener, self._heard = calls, listener, Counter[int]()
+
+    def hear(self, visit: Visit) -> None:
+        """A matrix was called."""
+        self._heard[visit.batch] += 1
+        others = 0 if self._listener is None else self._listener.calls
+        if self._heard[visit.batch] + others == self._calls.get(visit.batch):
+            raise EnoughError
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class Calibrated(Budget):
     not count. Channels then compete within their unit."""
     compensation: Compensation = "refit"
     """`refit`: the consumer's other columns, and its bias if it has one, are fitted to what it gave before, by least squares;
-    `bias`: its bias takes the mean of what is gone; `none`."""
+    `bias`: its bias takes the mean of what is gone, as the dense model has it (FLAP); `none`."""
     damping: float = Field(default=0.01, gt=0, le=1e6)
     """Of the refit: what holds columns to what they were, as a share of the mean of the Gram matrix's diagonal."""
     plain: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -11,47 +11,51 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from prunus.anatomy import Unit
+from prunus.anatomy import Matrix, Unit
 from prunus.batches import input_device
-from prunus.calibrated.ablation import ablated
+from prunus.calibrated.ablation import ablating
 from prunus.calibrated.allotting import allotted
 from prunus.calibrated.channel_scores import ChannelScores
-from prunus.calibrated.compensating import Leaving, compensate
+from prunus.calibrated.compensating import Leaving, biases, refit, take_means, weights_and_biases
 from prunus.calibrated.given import masks_of
 from prunus.calibrated.gradients import by_gradient
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.plain import make_plain, same_count
 from prunus.calibrated.request import Request, settle
 from prunus.calibrated.scores import GradientTimesGate, Seen
+from prunus.calibrated.state import Known
 from prunus.calibrated.whole_experts import worth_of_experts
 from prunus.checkpoint import extract
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint
+from prunus.parallel import agreeing, is_first, of_first
 from prunus.plan import Entry, Plan
 from prunus.refusals import expect
 from prunus.structured import Gates, Whole, pruned_share, reinstate
 from prunus.undo import Undo, structure_kept
-from prunus.unstructured import Call, Spill, Statistics, Stop, Walk, WalkOptions, gather, walk_options
+from prunus.unstructured import Call, Spill, Statistics, Stop, Sum, Walk, WalkOptions, gather, walk_options
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @torch.no_grad()
+@agreeing()
 def narrow(
     model: Model, method: Calibrated, batches: Iterable[Any], *, call: Call | None = None, options: WalkOptions | None = None,
     example: Callable[[], object] | None = None, scores: ChannelScores | None = None, plan: Plan | None = None, inplace: bool = False,
 ) -> tuple[Model, Plan]:  # fmt: skip
     """Makes a model physically smaller from calibration data alone.
 
-    One walk scores the channels of all units in the dense model. The method decides which of them stay. A second walk, block by block,
-    lets what is left make up for what goes (`compensation`), each block seeing what the narrowed ones before it compute.
+    One walk scores the channels of all units in the dense model. The method decides which of them stay. For a refit (`compensation`), a
+    second walk, block by block, lets what is left make up for what goes, each block seeing what the narrowed ones before it compute. Of
+    several processes each does all of it, and the first decides.
 
     Args:
         model: any model that `anatomy` knows.
         method: how much goes, by what score, and how it is made up for.
-        batches: calibration data, whatever `call` accepts; all of it is on its way at once, and is gone through twice.
+        batches: calibration data, whatever `call` accepts; all of it is on its way at once, and is gone through twice for a refit.
         call: runs a batch; by default `model(**batch)`.
-        options: how to walk. Not `sequential`: blocks see what the dense ones before them compute, in a pass less.
+        options: how to walk. Not `sequential`: in a refit, blocks see what the dense ones before them compute, in a pass less.
         example: one call of the model, for a budget that is counted on one; by default, that with the first batch.
         scores: what `score_channels` found earlier; the data are gone through once.
         plan: which channels stay, such as `scores.plan(…)` gave; of the method, only how that is made up for counts.
@@ -76,13 +80,12 @@ def narrow(
     gates = Gates(request.model, [unit for unit in request.units if not unit.sliced])
     with Undo() as undo:
         try:
+            known = Known() if scores is None else Known(scores.of(request.units))
             if kept is None:
                 request = with_shares(request)
-                kept = decided(
-                    request, scored(request, gates, request.batches) if scores is None else scores.of(request.units)
-                )
-            if method.compensation != "none":
-                make_up(request, gates, kept, undo, request.batches)
+                known = scored(request, gates) if scores is None else known
+                kept = of_first(decided(request, known.worth))  # devices may round otherwise
+            make_up(request, gates, kept, known, undo)
         finally:
             gates.remove()
         plan = recorded_plan(request, method, kept, calibration_of(request), () if plan is None else plan.history)
@@ -106,7 +109,7 @@ def finished(model: Model, request: Request, plan: Plan, kept: dict[str, Tensor]
 
 
 @contextmanager
-def walking(request: Request, data: Iterable[Any], title: str, sequential: bool) -> Iterator[Iterator[Stop]]:
+def walking(request: Request, title: str, sequential: bool = False) -> Iterator[Iterator[Stop]]:
     """While the context is open, the stops at the blocks of the units, in execution order.
 
     Raises:
@@ -115,15 +118,16 @@ def walking(request: Request, data: Iterable[Any], title: str, sequential: bool)
     blocks, options = list(request.blocks), request.options
     bar = Progress(
         TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        transient=True, disable=not options.progress,
+        transient=True, disable=not (options.progress and is_first()),
     )  # fmt: skip
     device = input_device(request.model).type
     with ExitStack() as around:
         around.enter_context(bar)
         around.enter_context(torch.autocast(device, torch.bfloat16, enabled=options.bf16, cache_enabled=False))
         spill = Spill(request.model, options.activations)
-        walking = Walk(request.model, data, blocks, request.call, request.state, spill, sequential)
-        walk = around.enter_context(walking)
+        walk = around.enter_context(
+            Walk(request.model, request.batches, blocks, request.call, request.state, spill, sequential)
+        )
         yield iter(bar.track(walk, total=len(blocks), description=title))
         if walk.pending:
             raise PrunusError(
@@ -131,43 +135,71 @@ def walking(request: Request, data: Iterable[Any], title: str, sequential: bool)
             )  # fmt: skip
 
 
-def scored(request: Request, gates: Gates, data: Iterable[Any]) -> dict[str, Tensor]:
-    """Unit → what its channels are worth in the model as it is, (channels,)."""
-    score, worth = request.method.score, dict[str, Tensor]()
+def scored(request: Request, gates: Gates) -> Known:
+    """What the channels of the units are worth in the model as it is, and the means that a compensation asks for."""
+    score, found = request.method.score, Known()
     if score.whole_experts:
-        return weighed(request, data)
+        return Known(weighed(request))
     if isinstance(score, GradientTimesGate):
         if request.call is not None:
             raise PrunusError("score", score.score, "it is of the model's own loss on each batch; leave call out")
-        return by_gradient(request.model, request.units, score, data, request.options.bf16)
+        return Known(by_gradient(request.model, request.units, score, request.batches, request.options.bf16))
     if not score.needs:
         for unit in request.units:
             with request.state.block(unit.block):
-                worth[unit.name] = score_of(request, unit, {})
-        return worth
-    with walking(request, data, f"{score.score} · blocks", sequential=False) as stops:
+                found.worth[unit.name] = score_of(request, unit, {})
+        return found
+    with walking(request, f"{score.score} · blocks") as stops:
         for stop in stops:
-            known_before = request.state.scores(stop.block)
-            if known_before is not None:
-                worth |= known_before
-                continue
-            units = request.blocks[stop.block]
-            alone = [unit for unit in units if not unit.layout.mixes]
-            targets = [one.matrix for unit in alone for one in request.consumers[unit.name]]
+            known = request.state.scores(stop.block)
+            if known is None:
+                with in_fp32(request.model):
+                    known = scored_at(request, gates, stop)
+                request.state.scored(stop.block, known)
+            found.add(known)
+    return found
+
+
+def scored_at(request: Request, gates: Gates, stop: Stop) -> Known:
+    """The same of one block, which is run once, and in part without each of the channels that look at each other."""
+    model, units, takes_means = request.model, request.blocks[stop.block], request.method.compensation == "bias"
+    mixed = [unit for unit in units if unit.layout.mixes]
+    needs = tuple(dict.fromkeys((*request.method.score.needs, *(Sum,) * takes_means)))
+    with ablating(model, mixed, request.consumers, gates, stop) as ablations:
+        targets = consumers_among(request, units if takes_means else [unit for unit in units if unit not in mixed])
+        known = gather(model, targets, needs, stop, ablations.look, ablations.hear)
+    worth = ablations.worth | {unit.name: score_of(request, unit, known) for unit in units if unit not in mixed}
+    calls: dict[str, Mapping[int, int]] = (
+        {} if any(matrix.is_expert for matrix in targets) else {stop.block: ablations.calls}
+    )
+    return Known({unit.name: worth[unit.name] for unit in units}, means_of(known) if takes_means else {}, calls)
+
+
+def dense_means(request: Request) -> dict[str, Tensor]:
+    """Matrix that reads channels → the mean of what it is given in the dense model, by a walk of its own."""
+    found: dict[str, Tensor] = {}
+    with walking(request, "means · blocks") as stops:
+        for stop in stops:
+            targets = consumers_among(request, request.blocks[stop.block])
             with in_fp32(request.model):
-                known = gather(request.model, targets, score.needs, stop) if alone else {}
-                worth |= {unit.name: score_of(request, unit, known) for unit in alone}
-                for unit in units:
-                    if unit.layout.mixes:
-                        worth[unit.name] = ablated(request.model, unit, request.consumers[unit.name], gates, stop)
-            request.state.scored(stop.block, {unit.name: worth[unit.name] for unit in units})
-    return worth
+                found |= means_of(gather(request.model, targets, (Sum,), stop))
+    return found
 
 
-def weighed(request: Request, data: Iterable[Any]) -> dict[str, Tensor]:
+def consumers_among(request: Request, units: Iterable[Unit]) -> list[Matrix]:
+    """The matrices that read the channels of some units."""
+    return [one.matrix for unit in units for one in request.consumers[unit.name]]
+
+
+def means_of(known: Mapping[str, Statistics]) -> dict[str, Tensor]:
+    """Matrix → the mean of what it was given, (columns,)."""
+    return {name: inputs[Sum].total / inputs.tokens for name, inputs in known.items()}
+
+
+def weighed(request: Request) -> dict[str, Tensor]:
     """Set of experts → what each of them is worth, (experts,)."""
     worth: dict[str, Tensor] = {}
-    with walking(request, data, f"{request.method.score.score} · blocks", sequential=False) as stops:
+    with walking(request, f"{request.method.score.score} · blocks") as stops:
         for stop in stops:
             for unit in request.blocks[stop.block]:
                 worth[unit.name] = worth_of_experts(request.model, unit, stop)
@@ -202,34 +234,59 @@ def score_of(request: Request, unit: Unit, known: Mapping[str, Statistics]) -> T
     return worth
 
 
-def make_up(request: Request, gates: Gates, kept: dict[str, Tensor], undo: Undo, data: Iterable[Any]) -> None:
-    """Shuts the gates of channels that go, block by block, and fits what is left."""
-    model, method, options = request.model, request.method, request.options
+def make_up(request: Request, gates: Gates, kept: Mapping[str, Tensor], known: Known, undo: Undo) -> None:
+    """Lets what is left make up for what goes, as the method says."""
+    compensation = request.method.compensation
     leaving = {
         unit.name: Leaving(unit, request.consumers[unit.name], kept[unit.name])
         for unit in request.units
-        if not bool(kept[unit.name].all())
+        if compensation != "none" and not bool(kept[unit.name].all())
     }
-    # columns that others use, too, cannot be fitted to one of them
-    fitted = {name for name, one in leaving.items() if not any(matrix.is_shared for matrix in one.consumers)}
-    with walking(request, data, f"{method.compensation} · blocks", options.sequential) as stops:
+    if compensation == "bias":
+        put_into_biases(request, leaving, known.means or dense_means(request), undo)
+    elif compensation == "refit":
+        refit_all(request, gates, leaving, known.calls, undo)
+
+
+def put_into_biases(request: Request, leaving: Mapping[str, Leaving], means: Mapping[str, Tensor], undo: Undo) -> None:
+    """Lets the consumers' biases take the means of what goes."""
+    for block, units in request.blocks.items():
+        due = [leaving[unit.name] for unit in units if unit.name in leaving and not leaving[unit.name].is_shared]
+        if due and not request.state.is_fitted(block):
+            with request.state.block(block):
+                written = kept_for_undo(biases(due), undo)
+                take_means(request.model, due, means)
+                request.state.fitted(block, written)
+
+
+def refit_all(
+    request: Request, gates: Gates, leaving: Mapping[str, Leaving], calls: Mapping[str, Mapping[int, int]], undo: Undo
+) -> None:
+    """Shuts the gates of channels that go, block by block, and fits what is left."""
+    model, method, options = request.model, request.method, request.options
+    with walking(request, f"{method.compensation} · blocks", options.sequential) as stops:
         for stop in stops:
             going = [leaving[unit.name] for unit in request.blocks[stop.block] if unit.name in leaving]
             for one in going:
-                if one.unit.name not in fitted and options.sequential:
+                if one.is_shared and options.sequential:
                     gates.set(one.shut)
-            due = [one for one in going if one.unit.name in fitted]
-            written = list({id(p): p for one in due for p in one.written}.values())
+            due = [one for one in going if not one.is_shared]
             if request.state.is_fitted(stop.block):
                 for visit in stop.visits if stop.keeps_outputs else ():
                     stop.run(visit)  # as it was before
                 gates.set({name: gate for one in due for name, gate in one.shut.items()})
                 continue
-            for parameter in written:
-                undo.keep(parameter)
+            written = kept_for_undo(weights_and_biases(due), undo)
             with in_fp32(model):
-                compensate(model, due, gates, stop, method)
+                refit(model, due, gates, stop, method.damping, calls.get(stop.block, {}))
             request.state.fitted(stop.block, written)
+
+
+def kept_for_undo(parameters: Sequence[nn.Parameter], undo: Undo) -> Sequence[nn.Parameter]:
+    """The parameters, which are about to be written into."""
+    for parameter in parameters:
+        undo.keep(parameter)
+    return parameters
 
 
 def with_shares(request: Request) -> Request:

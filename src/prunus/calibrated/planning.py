@@ -15,13 +15,15 @@ from transformers import PreTrainedModel
 
 from prunus.anatomy import anatomy
 from prunus.batches import call_with_batch
-from prunus.calibrated.channel_scores import ChannelScores, Header, digest
+from prunus.calibrated.channel_scores import ChannelScores, Header
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.narrowing import calibration_of, decided, recorded_plan, scored
 from prunus.calibrated.plain import loadable
 from prunus.calibrated.request import Request, settle, units_of
 from prunus.checkpoint import bare_model
 from prunus.errors import PrunusError
+from prunus.fingerprint import digest_of
+from prunus.parallel import agreeing, of_first
 from prunus.plan import Plan
 from prunus.refusals import expect
 from prunus.structured import Gates, Whole, cost_of, searchable
@@ -29,6 +31,7 @@ from prunus.unstructured import Call, WalkOptions, walk_options
 
 
 @torch.no_grad()
+@agreeing()
 def score_channels(
     model: nn.Module, method: Calibrated, batches: Iterable[Any], *, call: Call | None = None, options: WalkOptions | None = None,
     example: Callable[[], object] | None = None, latency: bool = False,
@@ -55,17 +58,18 @@ def score_channels(
     inner, units = request.model, request.units
     gates = Gates(inner, units)
     try:
-        worth = scored(request, gates, request.batches)
+        found = scored(request, gates).worth
+        worth = of_first({name: value.float().cpu().contiguous() for name, value in found.items()})
     finally:
         gates.remove()
     whole = Whole(request.parts, inner, example or partial(call or call_with_batch, inner, request.batches[0]))
     macs = whole.macs(units)
     header = Header(
-        model=type(inner).__name__, config=_config_of(inner), weights=digest(inner), method=method.meant, calibration=calibration_of(request),
+        model=type(inner).__name__, config=_config_of(inner), weights=digest_of(inner), method=method.meant, calibration=calibration_of(request),
         macs=int(macs.total), channel_macs={name: cost_of(cost, 1) for name, cost in macs.channel.items()},
         cached=whole.cached(units, needed=False), latency=whole.milliseconds(units, method.align) if latency else None,
     )  # fmt: skip
-    return ChannelScores({name: value.float().cpu().contiguous() for name, value in worth.items()}, header)
+    return ChannelScores(worth, header)
 
 
 def plan_channels(scores: ChannelScores, method: Calibrated, model: nn.Module | None = None) -> Plan:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunus.unstructured import Gram, Statistics, Sum, inverse_factor
+from prunus.unstructured import Gram, Statistics, Sum, add_products, inverse_factor, mirrored
 
 
 @dataclass
@@ -24,27 +24,22 @@ class Moments:
     """Σ x, (C,)."""
     after: Tensor
     """Σ x', (K,)."""
-    gram: Tensor | None = None
-    """Σ x' x'ᵀ, (K, K); None where columns are not fitted."""
-    cross: Tensor | None = None
-    """Σ x x'ᵀ, (C, K), likewise."""
+    gram: Tensor
+    """Σ x' x'ᵀ, (K, K), on and above the diagonal."""
+    cross: Tensor
+    """Σ x x'ᵀ, (C, K)."""
 
     @classmethod
-    def none(cls, kept: Tensor, columns: int, products: bool = True) -> Moments:
+    def none(cls, kept: Tensor, columns: int) -> Moments:
         """Nothing seen so far."""
-        before, after = (torch.zeros(size, device=kept.device) for size in (columns, len(kept)))
-        if not products:
-            return cls(kept, 0, before, after)
-        zeros = torch.zeros(columns, len(kept), device=kept.device)
-        return cls(kept, 0, before, after, zeros[: len(kept)].clone(), zeros)
+        stay = len(kept)
+        sizes = ((columns,), (stay,), (stay, stay), (columns, stay))
+        return cls(kept, 0, *(torch.zeros(size, device=kept.device) for size in sizes))
 
     @classmethod
-    def of_columns(cls, kept: Tensor, known: Statistics, products: bool = True) -> Moments:
+    def of_columns(cls, kept: Tensor, known: Statistics) -> Moments:
         """Of inputs that stay what they are when others leave."""
-        sums_C = known[Sum].total
-        if not products:
-            return cls(kept, known.tokens, sums_C, sums_C[kept])
-        cross_CK = known[Gram].total[:, kept]
+        sums_C, cross_CK = known[Sum].total, known[Gram].products[:, kept]
         return cls(kept, known.tokens, sums_C, sums_C[kept], cross_CK[kept], cross_CK)
 
     def add(self, before_TC: Tensor, after_TC: Tensor) -> None:
@@ -53,9 +48,8 @@ class Moments:
         self.tokens += len(before_TC)
         self.before += before_TC.sum(0)
         self.after += after_TK.sum(0)
-        if self.gram is not None and self.cross is not None:
-            self.gram.addmm_(after_TK.T, after_TK)
-            self.cross.addmm_(before_TC.T, after_TK)
+        add_products(self.gram, after_TK)
+        self.cross.addmm_(before_TC.T, after_TK)
 
     def fitted_bias(self, W_RC: Tensor, W_RK: Tensor) -> Tensor:
         """What is added to the bias so that the mean of the output is what it was, (R,)."""
@@ -69,9 +63,7 @@ class Moments:
         Args:
             with_bias: the bias takes the means, so that only what moves around them is fitted.
         """
-        assert self.gram is not None
-        assert self.cross is not None
-        gram_KK, cross_CK, W_RK = self.gram, self.cross, W_RC[:, self.kept]
+        gram_KK, cross_CK, W_RK = mirrored(self.gram), self.cross, W_RC[:, self.kept]
         if with_bias:
             gram_KK = gram_KK - torch.outer(self.after, self.after) / max(self.tokens, 1)
             cross_CK = cross_CK - torch.outer(self.before, self.after) / max(self.tokens, 1)

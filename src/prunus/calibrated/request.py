@@ -18,6 +18,7 @@ from prunus.calibrated.plain import Knob, knobs_for, loadable
 from prunus.calibrated.state import State
 from prunus.calibrated.whole_experts import refuse_for_whole_experts
 from prunus.errors import PrunusError
+from prunus.fingerprint import refuse_other_models, taken
 from prunus.refusals import expect, refuse_unusable
 from prunus.structured import Example, Whole, searchable
 from prunus.unstructured import Call, WalkOptions, sparsity_of
@@ -71,7 +72,8 @@ def settle(
         refuse_unusable(inner, unit.path)
     consumers = consumers_of(inner, units, survey(inner, parts=parts))
     refuse_compensation(inner, method, consumers)
-    given = list(checked(batches, calls_the_model(call)))
+    refuse_other_models(inner)
+    given = taken(checked(batches, calls_the_model(call)))
     if not given:
         raise PrunusError("batches", "none", "at least one calibration batch is needed")
     run = example or partial(call or call_with_batch, inner, given[0])

@@ -17,8 +17,10 @@ from prunus.calibrated.narrowing import narrow
 from prunus.calibrated.planning import plan_channels, score_channels
 from prunus.errors import PrunusError
 from prunus.figures import png
+from prunus.fingerprint import taken
 from prunus.losses import own_loss
 from prunus.modules import evaluating
+from prunus.parallel import agreeing, of_first
 from prunus.plan import Plan
 from prunus.storage import write_bytes, write_text
 from prunus.structured import Price, Whole, cost_of, searchable
@@ -115,6 +117,7 @@ class Sweep(Typed):
         return png(figure)
 
 
+@agreeing()
 def sweep(
     model: nn.Module, methods: Sequence[Calibrated], batches: Iterable[Any], *, scores: ChannelScores | None = None,
     measure: Callable[[nn.Module], float] | None = None, quality: str = "loss", higher_is_better: bool = False, call: Call | None = None,
@@ -138,19 +141,19 @@ def sweep(
     """
     if not methods:
         raise PrunusError("methods", "none", "give at least one budget, such as prunus.Calibrated(ratio=0.3)")
-    given = list(batches)
+    given = taken(batches)
     judge = measure or (lambda candidate: _mean_loss(candidate, given))
     if scores is None:
         scores = score_channels(model, methods[0], given, call=call, options=options)
     inner = searchable(model)
     parts = anatomy(inner)
     whole = scores.whole(parts, inner)
+    plans = [plan_channels(scores, method, model) for method in methods]  # refusals first
     points = [_point(scores, whole, methods[0], None, judge(model))]
-    for method in methods:
-        plan = plan_channels(scores, method, model)
+    for method, plan in zip(methods, plans, strict=True):
         small, _ = narrow(model, method, given, plan=plan, call=call, options=options)
         points.append(_point(scores, whole, method, plan, judge(small)))
-    return Sweep(quality=quality, higher_is_better=higher_is_better, points=tuple(points)).with_front()
+    return of_first(Sweep(quality=quality, higher_is_better=higher_is_better, points=tuple(points)).with_front())
 
 
 def _point(scores: ChannelScores, whole: Whole, method: Calibrated, plan: Plan | None, found: float) -> Point:

@@ -1,7 +1,7 @@
 """Checkpoints: plain transformers folders, loaded whole, built without weights, or read and written block by block."""
 
 from prunus.checkpoint.checksums import verify, write_checksums
-from prunus.checkpoint.described import describe
+from prunus.checkpoint.described import describe, how_to_load
 from prunus.checkpoint.hollow import Hollow
 from prunus.checkpoint.loading import bare_model, load_model, local_folder, random_model, without_weights
 from prunus.checkpoint.naming import Group, Parts
@@ -16,6 +16,6 @@ from prunus.plan import plan_of
 
 __all__ = [
     "Group", "Hollow", "Parts", "Shards", "Work", "bare_model", "check_config", "copy_beside_weights", "describe", "extract", "extract_to", "hashed",
-    "identity", "load_model", "local_folder", "memory", "plan_of", "prune_folder", "random_model", "refuse_places", "sparsity_in", "understood",
+    "how_to_load", "identity", "load_model", "local_folder", "memory", "plan_of", "prune_folder", "random_model", "refuse_places", "sparsity_in", "understood",
     "verify", "without_weights", "write_checksums",
 ]  # fmt: skip

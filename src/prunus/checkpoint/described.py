@@ -71,17 +71,8 @@ def card(model: PreTrainedModel) -> str:
     lines = [
         "---", about.to_yaml().strip(), "---", MARK, f"# {name}" + (f", {' and '.join(done)} by Prunus" if done else ""), "",
         f"{parts.parameters:,} parameters" + (f"; {before:,} before ({1 - parts.parameters / before:.1%} fewer)." if plan else "."),
-        "", "## Load it", "", "```python",
+        "", "## Load it", "", "```python", how_to_load(model), "```", "",
     ]  # fmt: skip
-    if plan is not None:
-        lines.append("import prunus  # teaches transformers to build the narrow shapes; pip install prunus")
-    lines += [
-        f"from {home} import {name}",
-        "",
-        f'model = {name}.from_pretrained("path/to/this/folder")',
-        "```",
-        "",
-    ]
     if plan is not None:
         lines += [
             "Any class and option that load the dense checkpoint load this one: base models, heads, towers, quantisers, device maps. "
@@ -124,6 +115,19 @@ def card(model: PreTrainedModel) -> str:
             "differ from layer to layer: `prunus inspect` lists them.",
         ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def how_to_load(model: PreTrainedModel, folder: str = "path/to/this/folder") -> str:
+    """Python that loads a model from its folder."""
+    name = type(model).__name__
+    lines = [
+        f"from {_home(type(model))} import {name}",
+        "",
+        f"model = {name}.from_pretrained({json.dumps(folder, ensure_ascii=False)})",
+    ]
+    if plan_of(model) is not None:
+        lines.insert(0, "import prunus  # teaches transformers to build the narrow shapes; pip install prunus")
+    return "\n".join(lines)
 
 
 def _home(kind: type[PreTrainedModel]) -> str:

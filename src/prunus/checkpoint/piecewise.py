@@ -30,6 +30,7 @@ FILE_BYTES = 1 << 30
 
 
 @torch.no_grad()
+@agreeing()
 def extract_to(model: nn.Module, plan: Plan, folder: str | Path) -> None:
     """As `extract` and `save_pretrained`, of a model that may be sharded by `fully_shard`, without ever gathering all of it.
 
@@ -55,18 +56,20 @@ def extract_to(model: nn.Module, plan: Plan, folder: str | Path) -> None:
         small: Any = type_of(inner)(copy.deepcopy(source.config))
     parts, before = anatomy(small, plan.mirrors or None), plan_of(small)
     plan.check(parts)
-    with agreeing(), ExitStack() as held:
-        with agreeing():  # before anything is gathered: who fails later leaves the others in the middle of it
+    with ExitStack() as held:
+        with agreeing():
             if is_first():
                 _refuse_place(place)
                 with refusing("folder", str(place), "it cannot be made; take another"):
                     partial = held.enter_context(new_folder(place))
-        pieces = _pieces(inner, small, parts, plan)
+                files = _Files(partial)
+        for piece in _pieces(inner, small, parts, plan):
+            with agreeing():  # before the next is gathered
+                if is_first():
+                    files.add(piece)
         if not is_first():
-            for _ in pieces:
-                pass
             return
-        _write(partial, pieces)
+        files.finish()
         small.config.architectures = [type(small).__name__]
         write_record(small, plan if before is None else plan.after(before))
         small.config.save_pretrained(partial)
@@ -97,14 +100,15 @@ def _pieces(model: PreTrainedModel, small: PreTrainedModel, parts: Anatomy, plan
         inside = [name for name in real if any(name.startswith(f"{path}.") for path in (block, *paths))]
         gathered = {name: _gathered(real[name], factors) for name in inside if name not in done}
         done |= gathered.keys()
-        if is_first():
-            _put(small, gathered)
-            narrow(small, parts, plan.model_copy(update={"units": {name: plan.units[name] for name in units}}))
-            now = {**dict(small.named_parameters(remove_duplicate=False)), **dict(small.named_buffers())}
-            yield {name: now[name].detach().contiguous() for name in kept if name in gathered}
-            _put(small, {name: now[name].detach().to("meta") for name in gathered})
-        else:
-            yield {}
+        piece: dict[str, Tensor] = {}
+        with agreeing():
+            if is_first():
+                _put(small, gathered)
+                narrow(small, parts, plan.model_copy(update={"units": {name: plan.units[name] for name in units}}))
+                now = {**dict(small.named_parameters(remove_duplicate=False)), **dict(small.named_buffers())}
+                piece = {name: now[name].detach().contiguous() for name in kept if name in gathered}
+                _put(small, {name: now[name].detach().to("meta") for name in gathered})
+        yield piece
     for name in kept:
         if name not in done:
             yield {name: _gathered(real[name], factors).contiguous()}
@@ -132,36 +136,38 @@ def _put(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 held[local] = made[id(old)]
 
 
-def _write(folder: Path, pieces: Iterator[Mapping[str, Tensor]]) -> None:
-    """Writes tensors into files as they come, with an index."""
-    files: list[list[str]] = []
-    waiting: dict[str, Tensor] = {}
-    total = 0
+class _Files:
+    """Writes tensors into files as they come, and an index of them in the end."""
 
-    def close() -> None:
-        save_file(waiting, folder / f"{len(files)}.part", metadata={"format": "pt"})
-        files.append(list(waiting))
-        waiting.clear()
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._written: list[list[str]] = []
+        self._waiting: dict[str, Tensor] = {}
+        self._total = 0
 
-    try:
-        for piece in pieces:
-            waiting.update(piece)
-            total += sum(tensor.nbytes for tensor in piece.values())
-            if sum(tensor.nbytes for tensor in waiting.values()) >= FILE_BYTES:
-                close()
-        if waiting:
-            close()
-    except Exception:
-        for _ in pieces:  # the others are still gathering
-            pass
-        raise
-    names = _names(len(files))
-    for number, name in enumerate(names):
-        (folder / f"{number}.part").rename(folder / name)
-    if len(names) > 1:
-        places = {tensor: name for name, inside in zip(names, files, strict=True) for tensor in inside}
-        index = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keeps some until there are enough for a file."""
+        self._waiting.update(tensors)
+        self._total += sum(tensor.nbytes for tensor in tensors.values())
+        if sum(tensor.nbytes for tensor in self._waiting.values()) >= FILE_BYTES:
+            self._close()
+
+    def finish(self) -> None:
+        """Writes the rest, and gives the files their names."""
+        if self._waiting:
+            self._close()
+        names = _names(len(self._written))
+        for number, name in enumerate(names):
+            (self._folder / f"{number}.part").rename(self._folder / name)
+        if len(names) > 1:
+            places = {tensor: name for name, inside in zip(names, self._written, strict=True) for tensor in inside}
+            index = {"metadata": {"total_size": self._total}, "weight_map": places}
+            (self._folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+    def _close(self) -> None:
+        save_file(self._waiting, self._folder / f"{len(self._written)}.part", metadata={"format": "pt"})
+        self._written.append(list(self._waiting))
+        self._waiting = {}
 
 
 def _names(count: int) -> Sequence[str]:

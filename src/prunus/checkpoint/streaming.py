@@ -46,6 +46,7 @@ from prunus.unstructured import (
 JOURNAL = "prunus-journal.json"
 
 
+@agreeing()
 def prune_folder(
     source: str | Path,
     output: str | Path,

@@ -15,8 +15,8 @@ import typer
 from rich.console import Console
 
 from prunus.anatomy import LeftDense, anatomy, survey
-from prunus.calibrated import ChannelScores, plan_channels
 from prunus.checkpoint import bare_model, local_folder, plan_of, sparsity_in, verify
+from prunus.cli.narrowing import plan, sweep
 from prunus.cli.options import ImportOption
 from prunus.cli.outward import compare, export, quantise
 from prunus.errors import PrunusError
@@ -27,7 +27,7 @@ from prunus.models import convert as convert_file
 from prunus.plan import SparsityPlan
 from prunus.recipe import Recipe, demo_recipe, load_recipe
 from prunus.report import Report, terminal_table, write_report
-from prunus.run import run
+from prunus.run import check_all, run
 from prunus.storage import write_text
 from prunus.studies import carry_out, folder_of, load_study, results_of, study_file, weighed, write_page
 from prunus.unstructured import recorded_sparsity
@@ -73,6 +73,33 @@ def compress(
 ) -> None:
     """Carries out RECIPE (YAML). Started again after an interruption, it goes on where it was."""
     _compress(load_recipe(recipe, tuple(changes or ()), variant))
+
+
+@app.command()
+def check(
+    recipe: Path,
+    variant: Annotated[
+        str | None, typer.Option(help="Which recipe, of a file with several, such as wanda/2:4.")
+    ] = None,
+    changes: SetOption = None,
+    extensions: ImportOption = None,
+) -> None:
+    """Says what is wrong with RECIPE, its model and its data, and decodes every picture once. Nothing is trained."""
+    chosen = load_recipe(recipe, tuple(changes or ()), variant)
+    check_all(chosen)
+    wrong = 0
+    for error in chosen.task.damaged():
+        typer.echo(error)
+        wrong += 1
+    if wrong:
+        raise PrunusError(
+            "task",
+            f"{wrong} pictures",
+            "they cannot be read, see above; mend them, or leave their rows out: on_broken: skip",
+        )
+    for remark in chosen.task.remarks():
+        typer.echo(f"note: {remark}")
+    typer.echo("nothing is wrong with recipe, model and data")
 
 
 def _compress(recipe: Recipe) -> None:
@@ -231,6 +258,8 @@ def convert(
 app.command()(export)
 app.command()(quantise)
 app.command()(compare)
+app.command()(plan)
+app.command()(sweep)
 
 
 @app.command()
@@ -268,44 +297,6 @@ def bench(
             f"{len(results.failed)} cells",
             f"they failed, such as {next(iter(results.failed))}; see above, and start it again",
         )
-
-
-@app.command()
-def plan(
-    scores: Path,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The plan to write, JSON.")] = Path("plan.json"),
-    ratio: Annotated[float | None, typer.Option(help="Share of the searched units' cost that goes.")] = None,
-    max_parameters: Annotated[int | None, typer.Option(help="Parameters that stay at most.")] = None,
-    max_macs: Annotated[int | None, typer.Option(help="Multiply-accumulates of the scored call, at most.")] = None,
-    max_bytes: Annotated[int | None, typer.Option(help="Bytes of the weights on disk, at most.")] = None,
-    max_milliseconds: Annotated[
-        float | None, typer.Option(help="Milliseconds of the scored call, at most, where they were measured.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="With --max-bytes: float32, bfloat16 or float16.")] = None,
-    cache_tokens: Annotated[
-        int, typer.Option(help="With --max-bytes: tokens in the key-value cache, counted beside the weights.")
-    ] = 0,
-    cache_batch: Annotated[int, typer.Option(help="With --cache-tokens: sequences.")] = 1,
-    align: Annotated[int, typer.Option(help="Kept widths are multiples of 1, 8, 16 or 32.")] = 1,
-    scope: Annotated[str, typer.Option(help="Who competes: unit, component or everyone.")] = "unit",
-    extensions: ImportOption = None,
-) -> None:
-    """Which channels stay under a budget, by SCORES (of `prunus.score_channels`, or scores.safetensors of a recipe's step `narrow`).
-    Neither data nor weights are read."""
-    found = ChannelScores.load(scores)
-    amounts = {
-        "ratio": ratio, "max_parameters": max_parameters, "max_macs": max_macs, "max_bytes": max_bytes,
-        "max_milliseconds": max_milliseconds,
-    }  # fmt: skip
-    storage = {"dtype": dtype, "cache_tokens": cache_tokens, "cache_batch": cache_batch}
-    method = found.method(**amounts, storage=storage, align=align, scope={"scope": scope})
-    decided = plan_channels(found, method)
-    decided.save(out)
-    kept = sum(len(unit.kept) for unit in decided.units.values())
-    total = sum(unit.channels for unit in decided.units.values())
-    typer.echo(
-        f"{decided.model}: {decided.ratio:.2%} of the searched cost goes, {kept:,} of {total:,} channels stay: {out}"
-    )
 
 
 @app.command()

@@ -99,7 +99,9 @@ def compare(
     limit: Annotated[int | None, typer.Option(min=1, help="Evaluate this many items only.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Items of the batch that is timed and weighed.")] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls, all models in turn.")] = 5,
-    out: Annotated[Path, typer.Option(help="Folder for comparison.json and comparison.png.")] = Path("comparison"),
+    out: Annotated[Path, typer.Option(help="Folder for comparison.json, comparison.png and comparison.html.")] = Path(
+        "comparison"
+    ),
     extensions: ImportOption = None,
 ) -> None:
     """Puts MODELS (folders or hub ids, dense or not) side by side: quality on a task, parameters, multiply-accumulates, bytes, latency,
@@ -111,4 +113,4 @@ def compare(
     found = side_by_side(models, read_task(task, "--task"), measure, limit)
     found.save(place)
     Console().print(found.table())
-    typer.echo(f"{place / 'comparison.json'}   {place / 'comparison.png'}")
+    typer.echo(f"{place / 'comparison.json'}   {place / 'comparison.html'}")

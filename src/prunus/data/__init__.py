@@ -29,6 +29,7 @@ from prunus.data.layouts import (
     VQAv2,
 )  # fmt: skip
 from prunus.data.mixing import mixed
+from prunus.data.overlap import shared_pictures
 from prunus.data.source import Data, Found, in_full
 from prunus.data.store import Needs
 from prunus.typed import named
@@ -43,5 +44,5 @@ __all__ = [
     "ADE20K", "CC3M", "COLORS", "COLUMNS", "GQA", "IGNORED", "IMAGE_MEAN", "IMAGE_PLACE", "IMAGE_STD", "NLVR", "NLVR2", "OKVQA", "SHAPES",
     "UNLABELLED", "WHERE", "AnyAugmentation", "AnyData", "Augmentation", "Augmented", "BrokenImage", "CocoKarpathy", "Data", "EasyVQAData", "Flickr30k",
     "Found", "Hub", "ImageFolder", "ImageNet", "NamedImages", "Needs", "NoCaps", "Published", "Questions", "Table", "TextFiles", "VQAv2", "balanced",
-    "file_state", "mixed", "open_image", "open_mask", "questions_of",
+    "file_state", "mixed", "open_image", "open_mask", "questions_of", "shared_pictures",
 ]  # fmt: skip

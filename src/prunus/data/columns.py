@@ -42,6 +42,10 @@ def as_image(value: Any, folder: Path) -> dict[str, Any]:
                 raise MisfitError("its bytes are none; give those of an image file")
             return {"bytes": bytes(data), "path": path if isinstance(path, str) else None}
         value = path
+    if isinstance(value, list | tuple) and value:
+        raise MisfitError(
+            "it is a list; several pictures of one row are a column called images, one picture is no list"
+        )
     if not isinstance(value, str | os.PathLike) or not str(value).strip():
         raise MisfitError("it is no image; give the path or the bytes of a file")
     path = str(value)
@@ -49,7 +53,23 @@ def as_image(value: Any, folder: Path) -> dict[str, Any]:
         raise MisfitError("it is an address; fetch the file, and give its path")
     if "\0" in path:
         raise MisfitError("it is no path of a file")
-    return {"bytes": None, "path": as_text(os.path.abspath(folder / Path(path).expanduser()), folder)}
+    if path.startswith("data:") or len(path) > LONGEST_PATH:
+        raise MisfitError(
+            "it is no path; a picture that is written as text, as in base64, is to be a file, or bytes in Parquet"
+        )
+    return {"bytes": None, "path": as_text(_place(path, folder), folder)}
+
+
+LONGEST_PATH = 4096
+"""Characters; no system has longer ones."""
+
+
+def _place(path: str, folder: Path) -> str:
+    """The absolute path of a file. `..` leads out of where a link points to, and `\\` is what Windows writes for `/`."""
+    if "\\" in path and os.sep == "/" and not (folder / path).exists():
+        path = path.replace("\\", "/")
+    whole = folder / os.path.expanduser(path)
+    return os.path.join(os.path.realpath(whole.parent), whole.name) if ".." in whole.parts else os.path.abspath(whole)
 
 
 def as_images(value: Any, folder: Path) -> list[dict[str, Any]]:
@@ -85,7 +105,9 @@ def as_id(value: Any, folder: Path) -> str:
 
 def as_answers(value: Any, folder: Path) -> list[str]:
     """Answers, of which some may be empty, as people leave them; or one."""
-    answers = [as_text(str(one) if _is_whole(one) else one, folder) for one in _listed(value)]
+    if isinstance(value, str) and "|" in value:
+        raise MisfitError('nothing says whether it is one answer; write a list: ["a|b"] is one, ["a", "b"] are two')
+    answers = [as_text(_number_as_text(one), folder) for one in _listed(value)]
     if not any(answer.strip() for answer in answers):
         raise MisfitError("it is empty; write an answer, or leave the row out")
     return answers
@@ -225,6 +247,13 @@ def _listed(value: Any) -> list[Any]:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number_as_text(value: Any) -> Any:
+    """A number as people write it; anything else as it is."""
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value.is_integer() else str(value)
+    return str(value) if _is_whole(value) else value
 
 
 def _kind(value: Any) -> str:

@@ -74,6 +74,11 @@ class Questions(Dataset[Any]):
             resized[index] = torch.from_numpy(pixels).permute(2, 0, 1)
         return resized
 
+    def picture(self, index: int) -> Image.Image:
+        """An image as it is stored."""
+        with Image.open(self._paths[index]) as image:
+            return image.convert("RGB")
+
     def pixels(self, indices: Tensor) -> Tensor:
         """Normalised images, (len(indices), 3, S, S), fp32."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))

@@ -33,7 +33,8 @@ def files_of(field: str, pattern: str) -> list[Path]:
                 field, str(file), f"it is a folder; name the files in it, such as {file}/*.jsonl, or take a layout for folders: imagefolder, hub"
             )  # fmt: skip
         if file.suffix.lower() not in READERS:
-            raise PrunusError(field, str(file), f"its ending says no format; there are {', '.join(READERS)}")
+            hint = HINTS.get(file.suffix.lower(), "save it as one of these")
+            raise PrunusError(field, str(file), f"its ending says no format; there are {', '.join(READERS)}; {hint}")
     return found
 
 
@@ -88,8 +89,12 @@ def json_of(file: Path, shorten: Callable[[dict[str, Any]], Any] | None = None) 
 
 
 def _json_lines(file: Path, wanted: Collection[str] | None) -> Iterator[Row]:
+    """A mapping a line; or a list of them all, as some call it `.jsonl`, too."""
     with open(file, encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
+            if number == 1 and line.lstrip().startswith("["):
+                yield from _json(file, wanted)
+                return
             if line.strip():
                 yield f"{file}:{number}", _mapping(f"{file}:{number}", _parsed(f"{file}:{number}", line))
 
@@ -102,7 +107,9 @@ def _parsed(where: str, line: str) -> Any:
 
 
 def _json(file: Path, wanted: Collection[str] | None) -> Iterator[Row]:
-    """A list of mappings, or a mapping with one such list in it; or lines, as some call them `.json`, too."""
+    """A list of mappings, or a mapping with one such list in it, or of a name to each; COCO's captions; or lines, as some call them
+    `.json`, too.
+    """
     with open(file, encoding="utf-8-sig") as text:
         first = text.readline()
         more = any(line.strip() for line in text)
@@ -114,14 +121,41 @@ def _json(file: Path, wanted: Collection[str] | None) -> Iterator[Row]:
         lists = [name for name, value in data.items() if isinstance(value, list) and value]
         if COLUMNS.keys() & data.keys() and not any(_are_rows(data[name]) for name in lists if name != "messages"):
             lists = []  # it is the only row itself
-        if len(lists) > 1:
+        if {"images", "annotations"} <= set(lists):
+            data = _of_coco(file, data)
+        elif len(lists) > 1:
             raise PrunusError("file", str(file), f"it holds several lists, {', '.join(lists)}; give a file with one")
-        data = data[lists[0]] if lists else [data]
+        elif lists:
+            data = data[lists[0]]
+        else:
+            named = len(data) > 1 and not COLUMNS.keys() & data.keys() and _are_rows(list(data.values()))
+            data = list(data.values()) if named else [data]
     if not isinstance(data, list):
         raise PrunusError("file", str(file), "it holds no list of rows")
     for number, row in enumerate(data, start=1):
         where = f"{file}, row {number}"
         yield where, _mapping(where, row)
+
+
+def _of_coco(file: Path, data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each picture that captions name, of a file as COCO publishes them.
+
+    Raises:
+        PrunusError: it holds boxes or answers, and no captions.
+    """
+    said: dict[Any, list[Any]] = {}
+    try:
+        for one in data["annotations"]:
+            said.setdefault(one["image_id"], []).append(one["caption"])
+        return [
+            {**one, "image": one["file_name"], "captions": said[one["id"]]}
+            for one in data["images"]
+            if one["id"] in said
+        ]
+    except (KeyError, TypeError) as error:
+        raise PrunusError(
+            "file", str(file), f"it is laid out as COCO's captions, and lacks {error}; give a file with a row for each picture"
+        ) from None  # fmt: skip
 
 
 def _are_rows(values: list[Any]) -> bool:
@@ -138,23 +172,31 @@ def _csv(file: Path, wanted: Collection[str] | None) -> Iterator[Row]:
     """The first line names the columns; an empty cell is none."""
     csv.field_size_limit(LARGEST_CELL)  # the module's own is too small for chats
     with open(file, encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text, delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True)
+        delimiter = "\t" if file.suffix.lower() == ".tsv" else _delimiter(text.readline())
+        text.seek(0)
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
         try:
-            names = next(reader, [])
+            names, first = next(reader, []), reader.line_num + 1
             if len(set(names)) < len(names) or not all(names):
                 raise PrunusError(
                     f"{file}:1", names, "the first line is to name the columns, each by a name of its own"
                 )
             for cells in reader:
-                where = f"{file}:{reader.line_num}"
+                where, first = f"{file}:{first}", reader.line_num + 1
                 if len(cells) > len(names):
                     raise PrunusError(
-                        where, cells[-1], f"the line has {len(cells)} cells, and there are {len(names)} columns; put text with commas into quotes"
+                        where, cells[-1], f"the line has {len(cells)} cells, and there are {len(names)} columns; put text with {delimiter!r} into "
+                        "quotes",
                     )  # fmt: skip
                 if cells:
                     yield where, {name: cell or None for name, cell in zip(names, cells, strict=False)}
         except csv.Error as error:
             raise PrunusError(f"{file}:{reader.line_num}", None, f"the line is not CSV: {error}") from None
+
+
+def _delimiter(header: str) -> str:
+    """What stands between the names of columns: a comma, or what programs write where numbers have one."""
+    return next((one for one in (",", ";", "\t", "|") if one in header), ",")
 
 
 def _parquet(file: Path, wanted: Collection[str] | None) -> Iterator[Row]:
@@ -186,3 +228,10 @@ READERS: dict[str, Callable[[Path, Collection[str] | None], Iterator[Row]]] = {
     ".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet,
 }  # fmt: skip
 """By the endings of files."""
+HINTS = {
+    ".tar": "pictures and captions in shards are `layout: cc3m`", ".zip": "unpack it", ".gz": "unpack it", ".xz": "unpack it",
+    ".xlsx": "save the sheet as CSV", ".xls": "save the sheet as CSV", ".ods": "save the sheet as CSV", ".txt": "a plain text is `layout: text`",
+    ".arrow": "the folder that `save_to_disk` made is `layout: hub`", ".pkl": "save the frame by `to_parquet`",
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp"), "a folder of pictures is `layout: imagefolder`"),
+}  # fmt: skip
+"""What to do with files of other endings."""

@@ -19,6 +19,8 @@ LARGEST = 89_478_485
 """Pixels of an image, 9,459 × 9,459: what Pillow takes without a warning. A small file can claim to have any number."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """What is read. Others, such as EPS, would be handed to other programs."""
+OF_16_BITS = ("PNG", "PPM")
+"""Formats whose whole numbers (mode I) have 16 bits."""
 IGNORED = -1
 """Class of the pixels of a mask that are not counted."""
 UNLABELLED = 255
@@ -41,7 +43,7 @@ def open_image(value: Any, where: str = "") -> Image.Image:
         BrokenImage: there is no such file, it is damaged or no image, or it is too large.
     """
     with _opened(value, where) as image:
-        _refuse_fractions(image)
+        _refuse_unseen(image)
         turned = ImageOps.exif_transpose(image)
         if turned.mode in ("P", "PA") and "transparency" in turned.info:
             turned = turned.convert("RGBA")
@@ -86,16 +88,45 @@ def look_at(value: Any, where: str = "", whole: bool = False) -> tuple[int, int]
     """
     with _opened(value, where) as image:
         size = image.size
-        _refuse_fractions(image)
+        _refuse_unseen(image)
         if whole:
             image.draft(None, (1, 1))
             image.load()
     return size
 
 
-def _refuse_fractions(image: Image.Image) -> None:
+def _refuse_unseen(image: Image.Image) -> None:
+    """Refuses pixels of which nothing says how light they are."""
     if image.mode == "F":
         raise ValueError("its pixels are fractions; save it with 8 bits a channel")
+    if image.mode.startswith("I"):
+        if not _has_known_white(image):
+            raise ValueError(
+                "its pixels are whole numbers of which nothing says which is white; save it with 8 bits a channel"
+            )
+    elif not _has_colours(image.mode):
+        raise ValueError(f"its colours are {image.mode}; save it as RGB")
+
+
+def _has_known_white(image: Image.Image) -> bool:
+    """Whether white is 65,535, of whole numbers. In a TIFF they may also have 12 or 32 bits, or a sign, or count from white to black."""
+    if image.mode == "I":
+        return image.format in OF_16_BITS
+    tags = getattr(image, "tag_v2", None)
+    return tags is None or (
+        tags.get(ExifTags.Base.BitsPerSample),
+        tags.get(ExifTags.Base.PhotometricInterpretation),
+    ) == ((16,), 1)
+
+
+@cache
+def _has_colours(mode: str) -> bool:
+    """Whether Pillow makes RGB of such an image."""
+    try:
+        Image.new(mode, (1, 1)).convert("RGB")
+    except ValueError:
+        return False
+    return True
 
 
 class Shown(NamedTuple):
@@ -170,7 +201,8 @@ def _opened(value: Any, where: str) -> Iterator[Image.Image]:
             field, name, f"it has more than {LARGEST:,} pixels, which would fill the memory; make it smaller"
         ) from None
     except UnidentifiedImageError:
-        raise BrokenImage(field, name, "it is damaged, or no image of a known format") from None
+        known = ", ".join(FORMATS)
+        raise BrokenImage(field, name, f"it is damaged, or no image of a known format ({known})") from None
     except Exception as error:  # decoders raise anything
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise BrokenImage(field, name, f"it cannot be read ({said[0][:200]})") from None

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from prunus.data.columns import COLUMNS, WHERE
 from prunus.data.identity import identity
-from prunus.data.images import BrokenImage
+from prunus.data.images import BrokenImage, look_at
 from prunus.data.pictures import Pictures
 from prunus.data.reading import REMEMBERED, SHOWN, Reading, image_state, images_of
 from prunus.errors import PrunusError, refusing
+from prunus.progress import track
 from prunus.storage import cache_folder, locked, new_folder, write_text
 
 if TYPE_CHECKING:
@@ -144,33 +145,46 @@ class Kept:
         Raises:
             BrokenImage: naming the first.
         """
-        rows = self.rows()
-        names = [name for name in ("image", "images", "mask") if name in rows.column_names]
         there: set[str] = set()
-        for batch in rows.select_columns([*names, WHERE]).with_format("arrow").iter(TOGETHER) if names else ():
+        for name, wheres, images in self.images():
+            paths, embedded = images.field("path").to_pylist(), images.field("bytes").is_valid().to_pylist()
+            for where, path, inside in zip(wheres, paths, embedded, strict=True):
+                if path is not None and not inside and path not in there:
+                    if not Path(path).is_file():
+                        raise BrokenImage(f"{where}: {name}", path, "there is no such file any more")
+                    if len(there) < REMEMBERED:
+                        there.add(path)
+
+    def damaged(self) -> Iterator[BrokenImage]:
+        """What is wrong with pictures that look whole by their heads: each is decoded. Masks were when they were read."""
+        there: set[str] = set()
+        for name, wheres, images in track(self.images(("image", "images")), f"decoding {self.title}"):
+            for where, image in zip(wheres, images, strict=True):
+                held = image.as_py()
+                if held is None or (held["bytes"] is None and held["path"] in there):
+                    continue
+                try:
+                    look_at(held, f"{where}: {name}", whole=True)
+                except BrokenImage as error:
+                    yield error
+                if held["bytes"] is None and len(there) < REMEMBERED:
+                    there.add(held["path"])
+
+    def images(self, names: Sequence[str] = ("image", "images", "mask")) -> Iterator[tuple[str, list[str], Any]]:
+        """(column, where of each, images) of some rows after the other, as arrays of Arrow, of which nothing is copied."""
+        import pyarrow.compute
+
+        rows = self.rows()
+        names = [name for name in names if name in rows.column_names]
+        for table in rows.select_columns([*names, WHERE]).with_format("arrow").iter(TOGETHER) if names else ():
             for name in names:
-                for where, path in _paths(batch, name):
-                    if path not in there:
-                        if not Path(path).is_file():
-                            raise BrokenImage(f"{where}: {name}", path, "there is no such file any more")
-                        if len(there) < REMEMBERED:
-                            there.add(path)
-
-
-def _paths(table: Any, name: str) -> Iterator[tuple[str, str]]:
-    """(where, path) of the images of a column that have files; the bytes of others are not touched."""
-    import pyarrow.compute
-
-    wheres, start = table.column(WHERE).to_pylist(), 0
-    for chunk in table.column(name).chunks:
-        images, rows = chunk, range(len(chunk))
-        if name == "images":
-            images, rows = chunk.flatten(), pyarrow.compute.list_parent_indices(chunk).to_pylist()
-        paths, embedded = images.field("path").to_pylist(), images.field("bytes").is_valid().to_pylist()
-        for row, path, inside in zip(rows, paths, embedded, strict=True):
-            if path is not None and not inside:
-                yield wheres[start + row], path
-        start += len(chunk)
+                wheres, start = table.column(WHERE).to_pylist(), 0
+                for chunk in table.column(name).chunks:
+                    images, places = chunk, range(len(chunk))
+                    if name == "images":
+                        images, places = chunk.flatten(), pyarrow.compute.list_parent_indices(chunk).to_pylist()
+                    yield name, [wheres[start + place] for place in places], images
+                    start += len(chunk)
 
 
 def keep(data: Data) -> Kept:

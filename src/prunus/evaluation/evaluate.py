@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from prunus.checkpoint import load_model
 from prunus.cost import peak_memory
 from prunus.errors import refusing
 from prunus.evaluation.fresh import in_fresh_process
-from prunus.tasks import AnyTask, Task
+from prunus.tasks import AnyTask, Exhibit, Task
 from prunus.typed import Typed, first_problem, places_in, refuse_nameless
 
 
@@ -29,42 +29,51 @@ class Evaluation:
     """Peak resident bytes of a process that loads the model and runs one batch."""
     seconds: float
     """That the metrics took."""
+    exhibits: list[Exhibit] = field(default_factory=list)
+    """What the model makes of single items, if that was asked for."""
 
 
-def evaluate_here(path: str | Path, task: Task, batch_size: int, limit: int | None = None) -> Evaluation:
+def evaluate_here(
+    path: str | Path, task: Task, batch_size: int, limit: int | None = None, exhibits: int = 0
+) -> Evaluation:
     """Loads a saved model with its stock class and evaluates it, in this process.
 
     Args:
         path: folder of the model, or hub id.
         batch_size: items of the batch that memory is measured with.
         limit: items of the evaluation split; None takes all.
+        exhibits: how many items to show, with what the model makes of them.
 
     Raises:
         PrunusError: the task has no data, or is not one for this model.
     """
-    task.check()
-    model, task = load_model(path).eval(), task.for_model(Path(path))
+    task = task.for_model(Path(path))
     task.check()
     task.check_model(Path(path))
+    model = load_model(path).eval()
     with refusing("task", task.name, f"a {type(model).__name__} cannot be evaluated on it, so name another task"):
         task.example(model, batch_size)()
         peak = peak_memory()
         model.to(default_device())
         start = time.perf_counter()
         metrics = task.measure(model, limit)
-    return Evaluation(metrics, peak, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        shown = task.exhibits(model, exhibits, limit) if exhibits else []
+    return Evaluation(metrics, peak, seconds, shown)
 
 
-def evaluate_elsewhere(path: Path, task: Task, batch_size: int, limit: int | None = None) -> Evaluation:
+def evaluate_elsewhere(
+    path: Path, task: Task, batch_size: int, limit: int | None = None, exhibits: int = 0
+) -> Evaluation:
     """As `evaluate_here`, in a new process, which proves that the files suffice."""
     places, settings = places_in(task), task.model_dump_json()
     refuse_nameless(task, read_task(settings))
-    found = in_fresh_process(_evaluate, str(path), settings, batch_size, limit, imports=places)
-    return Evaluation(**found)
+    found = in_fresh_process(_evaluate, str(path), settings, batch_size, limit, exhibits, imports=places)
+    return Evaluation(**found | {"exhibits": [Exhibit(**one) for one in found["exhibits"]]})
 
 
-def _evaluate(path: str, settings: str, batch_size: int, limit: int | None) -> dict[str, Any]:
-    return asdict(evaluate_here(path, read_task(settings), batch_size, limit))
+def _evaluate(path: str, settings: str, batch_size: int, limit: int | None, exhibits: int) -> dict[str, Any]:
+    return asdict(evaluate_here(path, read_task(settings), batch_size, limit, exhibits))
 
 
 def read_task(text: str, source: str = "task") -> Task:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib
 import re
 import shutil
+import subprocess
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from prunus.errors import PrunusError, refusing
 
 Words = Literal["plain", "ptb"]
-"""How sentences are cut into words: `plain`, the runs of letters and digits in lower case; `ptb`, the Penn Treebank tokenizer
-of the published figures, which needs Java."""
+"""How sentences are cut into words: `plain`, the runs of letters and digits in lower case, and single signs where a script puts no
+spaces between words; `ptb`, the Penn Treebank tokenizer of the published figures, which needs Java."""
 
 WITHOUT_JAVA = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")
 WITH_JAVA = ("meteor", "spice")
@@ -83,18 +86,36 @@ def check_caption_metrics(metrics: Sequence[str], words: Words = "plain") -> Non
             raise PrunusError(
                 "metrics", metric, f"there is none of that name; take {', '.join((*WITHOUT_JAVA, *WITH_JAVA))}"
             )
-        if metric in WITH_JAVA and shutil.which("java") is None:
+        if metric in WITH_JAVA and not _java_runs():
             raise PrunusError(
                 "metrics",
                 metric,
                 f"its scorer is a Java program; install Java 8 or later, or take {', '.join(WITHOUT_JAVA)}",
             )
-    if words == "ptb" and shutil.which("java") is None:
+    if words == "ptb" and not _java_runs():
         raise PrunusError("words", words, "this tokenizer is a Java program; install Java 8 or later, or take plain")
     _module("cider.cider")
     if "spice" in metrics:
-        with refusing("metrics", "spice", "its scorer fetches models of CoreNLP once, and could not"):
-            _scorer("spice")
+        _try_spice()
+
+
+@cache
+def _try_spice() -> None:
+    """Scores one caption: its program is old, needs 8 GB, and does not run under every Java.
+
+    Raises:
+        PrunusError: it cannot.
+    """
+    with refusing("metrics", "spice", "its scorer fetches models of CoreNLP once, and could not"):
+        scorer = _scorer("spice")
+    with refusing("metrics", "spice", "its Java program does not run here; try Java 8, or take another metric"):
+        scorer.compute_score({0: ["a cat"]}, {0: ["a cat"]})
+
+
+def _java_runs() -> bool:
+    """Whether there is a Java that starts: some systems have a command that only says how to install one."""
+    place = shutil.which("java")
+    return place is not None and subprocess.run([place, "-version"], capture_output=True, check=False).returncode == 0
 
 
 def _module(name: str) -> Any:
@@ -106,6 +127,19 @@ def _module(name: str) -> Any:
             f"pycocoevalcap.{name}",
             f"{error.msg}; the scorers are in an extra: pip install 'prunus[captions]'",
         ) from None
+
+
+WITHOUT_SPACES = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+"""Thai, Lao, Burmese, Khmer, kana and Han, which put no spaces between words."""
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    """Letters and digits in a run, with their marks; or one sign of a script without spaces."""
+    marks = "".join(chr(code) for code in range(0x300, 0x1F000) if unicodedata.category(chr(code)).startswith("M"))
+    return re.compile(f"[{WITHOUT_SPACES}]|(?:(?![{WITHOUT_SPACES}])[^\\W_][{marks}]*)+")
 
 
 def _scorer(name: str) -> Any:
@@ -120,7 +154,7 @@ def _f_scores(scores: Sequence[dict[str, dict[str, float]]]) -> list[float]:
 def _cut(groups: Sequence[Sequence[str]], words: Words) -> list[list[str]]:
     """Groups of sentences, each a string of words with one space between them."""
     if words == "plain":
-        return [[" ".join(re.findall(r"[^\W_]+", text.lower())) for text in group] for group in groups]
+        return [[" ".join(_word().findall(text.lower())) for text in group] for group in groups]
     with refusing("words", words, "the tokenizer failed"):
         given = {
             place: [{"caption": " ".join(text.split()) or "."} for text in group] for place, group in enumerate(groups)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization
 
+from prunus.parallel import everyones, process, processes, several
+
 # B: pairs of a batch, Q: length of the queue, D: width of the features
 
 NOBODY = -100
@@ -147,7 +149,7 @@ def contrast(
 
 def everywhere(part: Tensor) -> Tensor:
     """The parts of all processes that train one model, in their order. Gradients reach the process that each came from."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not several():
         return part
     gathered: Tensor = _Gathered.apply(part)  # type: ignore[no-untyped-call]
     return gathered
@@ -158,7 +160,7 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
-        parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+        parts = [torch.empty_like(part) for _ in range(processes())]
         dist.all_gather(parts, part.contiguous())
         return torch.cat(parts)
 
@@ -166,13 +168,13 @@ class _Gathered(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+        return gradient.chunk(processes())[process()]
 
 
 def padded_alike(ids: Tensor, mask: Tensor | None, padding: int) -> tuple[Tensor, Tensor | None]:
     """Texts (B, T) and their mask, as long as the longest of all processes."""
-    lengths = everywhere(torch.tensor([ids.shape[1]], device=ids.device))
-    more = int(lengths.max()) - ids.shape[1]
+    lengths = everyones(ids.shape[1])
+    more = max(lengths) - ids.shape[1]
     if len(lengths) > 1 and mask is None:
         mask = torch.ones_like(ids)
     if more == 0:
@@ -182,4 +184,4 @@ def padded_alike(ids: Tensor, mask: Tensor | None, padding: int) -> tuple[Tensor
 
 def first_of_own(pairs: int) -> int:
     """Where the pairs of this process begin among those of all."""
-    return pairs * dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return pairs * process()

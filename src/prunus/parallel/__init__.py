@@ -3,9 +3,21 @@
 Processes come from `torchrun` or `accelerate launch`, and their group from `torch.distributed`. Alone, all of this does nothing.
 """
 
-from prunus.parallel.exchange import add_up, after_first, agreeing, everyones, from_process, in_first, of_first, summed
-from prunus.parallel.processes import (
+from prunus.parallel.exchange import (
+    add_up,
+    after_first,
+    agreeing,
     barrier,
+    by_first,
+    everyones,
+    from_process,
+    in_first,
+    of_first,
+    summed,
+    told_by_first,
+)
+from prunus.parallel.processes import (
+    alone,
     is_first,
     is_ours,
     join_group,
@@ -29,7 +41,7 @@ from prunus.parallel.sharded import (
 from prunus.parallel.sharing import shared_out
 
 __all__ = [
-    "add_up", "after_first", "agreeing", "barrier", "everyones", "from_process", "from_rows_here", "group_of", "has_shards", "in_first",
+    "add_up", "after_first", "agreeing", "alone", "barrier", "by_first", "everyones", "from_process", "from_rows_here", "group_of", "has_shards", "in_first",
     "is_first", "is_ours", "is_sharded", "join_group", "leave", "local", "of_first", "process", "processes", "refuse_sharding_launcher", "rows_here", "several",
-    "shared_out", "summed", "to_rows_here", "type_of", "whole",
+    "shared_out", "summed", "to_rows_here", "told_by_first", "type_of", "whole",
 ]  # fmt: skip

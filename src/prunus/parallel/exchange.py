@@ -1,21 +1,30 @@
-"""What processes tell each other. All of them have to come to each of these, in the same order."""
+"""What processes tell each other. All of them have to come to each of these, in the same order.
+
+A process that fails does not come: `agreeing` lets it tell the others why, and they hear of it at whatever they come to next of `agreeing`,
+`everyones`, `of_first` and `barrier`. What adds up or hands round tensors asks nobody, and stands where nothing can have gone wrong since.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from prunus.errors import PrunusError
-from prunus.parallel.processes import is_first, process, processes, several
+from prunus.parallel.processes import alone, is_first, process, processes, several
 
+P = ParamSpec("P")
 T = TypeVar("T")
+AnyError = TypeVar("AnyError", bound=Exception)
 LARGE = 1 << 20
 """Elements from which on a tensor is sent by itself, and not copied together with others."""
+Words = tuple[str, str, str]
+"""Of an error: field, value and remedy."""
 
 
 @torch.no_grad()
@@ -68,29 +77,62 @@ def from_process(source: int, tensor: Tensor) -> Tensor:
 
 
 def everyones(value: T) -> list[T]:
-    """What every process gives here, in their order: small things, such as names and numbers."""
-    if not several():
-        return [value]
-    found: list[Any] = [None] * processes()
-    dist.all_gather_object(found, value)
-    return found
+    """What every process gives here, in their order: small things, such as names and numbers.
+
+    Raises:
+        PrunusError: another process has failed.
+    """
+    return _exchanged(value) if several() else [value]
 
 
 def of_first(value: T) -> T:
-    """What the first process gives here."""
-    if not several():
-        return value
-    held = [value]
-    dist.broadcast_object_list(held, 0)
-    return held[0]
+    """What the first process gives here.
+
+    Raises:
+        PrunusError: another process has failed.
+    """
+    return _exchanged(value if is_first() else None)[0] if several() else value  # type: ignore[return-value]
+
+
+def barrier() -> None:
+    """Waits until all have come here.
+
+    Raises:
+        PrunusError: another process has failed.
+    """
+    if several():
+        _exchanged(None)
 
 
 def after_first(function: Callable[[], T]) -> T:
-    """Calls a function in the first process, and then in the others, which find on disk what it has left there."""
+    """Calls a function in the first process, and then in the others, which find on disk what it has left there. Each is alone with it."""
+    found: list[T] = []
+    for turn in (True, False):
+        with agreeing():
+            if is_first() == turn:
+                with alone():
+                    found.append(function())
+    return found[0]
+
+
+def told_by_first(function: Callable[[], T]) -> T:
+    """What a function returns that the first process calls alone, while the others wait."""
+    found: list[T] = []
     with agreeing():
-        found = [function()] if is_first() else []
-    with agreeing():
-        return found[0] if found else function()
+        if is_first():
+            with alone():
+                found.append(function())
+    return of_first(found)[0]
+
+
+def by_first(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, as `told_by_first` calls it."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return told_by_first(partial(function, *args, **kwargs))
+
+    return call
 
 
 @contextmanager
@@ -105,7 +147,8 @@ def in_first(context: AbstractContextManager[object]) -> Iterator[None]:
 
 @contextmanager
 def agreeing() -> Iterator[None]:
-    """What goes wrong within the context in one process goes wrong in all of them when they leave it, so that none waits for ever.
+    """What goes wrong within the context in one process goes wrong in all of them, at the latest when they leave it, so that none waits for
+    ever. Contexts may stand within each other, and what is exchanged within them. An interruption by the user is nobody else's.
 
     Raises:
         PrunusError: another process has failed; what it refused, by its own words.
@@ -113,20 +156,48 @@ def agreeing() -> Iterator[None]:
     if not several():
         yield
         return
-    mine: Exception | None = None
     try:
         yield
     except Exception as error:  # whatever it is, the others must not wait for this process
-        mine = error
-    theirs = everyones(None if mine is None else _in_words(mine))
-    if mine is not None:
-        raise mine
-    failed = next((words for words in theirs if words is not None), None)
+        if not _is_known(error):
+            with suppress(PrunusError):  # the others have ended
+                _gathered(_in_words(_known(error)), None)
+        raise
+    _exchanged(None)
+
+
+def _exchanged(value: T) -> list[T]:
+    found = _gathered(None, value)
+    failed = next((words for words, _ in found if words is not None), None)
     if failed is not None:
-        raise PrunusError(*failed)
+        raise _known(PrunusError(*failed))
+    return [given for _, given in found]
 
 
-def _in_words(error: Exception) -> tuple[str, str, str]:
+def _gathered(words: Words | None, value: T) -> list[tuple[Words | None, T]]:
+    """What has gone wrong in each process, and what it gives."""
+    found: list[Any] = [None] * processes()
+    try:
+        dist.all_gather_object(found, (words, value))
+    except RuntimeError as error:
+        lost = "another one has ended without a word, and this one cannot go on; see what that one said last, and start all of them again"
+        raise _known(PrunusError("processes", processes(), lost)) from error
+    return found
+
+
+def _known(error: AnyError) -> AnyError:
+    """An error of which no other process need be told any more."""
+    vars(error)["is_known"] = True
+    return error
+
+
+def _is_known(error: BaseException) -> bool:
+    """Whether all processes have been told of an error, or of the one that it was made of."""
+    earlier = [one for one in (error.__cause__, error.__context__) if one is not None]
+    return "is_known" in vars(error) or any(map(_is_known, earlier))
+
+
+def _in_words(error: Exception) -> Words:
     if isinstance(error, PrunusError):
         return error.field, str(error.value), error.remedy
     return f"process {process()}", type(error).__name__, f"it failed: {error}"

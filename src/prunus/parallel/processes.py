@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from prunus.errors import PrunusError
 
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for one that works by itself, such as the first one while it quantises. Of one that has died the launcher tells."""
+_is_alone: ContextVar[bool] = ContextVar("is_alone", default=False)
+
 
 def processes() -> int:
     """How many there are; one where torch.distributed is not initialised."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _is_alone.get() else 1
 
 
 def several() -> bool:
@@ -36,10 +44,14 @@ def is_ours(number: int) -> bool:
     return number % processes() == process()
 
 
-def barrier() -> None:
-    """Waits until all have come here."""
-    if several():
-        dist.barrier()
+@contextmanager
+def alone() -> Iterator[None]:
+    """While the context is open, this process does as if it were the only one: the others have no part in what it does."""
+    before = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(before)
 
 
 def refuse_sharding_launcher() -> None:
@@ -66,9 +78,18 @@ def leave(status: int = 0) -> None:
 
 def join_group() -> None:
     """Joins the other processes where a launcher has started several and nobody has joined them yet: by nccl where there are GPUs, one
-    each, otherwise by gloo."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or (dist.is_available() and dist.is_initialized()):
+    each, otherwise by gloo.
+
+    Raises:
+        PrunusError: this torch was built without `torch.distributed`.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    if int(count) < 2 or (dist.is_available() and dist.is_initialized()):
         return
+    if not dist.is_available():
+        raise PrunusError(
+            "WORLD_SIZE", count, "this torch was built without torch.distributed; install another, or start one process without a launcher"
+        )  # fmt: skip
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)

@@ -18,7 +18,7 @@ from prunus.anatomy import Matrix, matrices, weight_of
 from prunus.batches import check_batch, input_device
 from prunus.errors import PrunusError, refusing
 from prunus.losses import Predict, own_prediction
-from prunus.parallel import join_group, of_first, refuse_sharding_launcher
+from prunus.parallel import agreeing, join_group, of_first, refuse_sharding_launcher
 from prunus.plan import Entry
 from prunus.refusals import expect, is_absent, plain_model, refuse_weight
 from prunus.repair.distillation import Distillation, Lesson, Teacher, beside
@@ -75,42 +75,45 @@ def repair(
     """
     refuse_sharding_launcher()
     join_group()
-    model = plain_model(model)
-    expect("training", training, Training, "prunus.Training(steps=..., learning_rate=...)")
-    masks, trainable = _what_to_train(model, method, data, teacher)
-    candidates = matrices(model)
-    method.check(candidates, masks)
-    if folder is not None:
-        refuse_foreign(Path(folder))
-    if collate is default_data_collator:
-        collate = _collate
-    with Undo() as undo, ExitStack() as cleanup:
-        for tensor in (*trainable, *model.buffers()):
-            undo.keep(tensor)
-        cleanup.callback(_set_modes, {module: module.training for module in model.modules()})
-        cleanup.callback(_set_gradients, [(parameter, parameter.grad) for parameter in trainable])
-        place = Path(of_first(cleanup.enter_context(tempfile.TemporaryDirectory()))) if folder is None else Path(folder)
-        dense = None if method.distillation is None else _opened(teacher)
-        own_teacher = cleanup.enter_context(method.around(model, masks, dense, seed))
-        if own_teacher is None and dense is not None:
-            own_teacher = beside(dense)
-        del dense
-        identity = {
-            "method": method.model_dump(mode="json"),
-            "zeros": {n: crc32(m.packed.cpu().numpy().data) for n, m in masks.items()},
-        }
-        loss, data, collate = _lesson(
-            method.distillation, model, candidates, own_teacher, predict, data, collate, place
-        )
-        log = finetune(
-            model, training, place, data, collate, loss, evaluate=evaluate, callbacks=callbacks, seed=seed, title=title,
-            identity=identity,
-        )  # fmt: skip
-        cleanup.close()
-        check_zeros(model, masks)
-        record = sparsity_of(model)
-        if record is not None:
-            note(model, record.model_copy(update={"history": (*record.history, Entry.of("repair", method))}))
+    with agreeing():
+        model = plain_model(model)
+        expect("training", training, Training, "prunus.Training(steps=..., learning_rate=...)")
+        masks, trainable = _what_to_train(model, method, data, teacher)
+        candidates = matrices(model)
+        method.check(candidates, masks)
+        if folder is not None:
+            refuse_foreign(Path(folder))
+        if collate is default_data_collator:
+            collate = _collate
+        with Undo() as undo, ExitStack() as cleanup:
+            for tensor in (*trainable, *model.buffers()):
+                undo.keep(tensor)
+            cleanup.callback(_set_modes, {module: module.training for module in model.modules()})
+            cleanup.callback(_set_gradients, [(parameter, parameter.grad) for parameter in trainable])
+            place = (
+                Path(of_first(cleanup.enter_context(tempfile.TemporaryDirectory()))) if folder is None else Path(folder)
+            )
+            dense = None if method.distillation is None else _opened(teacher)
+            own_teacher = cleanup.enter_context(method.around(model, masks, dense, seed))
+            if own_teacher is None and dense is not None:
+                own_teacher = beside(dense)
+            del dense
+            identity = {
+                "method": method.model_dump(mode="json"),
+                "zeros": {n: crc32(m.packed.cpu().numpy().data) for n, m in masks.items()},
+            }
+            loss, data, collate = _lesson(
+                method.distillation, model, candidates, own_teacher, predict, data, collate, place
+            )
+            log = finetune(
+                model, training, place, data, collate, loss, evaluate=evaluate, callbacks=callbacks, seed=seed, title=title,
+                identity=identity,
+            )  # fmt: skip
+            cleanup.close()
+            check_zeros(model, masks)
+            record = sparsity_of(model)
+            if record is not None:
+                note(model, record.model_copy(update={"history": (*record.history, Entry.of("repair", method))}))
     return log
 
 

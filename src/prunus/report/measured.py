@@ -11,15 +11,19 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from prunus.anatomy import Anatomy, Unit, anatomy
-from prunus.checkpoint import load_model, plan_of
+from prunus.anatomy import Anatomy, Unit, anatomy, survey
+from prunus.checkpoint import how_to_load, load_model, plan_of
 from prunus.cost import latencies, multiply_accumulates, size
 from prunus.evaluation import evaluate_elsewhere
 from prunus.plan import MatrixPlan, Plan, SparsityPlan
 from prunus.recipe import Measure, Recipe
 from prunus.report.report import Report
+from prunus.report.samples import Sample, collected
 from prunus.tasks import Task
 from prunus.unstructured import sparsity_of
+
+SHOWN = 6
+"""Items of the evaluation split that a report shows."""
 
 
 def compare(recipe: Recipe, dense: Path, compressed: Path, courses: list[dict[str, Any]]) -> Report:
@@ -32,7 +36,8 @@ def compare(recipe: Recipe, dense: Path, compressed: Path, courses: list[dict[st
     folders, task = {"dense": dense, "compressed": compressed}, recipe.task
     models = {name: load_model(folder).eval() for name, folder in folders.items()}
     parts = {name: anatomy(model) for name, model in models.items()}
-    columns = measured(folders, models, parts, dict.fromkeys(folders, task), recipe.measure, recipe.evaluate_limit)
+    tasks = dict.fromkeys(folders, task)
+    columns, samples = measured(folders, models, parts, tasks, recipe.measure, recipe.evaluate_limit)
     plan = plan_of(models["compressed"]) or Plan(model=type(models["dense"]).__name__, ratio=0.0, units={})
     sparsity = sparsity_of(models["compressed"])
     return Report(
@@ -43,6 +48,10 @@ def compare(recipe: Recipe, dense: Path, compressed: Path, courses: list[dict[st
         retained=retained(parts["dense"], plan, sparsity),
         ratio=plan.ratio,
         sparsity=sparsity.sparsity if sparsity else 0.0,
+        passed_over=passed_over(parts["dense"], plan, models["compressed"], sparsity),
+        samples=samples,
+        loading=how_to_load(models["compressed"], str(compressed)),
+        remarks=task.remarks(),
         courses=courses,
         folders={name: str(folder) for name, folder in folders.items()},
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
@@ -51,9 +60,9 @@ def compare(recipe: Recipe, dense: Path, compressed: Path, courses: list[dict[st
 
 def measured(
     folders: Mapping[str, Path], models: Mapping[str, PreTrainedModel], parts: Mapping[str, Anatomy], tasks: Mapping[str, Task], measure: Measure, limit: int | None
-) -> dict[str, dict[str, Any]]:  # fmt: skip
+) -> tuple[dict[str, dict[str, Any]], list[Sample]]:  # fmt: skip
     """What is shown of saved models, by name: `metrics` and `peak_memory`, each found in a process of its own; `parameters`,
-    `multiply_accumulates`, `bytes`, and `latency`, which is taken here and in turn.
+    `multiply_accumulates`, `bytes`, and `latency`, which is taken here and in turn. And items, with what each makes of them.
 
     Args:
         models: the same, loaded.
@@ -62,7 +71,8 @@ def measured(
         limit: items of the evaluation split; None takes all.
     """
     evaluations = {
-        name: evaluate_elsewhere(folder, tasks[name], measure.batch_size, limit) for name, folder in folders.items()
+        name: evaluate_elsewhere(folder, tasks[name], measure.batch_size, limit, SHOWN)
+        for name, folder in folders.items()
     }
     examples = {name: tasks[name].example(model, measure.batch_size) for name, model in models.items()}
     times = latencies(examples, measure.repeats)
@@ -77,7 +87,7 @@ def measured(
             "latency": asdict(times[name]),
             "peak_memory": evaluations[name].peak_memory,
         }
-    return columns
+    return columns, collected({name: evaluation.exhibits for name, evaluation in evaluations.items()})
 
 
 def retained(dense: Anatomy, plan: Plan, sparsity: SparsityPlan | None) -> dict[str, list[float]]:
@@ -94,3 +104,31 @@ def retained(dense: Anatomy, plan: Plan, sparsity: SparsityPlan | None) -> dict[
         component: [len(plan.kept(unit)) / unit.channels * density(unit) for unit in units]
         for component, units in dense.components.items()
     }
+
+
+def passed_over(
+    dense: Anatomy, plan: Plan, model: PreTrainedModel, sparsity: SparsityPlan | None
+) -> dict[str, dict[str, float]]:
+    """What channels or weights were not taken from: which kind of pruning → why → share, of those kinds that there were.
+
+    Args:
+        model: the compressed one, which the zeros are in.
+    """
+    found: dict[str, dict[str, float]] = {}
+    if plan.units:
+        unasked = sum(unit.channels * unit.channel_cost for unit in dense if unit.name not in plan.units)
+        counts = {"units that were not searched": unasked, **dense.dense}
+        found["Parameters that no channel could leave from, of the dense model's"] = _shares(counts, dense.parameters)
+    if sparsity is not None:
+        inside, counts = survey(model), dict[str, int]()
+        left = [(part.name, part.weights, part.reason) for part in inside.left_dense]
+        left += [(matrix.name, matrix.weights, "matrices that were not pruned") for matrix in inside.matrices]
+        for name, weights, reason in left:
+            if name not in sparsity.matrices:
+                counts[reason] = counts.get(reason, 0) + weights
+        found["Weights that could not become zero, of those in blocks"] = _shares(counts, inside.weights)
+    return found
+
+
+def _shares(counts: Mapping[str, int], whole: int) -> dict[str, float]:
+    return {reason: count / max(whole, 1) for reason, count in counts.items() if count}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from prunus.figures import draw_kept, png
+from prunus.figures import draw_kept, layer_inches, literal, png
 from prunus.metric import Metric
 
 
@@ -15,7 +16,8 @@ def plot_retained(retained: dict[str, list[float]]) -> bytes:
     from matplotlib.ticker import PercentFormatter
 
     depth = max(len(shares) for shares in retained.values())
-    figure = Figure(figsize=(1.6 + 0.85 * len(retained), 1.6 + 0.42 * depth), layout="constrained")
+    size = (1.6 + 0.85 * len(retained), 1.6 + layer_inches(depth) * depth)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     image = draw_kept(axes, retained)
     axes.set_title("share of weights kept")
@@ -29,7 +31,7 @@ def plot_course(courses: list[dict[str, Any]], headline: str, metric: Metric) ->
     from matplotlib.ticker import PercentFormatter
 
     figure = Figure(figsize=(8, 6.4), layout="constrained")
-    names = ("training loss", "ratio pruned", metric.title(headline))
+    names = ("training loss", "ratio pruned", literal(metric.title(headline)))
     panels: Any = figure.subplots(3, 1, sharex=True)
     offset = 0
     achieved = 0.0
@@ -47,12 +49,15 @@ def plot_course(courses: list[dict[str, Any]], headline: str, metric: Metric) ->
             if points:
                 axes.plot(*zip(*points, strict=True), marker="." if points is scores else "", color="#2f6f3e")
             axes.axvline(offset, color="0.8", linewidth=1)
-        panels[0].text(offset, 1.02, f" {course['step']}", transform=panels[0].get_xaxis_transform())
+        panels[0].text(offset, 1.02, f" {literal(course['step'])}", transform=panels[0].get_xaxis_transform())
         offset += last
     for axes, name in zip(panels, names, strict=True):
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
-    panels[0].set_yscale("log")
+    if any(
+        math.isfinite(row["loss"]) and row["loss"] > 0 for course in courses for row in course["log"] if "loss" in row
+    ):
+        panels[0].set_yscale("log")
     for axes in panels[1:] if metric.unit == "share" else panels[1:2]:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     panels[-1].set_xlabel("step")
@@ -74,11 +79,11 @@ def plot_sides(models: Mapping[str, dict[str, Any]], headline: str, metric: Metr
     panels: Any = figure.subplots(1, len(costs), sharey=True)
     for axes, (title, values) in zip(panels, costs.items(), strict=True):
         for place, (name, value, score) in enumerate(zip(models, values, scores, strict=True)):
-            axes.plot(value, score, "o", color=f"C{place % 10}", label=name)
+            axes.plot(value, score, "o", color=f"C{place % 10}", label=literal(name))
         axes.set_xlabel(title)
         axes.set_xlim(0, 1.1 * max(values))
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel(metric.title(headline))
+    panels[0].set_ylabel(literal(metric.title(headline)))
     if metric.unit == "share":
         panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(models), 4))

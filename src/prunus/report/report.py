@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prunus.errors import PrunusError
 from prunus.metric import UNDECLARED, Metric
-from prunus.report.page import render_page
-from prunus.report.plots import plot_course, plot_retained
+from prunus.report.page import COURSE, RETAINED, SIDES, render_page
+from prunus.report.plots import plot_course, plot_retained, plot_sides
+from prunus.report.samples import Sample
 from prunus.report.table import Row, comparison
 from prunus.storage import write_bytes, write_text
 
@@ -39,6 +40,14 @@ class Report(BaseModel):
     """"dense" and "compressed" → metrics, parameters, multiply_accumulates, bytes, latency, peak_memory."""
     retained: dict[str, list[float]]
     """Component → share of channels kept, block by block."""
+    passed_over: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Whatever could have lost channels or weights → why some of it could not → share of it."""
+    samples: list[Sample] = Field(default_factory=list)
+    """Items of the evaluation split, with what both models make of them."""
+    loading: str = ""
+    """Python that loads the compressed model."""
+    remarks: list[str] = []
+    """What a reader of the metrics is to know of the data."""
     courses: list[dict[str, Any]]
     """Per step: its log, and for a search the course of the ratio."""
     folders: dict[str, str]
@@ -77,11 +86,12 @@ class Report(BaseModel):
 def write_report(report: Report, folder: Path) -> None:
     """Writes `report.json`, the plots and `report.html`."""
     write_text(folder / "report.json", json.dumps(report.model_dump(mode="json"), indent=2) + "\n")
-    plots = {"retained.png": plot_retained(report.retained)}
+    metric = report.metrics.get(report.headline, UNDECLARED)
+    plots = {SIDES: plot_sides(report.models, report.headline, metric)}
+    if any(report.retained.values()):
+        plots[RETAINED] = plot_retained(report.retained)
     if any(course["log"] for course in report.courses):
-        plots["course.png"] = plot_course(
-            report.courses, report.headline, report.metrics.get(report.headline, UNDECLARED)
-        )
+        plots[COURSE] = plot_course(report.courses, report.headline, metric)
     for name, picture in plots.items():
         write_bytes(folder / name, picture)
-    write_text(folder / "report.html", render_page(report.model_dump(), report.outcome, report.rows, plots))
+    write_text(folder / "report.html", render_page(report, plots))

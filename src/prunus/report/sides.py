@@ -15,8 +15,12 @@ from prunus.cost import human
 from prunus.errors import PrunusError
 from prunus.metric import UNDECLARED, Metric, written
 from prunus.recipe import Measure
+from prunus.report.markup import document, embedded, html_table, paragraph, section
 from prunus.report.measured import measured
+from prunus.report.page import MEASURED, said_of_sides, samples_of
 from prunus.report.plots import plot_sides
+from prunus.report.samples import Sample
+from prunus.report.table import seconds
 from prunus.storage import write_bytes, write_text
 from prunus.tasks import Task
 from prunus.typed import Typed
@@ -33,6 +37,10 @@ class Sides(Typed):
     """Name → folder."""
     models: dict[str, dict[str, Any]]
     """Name → metrics, parameters, multiply_accumulates, bytes, latency, peak_memory."""
+    batch_size: int = 1
+    """Items of the batch that was timed and weighed."""
+    samples: tuple[Sample, ...] = ()
+    """Items of the evaluation split, with what every model makes of them."""
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
@@ -46,7 +54,7 @@ class Sides(Typed):
         for title, key in (("parameters", "parameters"), ("multiply-accumulates of a batch", "multiply_accumulates")):
             rows.append((title, *(human(found[key]["total"]) for found in self.models.values())))
         rows.append(("weights on disk", *(human(found["bytes"], "B") for found in self.models.values())))
-        rows.append(("latency of a batch", *(f"{found['latency']['median']:.3g} s" for found in self.models.values())))
+        rows.append(("latency of a batch", *(seconds(found["latency"]) for found in self.models.values())))
         rows.append(("peak memory of a process", *(human(m["peak_memory"], "B") for m in self.models.values())))
         return rows
 
@@ -61,10 +69,30 @@ class Sides(Typed):
         return table
 
     def save(self, folder: Path) -> None:
-        """Writes `comparison.json` and the picture, `comparison.png`."""
+        """Writes `comparison.json`, the picture, `comparison.png`, and a page of both, `comparison.html`."""
         write_text(folder / "comparison.json", json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
         metric = self.metrics.get(self.headline, UNDECLARED)
-        write_bytes(folder / "comparison.png", plot_sides(self.models, self.headline, metric))
+        picture = plot_sides(self.models, self.headline, metric)
+        write_bytes(folder / "comparison.png", picture)
+        write_text(folder / "comparison.html", self.page(picture))
+
+    def page(self, picture: bytes) -> str:
+        """All of it as one HTML file.
+
+        Args:
+            picture: of `plot_sides`.
+        """
+        folders = html_table(("model", "folder"), self.folders.items(), "Where the models lie")
+        return document(
+            f"Prunus: {len(self.models)} models side by side",
+            html_table(("", *self.models), self.rows, "Figures of every model")
+            + paragraph(MEASURED.format(batch=self.batch_size))
+            + section(
+                "Quality against cost", embedded(said_of_sides(self.models, self.headline, self.metrics), picture)
+            )
+            + section("Samples", samples_of(self.samples))
+            + section("Folders", folders),
+        )
 
 
 def side_by_side(paths: Sequence[str | Path], task: Task, measure: Measure, limit: int | None = None) -> Sides:
@@ -87,9 +115,10 @@ def side_by_side(paths: Sequence[str | Path], task: Task, measure: Measure, limi
         tasks[name].check_model(folder)
     models = {name: load_model(folder).eval() for name, folder in folders.items()}
     parts = {name: anatomy(model) for name, model in models.items()}
-    columns = measured(folders, models, parts, tasks, measure, limit)
+    columns, samples = measured(folders, models, parts, tasks, measure, limit)
     return Sides(
-        headline=task.headline, metrics=dict(task.metrics), folders={name: str(path) for name, path in folders.items()}, models=columns
+        headline=task.headline, metrics=dict(task.metrics), folders={name: str(path) for name, path in folders.items()}, models=columns,
+        batch_size=measure.batch_size, samples=tuple(samples),
     )  # fmt: skip
 
 

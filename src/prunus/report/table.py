@@ -30,11 +30,19 @@ def comparison(models: Mapping[str, dict[str, Any]], metrics: Mapping[str, Metri
             before, after = dense[key][tower], small[key][tower]
             rows.append((f"{title}, {tower}", human(before), human(after), relative(before, after)))
     before, after = dense["latency"]["median"], small["latency"]["median"]
-    rows.append(("latency of one batch", f"{before:.3g} s", f"{after:.3g} s", f"{before / after:.2f} × as fast"))
+    times = (seconds(dense["latency"]), seconds(small["latency"]))
+    rows.append(("latency of one batch", *times, f"{before / after:.2f} × as fast"))
     for title, key in (("weights on disk", "bytes"), ("peak memory of a process", "peak_memory")):
         before, after = dense[key], small[key]
         rows.append((title, human(before, "B"), human(after, "B"), relative(before, after)))
     return rows
+
+
+def seconds(latency: Mapping[str, float]) -> str:
+    """The median call, and the shortest and the longest."""
+    low, high = latency.get("low", 0.0), latency.get("high", 0.0)
+    spread = f" ({low:.3g} to {high:.3g})" if high > low else ""
+    return f"{latency['median']:.3g} s{spread}"
 
 
 def terminal_table(rows: Sequence[Row], title: str) -> Table:

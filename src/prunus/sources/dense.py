@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from prunus.parallel import after_first, in_first, is_first, of_first
+from prunus.parallel import after_first, in_first, of_first, processes, several
 from prunus.sources.source import Source
 from prunus.steps import Bench
 from prunus.storage import cache_folder, locked, write_text
@@ -39,8 +40,7 @@ def dense_folder(source: Source, task: Task, seed: int, console: Console) -> Pat
         for phase, training in enumerate(source.train, start=1):
             title = f"dense {phase}/{len(source.train)}" if len(source.train) > 1 else "dense"
             course += bench.train(model, training, title, folder=folder / f"phase-{phase}")
-        if is_first():
-            write_text(folder / "course.json", json.dumps({"log": course}))
+        bench.keep("course.json", partial(write_text, text=json.dumps({"log": course})))
         bench.save(model)
     return bench.output
 
@@ -62,12 +62,13 @@ def described(model: PreTrainedModel, folder: Path) -> Path:
 
 def _key(source: Source, task: Task, seed: int) -> str:
     """What tells dense models apart; of sources that 0.1 knew it is what 0.1 wrote, so that its caches are found, unless data of the user's
-    were trained on.
+    were trained on, or several processes trained.
     """
     settings = {**source.model_dump(mode="json"), "train": [training.identity() for training in source.train]}
     if source.source in SETTINGS_OF_0_1:
         settings = {**dict.fromkeys(SETTINGS_OF_0_1), **settings}
         del settings["source"]
     known = [settings, task.model_dump(mode="json"), seed]
+    known += [processes()] if several() and source.train else []
     known += [state for state in (task.data_state() if source.train else [], source.data_state()) if state]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

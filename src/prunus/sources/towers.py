@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import PreTrainedModel
 
+from prunus.calibration import spread
 from prunus.data import WHERE, AnyData, open_image
 from prunus.models import TowerSizes, bare_with_towers, save_with_towers
 from prunus.sources.source import Source
@@ -16,7 +18,7 @@ from prunus.tasks import Task
 from prunus.typed import Count
 
 SEEN = 64
-"""Pictures that features are whitened on."""
+"""Pictures that features are whitened on, at even distances among all."""
 
 
 class TowersSource(Source):
@@ -59,6 +61,6 @@ class TowersSource(Source):
         shown = []
         if self.pictures is not None:
             rows = self.pictures.read(("image",))
-            places = range(0, len(rows), max(1, len(rows) // SEEN))[:SEEN]
+            places = spread(torch.arange(len(rows)), min(SEEN, len(rows))).tolist()
             shown = [open_image(rows[number]["image"], rows[number][WHERE]) for number in places]
         return save_with_towers(self.towers, self.sizes, shown, place)

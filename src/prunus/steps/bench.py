@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from prunus.batches import default_device
 from prunus.checkpoint import load_model, write_checksums
 from prunus.losses import Loss
-from prunus.parallel import agreeing, is_first
+from prunus.parallel import agreeing, is_first, of_first
 from prunus.plan import Plan, SparsityPlan
 from prunus.storage import new_folder
 from prunus.tasks import Task
@@ -60,6 +60,10 @@ class Bench:
     def device(self) -> torch.device:
         """Where models run that `train` does not train."""
         return default_device()
+
+    def is_done(self) -> bool:
+        """Whether `output` is there, as the first of several processes sees it: what is asked before others have begun to make it."""
+        return of_first(self.output.exists())
 
     def seed_generators(self) -> None:
         """As `transformers.set_seed`, which would bring peft and quantisers with it, where they are installed."""
@@ -106,8 +110,16 @@ class Bench:
 
     def save_plan(self, plan: Plan | SparsityPlan) -> Path:
         """Writes a plan into the folder of the step, once."""
-        file = self.folder / "plan.json"
+        return self.keep("plan.json", plan.save)
+
+    def keep(self, name: str, save: Callable[[Path], object]) -> Path:
+        """Keeps a file in the folder of the step, which the first of several processes writes.
+
+        Args:
+            save: writes it, whole or not at all, under the path that it is given.
+        """
+        file = self.folder / name
         with agreeing():
             if is_first():
-                plan.save(file)
+                save(file)
         return file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, Self
 
 from pydantic import model_validator
@@ -78,18 +79,18 @@ class NarrowStep(Step):
         task.check_calibration(self.calibration.samples)
 
     def carry_out(self, bench: Bench) -> History:
-        if not bench.output.exists():
+        if not bench.is_done():
             model = bench.load().to(bench.device)
             batches = bench.task.calibration(self.calibration.samples, self.calibration.batch_size)
             if self.depth is not None:
                 model, gone = drop_blocks(model, self.depth, batches, options=self.walk, inplace=True)
-                write_text(bench.folder / "blocks.json", json.dumps(gone) + "\n")
+                bench.keep("blocks.json", partial(write_text, text=json.dumps(gone) + "\n"))
             if self.method is not None:
                 scores = None
                 if not self.method.score.whole_experts:  # what they are worth is not kept as a file
                     timed = self.method.max_milliseconds is not None
                     scores = score_channels(model, self.method, batches, options=self.walk, latency=timed)
-                    scores.save(bench.folder / "scores.safetensors")
+                    bench.keep("scores.safetensors", scores.save)
                 model, plan = narrow(model, self.method, batches, options=self.walk, scores=scores, inplace=True)
                 bench.save_plan(plan)
             bench.save(model)

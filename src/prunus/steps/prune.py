@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Subset
 from prunus.allocation import AnyAllocator, allocate
 from prunus.checkpoint import local_folder, prune_folder
 from prunus.errors import PrunusError
+from prunus.parallel import of_first
 from prunus.plan import SparsityPlan
 from prunus.steps.bench import Bench
 from prunus.steps.step import History, Sketch, Step
@@ -71,7 +72,7 @@ class PruneStep(Step):
         task.check_calibration(self.calibration.samples)
 
     def carry_out(self, bench: Bench) -> History:
-        if not bench.output.exists():
+        if not bench.is_done():
             plan = self._plan(bench)
             batches = bench.task.calibration(self.calibration.samples, self.calibration.batch_size)
             prune_folder(
@@ -85,7 +86,7 @@ class PruneStep(Step):
         if self.allocate is None:
             return None
         file = bench.folder / "plan.json"
-        if not file.exists():
+        if not of_first(file.exists()):
             data, wanted = bench.task.still_data(), self.allocation_data
             size = len(data)  # type: ignore[arg-type]
             count = min(wanted.samples, size)

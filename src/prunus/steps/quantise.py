@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar, Literal
 
-from prunus.parallel import agreeing, is_first
+from prunus.parallel import told_by_first
 from prunus.quantise import Quantisation, Quantised, quantise_folder
 from prunus.steps.bench import Bench
 from prunus.steps.step import History, Sketch, Step
@@ -23,7 +24,6 @@ class QuantiseStep(Step):
         return before
 
     def carry_out(self, bench: Bench) -> History:
-        with agreeing():
-            if is_first() and not bench.output.exists():
-                quantise_folder(bench.current, bench.output, self.method)
+        if not bench.is_done():
+            told_by_first(partial(quantise_folder, bench.current, bench.output, self.method))
         return {"log": [], "said": str(Quantised.of(bench.output))}

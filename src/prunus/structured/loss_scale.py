@@ -9,13 +9,20 @@ from prunus.parallel import everyones, local
 
 
 def will_skip(model: nn.Module, scaler: GradScaler) -> bool:
-    """Whether a loss scaler will skip this step, because some gradient is not finite."""
-    states = scaler._per_optimizer_states.values()
-    found = [number for state in states for number in state.get("found_inf_per_device", {}).values()]
-    if found:  # it has been unscaled, and looked at
-        return any(float(number) > 0 for number in found)
-    sums = [local(parameter.grad).float().sum() for parameter in model.parameters() if parameter.grad is not None]
-    return any(everyones(any(not bool(total.isfinite()) for total in sums)))
+    """Whether a loss scaler will skip this step, because some gradient is not finite: in all processes, or in none."""
+    found = [state["found_inf_per_device"] for state in scaler._per_optimizer_states.values()]
+    if not any(found):
+        sums = [local(parameter.grad).float().sum() for parameter in model.parameters() if parameter.grad is not None]
+        return any(everyones(any(not bool(total.isfinite()) for total in sums)))
+    mine = [
+        any(float(number) > 0 for number in numbers.values()) for numbers in found
+    ]  # it has been unscaled, and looked at
+    skips = [any(of_all) for of_all in zip(*everyones(mine), strict=True)]
+    for numbers, here, anywhere in zip(found, mine, skips, strict=True):
+        if anywhere and not here:
+            for number in numbers.values():
+                number.fill_(1.0)  # so that this process's scaler skips, too
+    return any(skips)
 
 
 def scale_left(scaler: GradScaler | None) -> float:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from prunus.anatomy import anatomy
 from prunus.errors import PrunusError
 from prunus.modules import evaluating
-from prunus.parallel import has_shards, of_first, several
+from prunus.parallel import agreeing, has_shards, of_first, several
 from prunus.plan import Plan
 from prunus.storage import write_bytes
 from prunus.structured.budget import Budget
@@ -70,6 +70,7 @@ class Search:
         >>> small = extract(model, search.plan())
     """
 
+    @agreeing()
     def __init__(
         self, model: nn.Module, method: SearchMethod, total_steps: int, mirrors: Mapping[str, str] | None = None, *,
         optimizer: Optimizer | None = None, example: Callable[[], object] | None = None,
@@ -191,8 +192,9 @@ class Search:
     def _check_can_be_read(self) -> None:
         check_can_be_read(self.model, self.units, self._needs.gradients and not self._needs.exact)
 
+    @agreeing()
     def _merit(self) -> float:
-        """How good the model is."""
+        """How good the model is, by what the first process has measured."""
         assert self._measure is not None
         with evaluating(self.model):
             found = self._measure()

@@ -16,7 +16,7 @@ from prunus.anatomy import Anatomy, Unit, linears
 from prunus.cost import channel_macs
 from prunus.errors import PrunusError
 from prunus.modules import evaluating
-from prunus.parallel import of_first
+from prunus.parallel import agreeing, has_shards, of_first
 from prunus.structured.latency import LatencyTable, measure_latency
 from prunus.structured.selection import Cost, cost_of
 from prunus.typed import Count, Typed
@@ -142,13 +142,20 @@ class Whole:
         return tuple(found.values())
 
     def milliseconds(self, units: Sequence[Unit], align: int) -> LatencyTable:
-        """Of the example, on this machine.
+        """Of the example, on the machine of the first process: no two measure alike.
 
         Raises:
             PrunusError: there is none, or it calls none of the units.
         """
         model, example = self._called("max_milliseconds")
-        return of_first(measure_latency(model, self.parts, units, example, align))  # processes do not measure alike
+        if has_shards(model):
+            raise PrunusError(
+                "max_milliseconds",
+                None,
+                "no process has all of the weights, to be timed; take another budget, or search before fully_shard",
+            )
+        with agreeing():
+            return of_first(measure_latency(model, self.parts, units, example, align))
 
     def _there(self, what: str) -> nn.Module:
         if self.model is None:

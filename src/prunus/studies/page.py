@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from prunus.report import STYLE, embedded, html_table
+from prunus.report import document, embedded, html_table, paragraph, section
 from prunus.storage import write_bytes, write_text
 from prunus.studies.findings import Evidence, Finding
 from prunus.studies.outcome import Results
@@ -51,17 +51,22 @@ def markdown_page(results: Results, findings: Sequence[Finding], pictures: Itera
 
 def html_page(results: Results, findings: Sequence[Finding], pictures: Mapping[str, bytes]) -> str:
     """The page as one HTML file that needs nothing beside it."""
-    body = "".join(map(_html, _tables(results, findings)))
-    body += "".join(embedded(_title(name), data) for name, data in pictures.items())
+    tables = _tables(results, findings)
     failed = "".join(f"<li>{escape(cell)}: {escape(why)}</li>" for cell, why in results.failed.items())
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(results.title)}</title>
-<style>{STYLE}.wide {{ overflow-x: auto }}</style></head><body>
-<h1>{escape(results.title)}</h1><p>{escape(results.note)}</p><p>{escape(_provenance(results))}</p>
-{f"<h2>Failed cells</h2><ul>{failed}</ul>" if failed else ""}
-{body}
-</body></html>
-"""
+    body = [
+        paragraph(results.note),
+        paragraph(_provenance(results)),
+        section("Failed cells", f"<ul>{failed}</ul>" if failed else ""),
+        section("Findings and figures", *(html_table(one.header, one.rows, one.title) for one in tables)),
+        section(
+            "Quality against cost",
+            *(
+                embedded(f"{_title(name)}, of which the tables have the figures", data)
+                for name, data in pictures.items()
+            ),
+        ),
+    ]
+    return document(results.title, "".join(body))
 
 
 def _tables(results: Results, findings: Sequence[Finding]) -> list[TableOf]:
@@ -71,10 +76,6 @@ def _tables(results: Results, findings: Sequence[Finding]) -> list[TableOf]:
         for finding, evidence in weighed(results, findings)
     ]
     return [TableOf("Findings", list(FINDINGS), found)] * bool(found) + tables_of(results.outcomes)
-
-
-def _html(table: TableOf) -> str:
-    return f'<h2>{escape(table.title)}</h2><div class="wide">{html_table(table.header, table.rows)}</div>'
 
 
 def _provenance(results: Results) -> str:

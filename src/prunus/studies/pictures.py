@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from prunus.figures import draw_kept, png
+from prunus.figures import draw_kept, layer_inches, literal, png
 from prunus.studies.outcome import Outcome
 
 
@@ -42,15 +42,15 @@ def plot_pareto(outcomes: Sequence[Outcome]) -> bytes:
             axes.axhline(fmean(dense), color="0.6", linestyle="--", label=None if number else "dense")
         for label in dict.fromkeys(outcome.row for outcome in outcomes):
             shares, means, spreads = zip(*_points([one for one in outcomes if one.row == label], cost), strict=True)
-            axes.errorbar(shares, means, yerr=spreads, marker="o", capsize=3, label=label)
+            axes.errorbar(shares, means, yerr=spreads, marker="o", capsize=3, label=literal(label))
         axes.set_xlabel(f"{title}, of the dense model's")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(alpha=0.3)
     if first.metric.unit == "share":
         panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
-    panels[0].set_ylabel(first.metric.title(first.headline))
+    panels[0].set_ylabel(literal(first.metric.title(first.headline)))
     panels[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.suptitle(first.part)
+    figure.suptitle(literal(first.part))
     return png(figure)
 
 
@@ -89,13 +89,13 @@ def plot_kept(kept: Mapping[str, Kept], title: str) -> bytes:
 
     components = next(iter(kept.values()))
     depth = max(len(shares) for shares in components.values())
-    size = (0.8 + (0.6 + 0.62 * len(components)) * len(kept), 1.5 + 0.42 * depth)
+    size = (0.8 + (0.6 + 0.62 * len(components)) * len(kept), 1.5 + layer_inches(depth) * depth)
     figure = Figure(figsize=size, layout="constrained")
     panels: Any = figure.subplots(1, len(kept), squeeze=False)
     for axes, (column, shares) in zip(panels[0], kept.items(), strict=True):
         draw_kept(axes, shares)
-        axes.set_title(column or "share of weights kept", fontsize=9)
-    figure.suptitle(f"{title}: share of weights kept", fontsize=10)
+        axes.set_title(literal(column or "share of weights kept"), fontsize=9)
+    figure.suptitle(f"{literal(title)}: share of weights kept", fontsize=10)
     return png(figure)
 
 
@@ -105,26 +105,28 @@ def plot_shift(kept: Mapping[str, Kept], title: str) -> bytes:
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels: Any = figure.subplots(1, 2)
-    by_component = {name: _course(kept, lambda one, name=name: one[name]) for name in next(iter(kept.values()))}
-    depth = max(len(shares) for shares in next(iter(kept.values())).values())
+    first = next(iter(kept.values()))
+    whole = [_mean(one) or 1.0 for one in kept.values()]
+    by_component = {
+        name: [fmean(one[name]) / all_ for one, all_ in zip(kept.values(), whole, strict=True)] for name in first
+    }
     by_layer = {
-        f"layer {layer}": _course(kept, lambda one, layer=layer: [s[layer] for s in one.values() if layer < len(s)])
-        for layer in range(depth)
+        f"layer {layer}": [
+            fmean(shares[layer] for shares in one.values() if layer < len(shares)) / all_
+            for one, all_ in zip(kept.values(), whole, strict=True)
+        ]
+        for layer in range(max(len(shares) for shares in first.values()))
     }
     for axes, lines in zip(panels, (by_component, by_layer), strict=True):
         for name, heights in lines.items():
-            axes.plot(range(len(kept)), heights, marker="o", label=name)
+            axes.plot(range(len(kept)), heights, marker="o", label=literal(name))
         axes.axhline(1.0, color="0.6", linestyle="--")
-        axes.set_xticks(range(len(kept)), list(kept))
+        axes.set_xticks(range(len(kept)), list(map(literal, kept)))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     panels[0].set_ylabel("share kept, over the mean of all")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(literal(title), fontsize=10)
     return png(figure)
-
-
-def _course(kept: Mapping[str, Kept], of: Callable[[Kept], Sequence[float]]) -> list[float]:
-    return [fmean(of(shares)) / (_mean(shares) or 1.0) for shares in kept.values()]
 
 
 def _mean(shares: Kept) -> float:

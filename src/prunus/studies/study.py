@@ -61,19 +61,22 @@ class Part(Typed):
             for label in labels:
                 refuse_path(f"axes.{axis}.{label}", label)
         for combination in self.leave_out:
-            for axis, labels in combination.items():
+            for axis, named in combination.items():
                 there = self.axes.get(axis, {}) if axis != "seed" else [str(seed) for seed in self.seeds]
-                for label in _several(labels):
+                for label in _several(named):
                     if label not in there:
                         raise PrunusError("leave_out", combination, f"there is no {axis} {label} among the axes")
         return self
 
     def cells(self) -> Iterator[tuple[dict[str, str], int]]:
         """Every combination of labels, by axis, and seed that makes a cell."""
-        for *chosen, seed in product(*self.axes.values(), self.seeds):
-            labels = dict(zip(self.axes, chosen, strict=True))
+        for labels, seed in product(self._labels(), self.seeds):
             if not any(self._is_left_out(combination, {**labels, "seed": str(seed)}) for combination in self.leave_out):
                 yield labels, seed
+
+    def _labels(self) -> Iterator[dict[str, str]]:
+        for chosen in product(*self.axes.values()):
+            yield dict(zip(self.axes, chosen, strict=True))
 
     @staticmethod
     def _is_left_out(combination: Mapping[str, str | tuple[str, ...]], cell: Mapping[str, str]) -> bool:

@@ -6,6 +6,7 @@ from prunus.metric import Metric
 from prunus.tasks.caption import Caption
 from prunus.tasks.classification import Classification
 from prunus.tasks.easy_vqa import EasyVQA
+from prunus.tasks.exhibit import Exhibit
 from prunus.tasks.instruction import Instruction
 from prunus.tasks.kinds import PROCESSOR_FILES, Generative, Parted, Speaker, kind_of
 from prunus.tasks.noise import Noise
@@ -26,6 +27,6 @@ else:
     """Every task a recipe can name: any subclass of `Task` that is imported."""
 
 __all__ = [
-    "PROCESSOR_FILES", "AnyTask", "Caption", "Classification", "DataTask", "EasyVQA", "Generative", "Instruction", "Metric", "Noise", "Parted",
+    "PROCESSOR_FILES", "AnyTask", "Caption", "Classification", "DataTask", "EasyVQA", "Exhibit", "Generative", "Instruction", "Metric", "Noise", "Parted",
     "Reasoning", "Retrieval", "Segmentation", "Speaker", "SpeakingTask", "Task", "Text", "Vqa", "kind_of",
 ]  # fmt: skip

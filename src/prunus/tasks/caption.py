@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from prunus.calibration import Batch
 from prunus.metric import Metric
 from prunus.metrics import caption_scores, check_caption_metrics, mean_of, with_interval
+from prunus.tasks.exhibit import Exhibit
 from prunus.tasks.on_data import Row, Rows
 from prunus.tasks.speaking import SpeakingTask
 from prunus.typed import Count
@@ -58,6 +59,12 @@ class Caption(SpeakingTask):
         """Each caption, and those that are right."""
         captions = self.written(model, rows)
         return [(caption, list(row["captions"])) for caption, row in zip(captions, rows, strict=True)]
+
+    def tell(self, model: Any, rows: Sequence[Row]) -> Sequence[Exhibit]:
+        """Captions beside the first of those that are right."""
+        return [
+            Exhibit(caption, row["captions"][0]) for caption, row in zip(self.written(model, rows), rows, strict=True)
+        ]
 
     def figures(self, found: Sequence[tuple[str, list[str]]]) -> dict[str, float]:
         """The scores; of the headline with an interval, where it is a mean over captions."""

@@ -18,6 +18,8 @@ from prunus.data import mixed
 from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.metrics import top_figures, top_rows, with_interval
+from prunus.tasks.class_names import all_names, places_among, renumbered
+from prunus.tasks.exhibit import Exhibit
 from prunus.tasks.kinds import Classifier, Labeller
 from prunus.tasks.on_data import DataTask, Row
 
@@ -53,17 +55,9 @@ class Classification(DataTask):
 
     def check(self) -> None:
         super().check()
-        named = [data.class_names() for data in (self.train, self.evaluation) if data is not None]
-        if self.classes is None:
-            self.check_same_classes()
-        if self.classes is not None and any(names is not None and len(names) != len(self.classes) for names in named):
-            raise PrunusError("task.classes", len(self.classes), "the data have another number of classes")
-        for names in named:
-            given = list(self.classes or ())
-            if names is not None and sorted(names) == sorted(given) and list(names) != given:
-                raise PrunusError(
-                    "task.classes", given, f"the data number the same names as {list(names)}; give them in that order"
-                )
+        for field in ("train", "evaluation"):
+            if getattr(self, field) is not None:
+                self.rows(field)
 
     def check_model(self, folder: Path) -> None:
         super().check_model(folder)
@@ -77,9 +71,17 @@ class Classification(DataTask):
 
     @property
     def names(self) -> list[str] | None:
-        """Of the classes, by number."""
-        data = self.evaluation or self.train
-        return list(self.classes) if self.classes is not None else None if data is None else data.class_names()
+        """Of the classes, by number: as given, or those of the split that has all of them."""
+        splits = [data.class_names() for data in (self.train, self.evaluation) if data is not None]
+        return all_names(self.classes, splits)
+
+    def rows(self, field: str) -> Any:
+        """As of the base, with labels that are numbers among `names`."""
+        if field not in self._tables:
+            table = super().rows(field)
+            own, given = getattr(self, field).class_names(), self.classes is not None
+            self._tables[field] = renumbered(table, places_among(self.names, own, f"task.{field}", given))
+        return self._tables[field]
 
     def collate(self, items: Sequence[Any]) -> Batch:
         rows, sized = self.versions(items)
@@ -103,6 +105,14 @@ class Classification(DataTask):
         """What the model makes of each picture, and its class."""
         seen = self.kind.look(model, [self.images(row)[0] for row in rows])
         return list(zip(seen, (int(row["label"]) for row in rows), strict=True))
+
+    def tell(self, model: Any, rows: Sequence[Row]) -> Sequence[Exhibit]:
+        """The likeliest class of each picture, by its name if it has one."""
+        found = self.finish(model, self.read_off(model, rows))
+        return [Exhibit(self._called(int(scores.argmax())), self._called(label)) for scores, label in found]
+
+    def _called(self, label: int) -> str:
+        return self.names[label] if self.names and label < len(self.names) else str(label)
 
     def finish(self, model: Any, found: Sequence[tuple[Tensor, int]]) -> Sequence[tuple[Tensor, int]]:
         """The scores of the classes, and the right one."""

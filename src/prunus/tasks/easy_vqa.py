@@ -21,6 +21,7 @@ from prunus.metric import Metric
 from prunus.metrics import answer_summary
 from prunus.models import SPECIAL_TOKENS, bare_blip, warm_blip
 from prunus.progress import track
+from prunus.tasks.exhibit import Exhibit, small_jpeg
 from prunus.tasks.kinds import GroupedBlip
 from prunus.tasks.task import MEASURED, Task
 from prunus.typed import Count
@@ -41,6 +42,7 @@ class EasyVQA(Task):
 
     metrics: ClassVar = {"accuracy": Metric(), "accuracy_yes_no": Metric(), "accuracy_other": Metric()}
     measured_on_items: ClassVar = ("loss", "accuracy")
+    models: ClassVar = ("BlipForQuestionAnswering",)
 
     def check(self) -> None:
         questions_of("test")
@@ -104,6 +106,17 @@ class EasyVQA(Task):
             said = self._kind.generate(model, self._asked(self._test, asked))
             found += [(float(one == row[2]), row[2] in ("yes", "no")) for one, row in zip(said, asked, strict=True)]
         return answer_summary(found)
+
+    @torch.no_grad()
+    def exhibits(self, model: Any, count: int, limit: int | None = None) -> list[Exhibit]:
+        model.eval()
+        rows = self._test.rows[:limit]
+        chosen = [rows[place] for place in spread(torch.arange(len(rows)), min(count, len(rows))).tolist()]
+        said = [self._kind.generate(model, self._asked(self._test, [row]))[0] for row in chosen]
+        return [
+            Exhibit(one, answer, question, [small_jpeg(self._test.picture(image))])
+            for one, (image, question, answer) in zip(said, chosen, strict=True)
+        ]
 
     def sample(self, places: Sequence[int]) -> Batch:
         """Of the test questions."""

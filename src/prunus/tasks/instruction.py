@@ -12,6 +12,7 @@ from prunus.calibration import Batch
 from prunus.data import IMAGE_PLACE
 from prunus.metric import Metric
 from prunus.metrics import with_interval
+from prunus.tasks.exhibit import Exhibit
 from prunus.tasks.kinds import Generative
 from prunus.tasks.on_data import DataTask, Row
 
@@ -27,10 +28,7 @@ class Instruction(DataTask):
 
     def collate(self, items: Sequence[Row]) -> Batch:
         rows, _ = self.versions(items)
-        chats = [
-            [{**message, "content": message["content"].replace(IMAGE_PLACE, "").strip()} for message in row["messages"]]
-            for row in rows
-        ]
+        chats = [chat_of(row) for row in rows]
         batch: Batch = self.kind.chats([self.images(row) for row in rows], chats)
         return batch
 
@@ -44,7 +42,29 @@ class Instruction(DataTask):
             found.append((float(prediction.loss) * count, count))
         return found
 
+    def tell(self, model: Any, rows: Sequence[Row]) -> Sequence[Exhibit]:
+        """What is answered to the first message of each chat."""
+        chats = [[(one["role"], one["content"]) for one in chat_of(row)] for row in rows]
+        asked = [next((text for role, text in chat if role == "user"), "") for chat in chats]
+        right = [next((text for role, text in chat if role == "assistant"), "") for chat in chats]
+        given = [
+            self.kind.generate(model, [self.images(row)], [prompt], NEW_TOKENS)[
+                0
+            ]  # rows may differ in how many images they have
+            for row, prompt in zip(rows, asked, strict=True)
+        ]
+        return [Exhibit(*one) for one in zip(given, right, asked, strict=True)]
+
     def figures(self, found: Sequence[tuple[float, int]]) -> dict[str, float]:
         """Perplexity over all tokens, with an interval over chats."""
         sums = torch.tensor(found, dtype=torch.double)
         return with_interval(sums, lambda of: {"perplexity": (of[..., 0] / of[..., 1]).exp()}, "perplexity")
+
+
+NEW_TOKENS = 40
+"""Of an answer that is shown, at the most."""
+
+
+def chat_of(row: Row) -> list[dict[str, str]]:
+    """The messages of a row, without the places of its images."""
+    return [{**message, "content": message["content"].replace(IMAGE_PLACE, "").strip()} for message in row["messages"]]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,12 +14,13 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from prunus.calibration import Batch
-from prunus.data import WHERE, AnyAugmentation, AnyData, Augmented, Data, Needs, open_image
+from prunus.calibration import Batch, spread
+from prunus.data import WHERE, AnyAugmentation, AnyData, Augmented, Data, Needs, open_image, shared_pictures
 from prunus.errors import PrunusError
 from prunus.losses import Prediction
 from prunus.progress import track
-from prunus.tasks.kinds import Kind, kind_of
+from prunus.tasks.exhibit import Exhibit, small_jpeg
+from prunus.tasks.kinds import Kind, fits, kind_of, read_config
 from prunus.tasks.task import Task
 from prunus.typed import Count
 
@@ -119,6 +121,21 @@ class DataTask(Task):
     def data_state(self) -> list[Any]:
         return [data.kept.state for data in (self.train, self.evaluation) if data is not None]
 
+    def remarks(self) -> list[str]:
+        if self.train is None or self.evaluation is None:
+            return []
+        shared = shared_pictures(self.train.kept, self.evaluation.kept)
+        said = (
+            f"{shared:,} of the pictures of task.evaluation are in task.train, too: the figures may flatter the model"
+        )
+        return [said] if shared else []
+
+    def damaged(self) -> Iterator[PrunusError]:
+        for field in ("train", "evaluation"):
+            data: Data | None = getattr(self, field)
+            for error in data.kept.damaged() if data is not None else ():
+                yield PrunusError(f"task.{field}: {error.field}", error.value, error.remedy)
+
     def for_model(self, folder: Path) -> Self:
         """The same for the kind of the model in `folder`, unless another is named."""
         return self if self.config else self.model_copy(update={"config": str(folder)})
@@ -164,7 +181,17 @@ class DataTask(Task):
         """How the model takes images and words: one of `kinds`."""
         if self.config is None:
             raise PrunusError("task.config", None, "name the folder of a model")
+        self.refuse_unsuited(read_config(self.config))
         return kind_of(self.kinds, self.config, self.processor)
+
+    @property
+    def takes(self) -> str:  # type: ignore[override]
+        """What models it is for, for errors."""
+        return self.kinds.takes
+
+    @classmethod
+    def suits(cls, config: Any) -> bool:
+        return fits(cls.kinds, config)
 
     def rows(self, field: str) -> Any:
         """The table of `train` or `evaluation`.
@@ -226,6 +253,21 @@ class DataTask(Task):
         for batch in track(batches, f"evaluating {self.name}", progress):
             found += self.read_off(model, [table[place] for place in batch])
         return self.figures(self.finish(model, found))
+
+    @torch.no_grad()
+    def exhibits(self, model: Any, count: int, limit: int | None = None) -> list[Exhibit]:
+        model.eval()
+        table = self.rows("evaluation")
+        places = torch.arange(len(table))[:limit]
+        rows = [table[place] for place in spread(places, min(count, len(places))).tolist()]
+        return [
+            replace(one, pictures=[small_jpeg(picture) for picture in self.images(row)])
+            for one, row in zip(self.tell(model, rows), rows, strict=False)
+        ]
+
+    def tell(self, model: Any, rows: Sequence[Row]) -> Sequence[Exhibit]:
+        """In words what a model makes of rows, one by one, for `exhibits`, which adds their pictures: by default nothing."""
+        return []
 
     def finish(self, model: Any, found: Sequence[Any]) -> Sequence[Any]:
         """What becomes of all that was read off, while the model is at hand: by default nothing."""

@@ -13,6 +13,7 @@ from prunus.data import WHERE
 from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.metrics import mean_of, with_interval
+from prunus.tasks.exhibit import Exhibit
 from prunus.tasks.kinds import PairReader
 from prunus.tasks.on_data import DataTask, Row
 from prunus.typed import Count
@@ -70,8 +71,24 @@ class Reasoning(DataTask):
 
     def read_off(self, model: Any, rows: Sequence[Row]) -> Sequence[bool]:
         """Whether each statement is judged rightly."""
+        return [judged == int(row["label"]) for judged, row in zip(self.judged(model, rows), rows, strict=True)]
+
+    def judged(self, model: Any, rows: Sequence[Row]) -> list[int]:
+        """The likeliest label of each statement."""
         logits = self.kind.logits(model, [self.images(row) for row in rows], [row["text"] for row in rows], self.length)
-        return [bool(said == int(row["label"])) for said, row in zip(logits.argmax(1).tolist(), rows, strict=True)]
+        return [int(label) for label in logits.argmax(1)]
+
+    def tell(self, model: Any, rows: Sequence[Row]) -> Sequence[Exhibit]:
+        """Labels of statements, by their names if they have some."""
+        names = None if self.evaluation is None else self.evaluation.class_names()
+
+        def called(label: int) -> str:
+            return names[label] if names and label < len(names) else str(label)
+
+        return [
+            Exhibit(called(label), called(int(row["label"])), row["text"])
+            for label, row in zip(self.judged(model, rows), rows, strict=True)
+        ]
 
     def figures(self, found: Sequence[bool]) -> dict[str, float]:
         """The share that is judged rightly, with an interval."""

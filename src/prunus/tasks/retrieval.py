@@ -14,6 +14,7 @@ from prunus.calibration import Batch
 from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.metrics import RECALLS, recall_figures, recall_rows, with_interval
+from prunus.tasks.exhibit import Exhibit
 from prunus.tasks.kinds import DualEncoder, blip_words
 from prunus.tasks.on_data import DataTask, Row, Rows
 from prunus.typed import Count, Steps
@@ -81,6 +82,17 @@ class Retrieval(DataTask):
         features, states = self.kind.embed_images(model, [self.images(row)[0] for row in rows])
         kept: Sequence[Tensor | None] = [None] * len(rows) if self.rerank is None or states is None else list(states)
         return [(feature, state, row["captions"]) for feature, state, row in zip(features, kept, rows, strict=True)]
+
+    def tell(self, model: Any, rows: Sequence[Row]) -> Sequence[Exhibit]:
+        """Of the first captions of these rows the one that is most similar to each picture."""
+        captions = [row["captions"][0] for row in rows]
+        texts = self.kind.embed_texts(model, [self.said(caption) for caption in captions], self.length)
+        images, _ = self.kind.embed_images(model, [self.images(row)[0] for row in rows])
+        nearest = (images @ texts.T).argmax(1).tolist()
+        return [
+            Exhibit(captions[place], right, "Which of the captions that are shown here?")
+            for place, right in zip(nearest, captions, strict=True)
+        ]
 
     def finish(self, model: Any, found: Sequence[Seen]) -> Sequence[Tensor]:
         """What each picture and its captions add to the sums."""

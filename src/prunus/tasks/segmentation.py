@@ -17,6 +17,7 @@ from prunus.data import IGNORED, WHERE, open_mask
 from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.metrics import overlap_figures, overlap_row, with_interval
+from prunus.tasks.exhibit import Exhibit
 from prunus.tasks.kinds import Segmenting
 from prunus.tasks.on_data import DataTask, Row
 from prunus.typed import Count
@@ -96,6 +97,19 @@ class Segmentation(DataTask):
             mask = torch.from_numpy(np.array(self.mask(row)).astype(np.int64))
             said = self.segment(model, self.images(row)[0], tuple(mask.shape))
             found.append(overlap_row(said, mask, self.kind.config.num_labels))
+        return found
+
+    def tell(self, model: Any, rows: Sequence[Row]) -> Sequence[Exhibit]:
+        """How many pixels of each picture are given their class, of those that count."""
+        found = []
+        for row in rows:
+            mask = torch.from_numpy(np.array(self.mask(row)).astype(np.int64))
+            counted = mask != IGNORED
+            hits = (self.segment(model, self.images(row)[0], tuple(mask.shape)) == mask) & counted
+            share = float(hits.sum() / counted.sum().clamp(min=1))
+            found.append(
+                Exhibit(f"{share:.1%} of the pixels", f"every pixel, classes: {len(set(mask[counted].tolist()))}")
+            )
         return found
 
     def segment(self, model: Any, image: Image.Image, size: tuple[int, ...]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,7 +17,9 @@ from prunus.calibration import Batch, spread
 from prunus.errors import PrunusError
 from prunus.losses import Prediction, own_loss, own_prediction
 from prunus.metric import Metric
-from prunus.typed import Typed
+from prunus.tasks.exhibit import Exhibit
+from prunus.tasks.kinds import architecture, read_config
+from prunus.typed import Typed, known
 
 
 class Task(Typed):
@@ -83,6 +85,16 @@ class Task(Typed):
                 "task.metrics", self.headline, f"evaluate of {self.name} returns {got}; let both say the same"
             )
         return found
+
+    def exhibits(self, model: Any, count: int, limit: int | None = None) -> list[Exhibit]:
+        """Items of the evaluation split with what a model makes of them, for people to look at: by default none.
+
+        Args:
+            model: as for `evaluate`.
+            count: how many at the most, spread evenly.
+            limit: as for `evaluate`.
+        """
+        return []
 
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
         """The training loss with the logits behind it, for distillation: by default the model's own."""
@@ -151,8 +163,47 @@ class Task(Typed):
         """The task as the model in `folder` needs it, such as with the model's own tokenizer."""
         return self
 
+    models: ClassVar[Sequence[str]] = ()
+    """Classes of the models that it is for; none where it does not go by them."""
+    takes: ClassVar[str] = "others"
+    """What models it is for, for errors, where they are not listed."""
+
+    @classmethod
+    def suits(cls, config: Any) -> bool:
+        """Whether the task is one for models with this config."""
+        return not cls.models or architecture(config) in cls.models
+
+    def refuse_unsuited(self, config: Any) -> None:
+        """Refuses a model of a kind that the task is not for.
+
+        Raises:
+            PrunusError: naming both, and the tasks for such a model.
+        """
+        if self.suits(config):
+            return
+        choosy = {name: cls for name, cls in known(Task, "name").items() if _chooses(cls)}
+        fitting = sorted(name for name, cls in choosy.items() if cls.suits(config))
+        model = (config.architectures or [config.model_type])[0]
+        others = f"Tasks for such a model: {', '.join(fitting)}" if fitting else "No task is for such a model"
+        raise PrunusError(
+            "task", self.name, f"the task does not know how such a model takes its inputs ({model}); it is for "
+            f"{', '.join(self.models) or self.takes}. {others}",
+        )  # fmt: skip
+
+    def remarks(self) -> list[str]:
+        """What a reader of the figures is to know of the data."""
+        return []
+
+    def damaged(self) -> Iterator[PrunusError]:
+        """What is wrong with the data and would only be met when it is used: what `prunus check` looks for, and `check` does not."""
+        return iter(())
+
     def check_model(self, folder: Path) -> None:
-        """Fails early, with a `PrunusError`, where the model in `folder` cannot take the task's data."""
+        """Fails early, with a `PrunusError`, where the model in `folder` cannot take the task's data: by default where it is none of those
+        that the task says it `suits`.
+        """
+        if _chooses(type(self)):
+            self.refuse_unsuited(read_config(str(folder)))
 
     def save_processor(self, folder: Path) -> None:
         """Puts beside a checkpoint what turns raw inputs into tensors."""
@@ -170,6 +221,11 @@ class Task(Typed):
 
 MEASURED = 32
 """Training items that are measured at a time."""
+
+
+def _chooses(cls: type[Task]) -> bool:
+    """Whether a task says what models it is for."""
+    return bool(cls.models) or any("suits" in vars(one) for one in cls.__mro__ if one is not Task)
 
 
 def _says_metrics(metrics: object) -> bool:

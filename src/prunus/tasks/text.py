@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import torch
+import transformers
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from prunus.calibration import Batch, spread, text_tokens, text_windows
 from prunus.checkpoint import understood
@@ -21,8 +23,14 @@ from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.metrics import with_interval
 from prunus.progress import track
+from prunus.tasks.exhibit import Exhibit
+from prunus.tasks.kinds import architecture, read_config
+from prunus.tasks.kinds.generative import MODELS
 from prunus.tasks.task import Task
 from prunus.typed import Steps
+
+LANGUAGE = MODELS | set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+"""Models whose logits are of the next token of a text."""
 
 
 def _in_full(entry: object) -> Path | Data:
@@ -64,6 +72,13 @@ class Text(Task):
     """Evaluate under bf16 autocast; the loss itself is fp32."""
 
     metrics: ClassVar = {"perplexity": Metric(unit="plain", higher_is_better=False)}
+    takes: ClassVar = "models that go on with a text, without anything else (…ForCausalLM)"
+
+    @classmethod
+    def suits(cls, config: Any) -> bool:
+        return architecture(config) in LANGUAGE or not hasattr(
+            transformers, architecture(config)
+        )  # of others nothing is known
 
     @model_validator(mode="after")
     def _stride_fits(self) -> Text:
@@ -82,9 +97,8 @@ class Text(Task):
 
     def check_model(self, folder: Path) -> None:
         """Refuses texts without a token to predict, tokens the model does not know, and windows longer than its positions."""
-        task = self.for_model(folder)
-        with understood(str(folder), doing="read the config"):
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        task, config = self.for_model(folder), read_config(str(folder))
+        self.refuse_unsuited(config)
         if len(task._evaluation) < 2:
             raise PrunusError(
                 "task.evaluation",
@@ -144,6 +158,25 @@ class Text(Task):
         rows = torch.tensor(sums, dtype=torch.double)
         return with_interval(rows, lambda of: {"perplexity": (of[..., 1] / of[..., 0]).exp()}, "perplexity")
 
+    @torch.no_grad()
+    def exhibits(self, model: Any, count: int, limit: int | None = None) -> list[Exhibit]:
+        """How the model goes on with beginnings of windows, by the likeliest token each time."""
+        half = min(self.length, len(self._evaluation)) // 2
+        new = min(half, NEW_TOKENS)
+        if new == 0 or not model.can_generate():
+            return []
+        starts = torch.tensor([start for start, _, _ in windows(len(self._evaluation), 2 * half, 2 * half)][:limit])
+        found = []
+        for start in spread(starts, min(count, len(starts))).tolist():
+            ids = self._evaluation[start : start + half]
+            given = ids[None].to(model.device)
+            written = model.generate(
+                given, attention_mask=torch.ones_like(given), max_new_tokens=new, do_sample=False, pad_token_id=0
+            )[0, half:]  # a text alone is never padded
+            texts = (written, self._evaluation[start + half :][:new], ids[-NEW_TOKENS:])
+            found.append(Exhibit(*(self._tokenizer.decode(text) for text in texts)))
+        return found
+
     @cached_property
     def _evaluation(self) -> Tensor:
         return text_tokens(self._tokenizer, _text("evaluation", self.evaluation))
@@ -163,6 +196,10 @@ class Text(Task):
         self._tokenizer.save_pretrained(folder)
 
 
+NEW_TOKENS = 24
+"""Of a text that is shown, at the most."""
+
+
 def _name(source: Path | Data) -> str:
     return str(source) if isinstance(source, Path) else source.title
 
@@ -174,7 +211,7 @@ def _text(field: str, path: Path | Data) -> str:
         except PrunusError as error:
             raise PrunusError(f"task.{field}: {error.field}", error.value, error.remedy) from None
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise PrunusError(f"task.{field}", str(path), f"it cannot be read ({error.strerror})") from None
     except ValueError:

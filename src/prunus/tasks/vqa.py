@@ -15,6 +15,7 @@ from prunus.calibration import Batch
 from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.metrics import answer_summary, vqa_accuracy, yes_or_no
+from prunus.tasks.exhibit import Exhibit
 from prunus.tasks.on_data import Row
 from prunus.tasks.speaking import SpeakingTask
 from prunus.typed import Count
@@ -79,14 +80,24 @@ class Vqa(SpeakingTask):
 
     def read_off(self, model: Any, rows: Sequence[Row]) -> Sequence[tuple[float, bool]]:
         """How far each answer agrees with people's, and whether the question is one of yes or no."""
-        if self.answer_by == "generation":
-            given = self.written(model, rows)
-        else:
-            scores = self.kind.score(model, *self.asked(rows), self.choices, self.best)
-            given = [self.choices[place] for place in scores.argmax(1).tolist()]
         return [
             (vqa_accuracy(answer, row["answers"]), yes_or_no(row["answers"]))
-            for answer, row in zip(given, rows, strict=True)
+            for answer, row in zip(self.answers(model, rows), rows, strict=True)
+        ]
+
+    def answers(self, model: Any, rows: Sequence[Row]) -> list[str]:
+        """The model's, to the question of each row."""
+        if self.answer_by == "generation":
+            return self.written(model, rows)
+        scores = self.kind.score(model, *self.asked(rows), self.choices, self.best)
+        return [self.choices[place] for place in scores.argmax(1).tolist()]
+
+    def tell(self, model: Any, rows: Sequence[Row]) -> Sequence[Exhibit]:
+        """Answers beside the most frequent ones of people."""
+        right = [", ".join(answer for answer, _ in Counter[str](row["answers"]).most_common(3)) for row in rows]
+        return [
+            Exhibit(answer, most, row["question"])
+            for answer, most, row in zip(self.answers(model, rows), right, rows, strict=True)
         ]
 
     def figures(self, found: Sequence[tuple[float, bool]]) -> dict[str, float]:
@@ -100,7 +111,7 @@ MOST_CANDIDATES = 3128
 def _lines(file: Path) -> list[str]:
     """Answers in a file."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
         found = json.loads(text) if file.suffix == ".json" else text.splitlines()
     except (OSError, ValueError, RecursionError) as error:
         raise PrunusError("task.candidates", str(file), f"it cannot be read ({error})") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 
 from prunus.errors import PrunusError
 from prunus.modules import caches_kept
-from prunus.parallel import agreeing, is_first, join_group, of_first
+from prunus.parallel import agreeing, join_group, processes, told_by_first
 from prunus.storage import write_text
 from prunus.training.workers import Carried, Carrying
 from prunus.typed import Count, Steps, Typed
@@ -120,72 +121,72 @@ def finetune(
     from transformers.trainer_callback import PrinterCallback
 
     from prunus.finished import Finished
-    from prunus.training.trainer import Complete, Epochs, Progress, TaskTrainer, check_finite, last_complete
+    from prunus.training.trainer import Complete, Epochs, Progress, TaskTrainer, check_finite
 
     join_group()
-    last = None
     with agreeing():
-        if is_first():
-            _claim(folder, model, training, seed, identity or {})
-            last = last_complete(folder)
-    last = of_first(last)
-    evaluating = evaluate is not None and training.evaluate_every is not None
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=training.steps,
-        per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation,
-        learning_rate=training.learning_rate,
-        **({} if training.optimizer == "adamw" else {"optim": training.optimizer}),
-        lr_scheduler_type=_SCHEDULERS[training.schedule],
-        lr_scheduler_kwargs={"power": 0.9, "lr_end": 0.0} if training.schedule == "polynomial" else None,
-        warmup_steps=training.warmup_steps,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        bf16=training.bf16,
-        use_cpu=not torch.accelerator.is_available(),
-        seed=seed,
-        save_strategy="steps",
-        save_steps=training.save_every,
-        save_total_limit=2,
-        eval_strategy="steps" if evaluating else "no",
-        eval_steps=training.evaluate_every if evaluating else None,
-        logging_steps=5,
-        report_to=list(training.report_to) or "none",
-        remove_unused_columns=False,
-        label_names=[],
-        dataloader_num_workers=training.workers,
-        dataloader_pin_memory=False,
-        ddp_broadcast_buffers=False,  # all processes have made the same
-    )
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # replicas of a model in one process would lose its hooks; start a process per GPU instead
-    with caches_kept(model):  # the Trainer turns them off for good
-        trainer = TaskTrainer(
-            model,
-            arguments,
-            train_dataset=Carried(data) if training.workers else data,
-            eval_dataset=data if evaluating else None,
-            data_collator=Carrying(collate) if training.workers else collate,
-            callbacks=[Finished(), Epochs(), *callbacks, Complete()],
+        last = told_by_first(partial(_begun, folder, model, training, seed, identity or {}, processes()))
+        evaluating = evaluate is not None and training.evaluate_every is not None
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            max_steps=training.steps,
+            per_device_train_batch_size=training.batch_size,
+            gradient_accumulation_steps=training.gradient_accumulation,
+            learning_rate=training.learning_rate,
+            **({} if training.optimizer == "adamw" else {"optim": training.optimizer}),
+            lr_scheduler_type=_SCHEDULERS[training.schedule],
+            lr_scheduler_kwargs={"power": 0.9, "lr_end": 0.0} if training.schedule == "polynomial" else None,
+            warmup_steps=training.warmup_steps,
+            weight_decay=training.weight_decay,
+            max_grad_norm=training.max_grad_norm,
+            bf16=training.bf16,
+            use_cpu=not torch.accelerator.is_available(),
+            seed=seed,
+            save_strategy="steps",
+            save_steps=training.save_every,
+            save_total_limit=2,
+            eval_strategy="steps" if evaluating else "no",
+            eval_steps=training.evaluate_every if evaluating else None,
+            logging_steps=5,
+            report_to=list(training.report_to) or "none",
+            remove_unused_columns=False,
+            label_names=[],
+            dataloader_num_workers=training.workers,
+            dataloader_pin_memory=False,
+            ddp_broadcast_buffers=False,  # all processes have made the same
         )
-        trainer.model_accepts_loss_kwargs = False  # a task's loss is a mean: it is divided by the accumulation steps
-        trainer.task_loss, trainer.task_evaluate = loss, evaluate
-        trainer.tower_learning_rates = training.tower_learning_rates
-        trainer.remove_callback(ProgressCallback)
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(Progress(title))
-        try:
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
-        except PrunusError:
-            raise
-        except Exception as error:
-            if last is None or trainer.begun:
+        if arguments.n_gpu > 1:
+            arguments._n_gpu = (
+                1  # replicas of a model in one process would lose its hooks; start a process per GPU instead
+            )
+        with caches_kept(model):  # the Trainer turns them off for good
+            trainer = TaskTrainer(
+                model,
+                arguments,
+                train_dataset=Carried(data) if training.workers else data,
+                eval_dataset=data if evaluating else None,
+                data_collator=Carrying(collate) if training.workers else collate,
+                callbacks=[Finished(), Epochs(), *callbacks, Complete()],
+            )
+            trainer.model_accepts_loss_kwargs = (
+                False  # a task's loss is a mean: it is divided by the accumulation steps
+            )
+            trainer.task_loss, trainer.task_evaluate = loss, evaluate
+            trainer.tower_learning_rates = training.tower_learning_rates
+            trainer.remove_callback(ProgressCallback)
+            trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(Progress(title))
+            try:
+                trainer.train(resume_from_checkpoint=str(last) if last else None)
+            except PrunusError:
                 raise
-            raise PrunusError(
-                "folder", str(last), f"the checkpoint is damaged ({type(error).__name__}); delete it, and the training goes on from the one before"
-            ) from error  # fmt: skip
-        check_finite(model, training.steps)
+            except Exception as error:
+                if last is None or trainer.begun:
+                    raise
+                raise PrunusError(
+                    "folder", str(last), f"the checkpoint is damaged ({type(error).__name__}); delete it, and the training goes on from the one before"
+                ) from error  # fmt: skip
+            check_finite(model, training.steps)
     return list(trainer.state.log_history)
 
 
@@ -205,7 +206,23 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
-def _claim(folder: Path, model: nn.Module, training: Training, seed: int, identity: Mapping[str, Any]) -> None:
+def _begun(
+    folder: Path, model: nn.Module, training: Training, seed: int, identity: Mapping[str, Any], count: int
+) -> Path | None:  # fmt: skip
+    """The last checkpoint in a folder that is taken for this training; None if there is none yet.
+
+    Args:
+        count: the processes; of as many others, steps would be other ones.
+    """
+    from prunus.training.trainer import last_complete
+
+    _claim(folder, model, training, seed, identity, count)
+    return last_complete(folder)
+
+
+def _claim(
+    folder: Path, model: nn.Module, training: Training, seed: int, identity: Mapping[str, Any], count: int
+) -> None:  # fmt: skip
     """Takes a folder for this training: what other settings have left there is not gone on with."""
     shapes = [[name, list(p.shape)] for name, p in model.named_parameters() if p.requires_grad]
     parts = {"training": training.identity(), "seed": seed, "trains": shapes, **identity}
@@ -221,16 +238,24 @@ def _claim(folder: Path, model: nn.Module, training: Training, seed: int, identi
             raise PrunusError(
                 "folder", str(record), "the file is damaged; delete the folder, and begin again"
             ) from None
+        began = theirs.pop(COUNT, 1)
+        if began != count and any(folder.glob("checkpoint-*")):
+            raise PrunusError(
+                "folder", str(folder), f"it was begun by a training in {began} processes, and here are {count}, whose steps would see other items; start as "
+                "many again, or delete the folder",
+            )  # fmt: skip
         other = next((name for name in ours if ours[name] != theirs.get(name)), None)
         if other is not None:
             raise PrunusError(
                 "folder", str(folder), f"it holds another training: its {other} differs; take another folder, or delete this one"
             )  # fmt: skip
-    write_text(record, json.dumps(ours))
+    write_text(record, json.dumps({**ours, **({COUNT: count} if count > 1 else {})}))
 
 
 IDENTITY = "training.json"
 """Says which training a folder belongs to."""
+COUNT = "processes"
+"""Key of how many train, where those are several."""
 TEACHER = "teacher"
 """Holds what a teacher said, from before the training begins."""
 

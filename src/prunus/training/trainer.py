@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCall
 from prunus.anatomy import locate, per_tower
 from prunus.errors import PrunusError
 from prunus.modules import replaced
-from prunus.parallel import barrier
+from prunus.parallel import agreeing, alone
 from prunus.storage import write_text
 from prunus.training.workers import Carried, refuse_failed
 
@@ -37,8 +37,8 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
     begun = False
     """Whether a loss has been computed."""
 
+    @agreeing()  # before gradients are added up
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        refuse_failed(inputs)
         loss = self._loss(model, inputs)
         self.begun = True
         if not torch.isfinite(loss):
@@ -51,17 +51,41 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
     def _loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         with self.accelerator.autocast():  # accelerate only wraps `forward`, which a task's loss may not call
             if model is self.model:
-                return self.task_loss(model, inputs)
+                return self._loss_of(model, inputs)
             # of several processes, a wrapper has to be called, or it would not add their gradients up
             inner = self.model
             forward = inner.forward
 
             def lossy_forward(batch: dict[str, Any]) -> Tensor:
                 with replaced(inner, forward):
-                    return self.task_loss(inner, batch)
+                    return self._loss_of(inner, batch)
 
             with replaced(inner, lossy_forward):
                 return model(inputs)  # type: ignore[no-any-return]
+
+    def _loss_of(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        refuse_failed(batch)
+        return self.task_loss(model, batch)
+
+    @agreeing()
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        return super().get_batch_samples(*args, **kwargs)
+
+    @agreeing()
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+
+    @agreeing()
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_checkpoint(*args, **kwargs)
+
+    @agreeing()
+    def _load_optimizer_and_scheduler(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_optimizer_and_scheduler(*args, **kwargs)
+
+    @agreeing()
+    def _load_rng_state(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_rng_state(*args, **kwargs)
 
     def _save(self, *args: Any, **kwargs: Any) -> None:
         """Under the names that the model itself has for its weights: the Trainer reads a checkpoint by those."""
@@ -86,7 +110,8 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         assert self.task_evaluate is not None
-        metrics = {f"eval_{name}": value for name, value in self.task_evaluate(self.model).items()}
+        with agreeing(), alone():
+            metrics = {f"eval_{name}": value for name, value in self.task_evaluate(self.model).items()}
         self.model.train()
         self.log(metrics)
         # says that it is done: a step at the end of an epoch would be evaluated twice
@@ -181,10 +206,11 @@ class Complete(TrainerCallback):  # type: ignore[misc]
     """Marks a checkpoint once every other callback has written its part; must stand last."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        check_finite(kwargs["model"], state.global_step)
-        barrier()  # every process writes its random state
-        if state.is_world_process_zero:
-            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, "")
+        with agreeing():  # every process has written its random state
+            check_finite(kwargs["model"], state.global_step)
+        with agreeing():
+            if state.is_world_process_zero:
+                write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, "")
 
 
 def last_complete(folder: Path) -> Path | None:

@@ -19,11 +19,23 @@ from prunus.unstructured.pruning import (
     walk_options,
 )
 from prunus.unstructured.record import RECORD, named_here, note, recorded_sparsity, sparsity_of, zeros_in
-from prunus.unstructured.recorder import gather
+from prunus.unstructured.recorder import EnoughError, gather
 from prunus.unstructured.semi_structured import Accelerated, accelerate_2to4
 from prunus.unstructured.sparsegpt import SparseGPT, inverse_factor
 from prunus.unstructured.spill import Spill
-from prunus.unstructured.statistics import Gram, Needs, Seen, SquaredNorm, Statistic, Statistics, Sum, Variance
+from prunus.unstructured.statistics import (
+    PANEL,
+    Gram,
+    Needs,
+    Seen,
+    SquaredNorm,
+    Statistic,
+    Statistics,
+    Sum,
+    Variance,
+    add_products,
+    mirrored,
+)
 from prunus.unstructured.walk import Call, Stop, Visit, Walk, Weights
 from prunus.unstructured.wanda import Wanda
 
@@ -34,10 +46,11 @@ else:
 """Any pruner, by its name in a recipe."""
 
 __all__ = [
-    "RECORD", "UNSTRUCTURED", "Accelerated", "AnyPruner", "Call", "DSnoT", "Gram", "Magnitude", "Needs", "Pruner",
+    "PANEL", "RECORD", "UNSTRUCTURED", "Accelerated", "AnyPruner", "Call", "DSnoT", "EnoughError", "Gram", "Magnitude", "Needs", "Pruner",
     "Quota", "Request", "Scored", "Seen", "SparseGPT", "Spill", "SquaredNorm", "Statistic", "Statistics", "Stop",
-    "Sum", "Take", "Variance", "Visit", "Walk", "WalkOptions", "Wanda", "Weights", "accelerate_2to4", "carry_out",
-    "counted_positions", "gather", "give_gradients", "inverse_factor", "mask_of_text", "named_here", "note",
+    "Sum", "Take", "Variance", "Visit", "Walk", "WalkOptions", "Wanda", "Weights", "accelerate_2to4", "add_products",
+    "carry_out", "counted_positions", "gather", "give_gradients", "inverse_factor", "mask_of_text", "mirrored",
+    "named_here", "note",
     "parse_pattern", "prune", "prune_matrix", "recorded_sparsity", "refuse_gradients", "settle", "sparsity_of",
     "walk_options", "zeros_in",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunus.anatomy import ADAPTER, MEANT_DENSE, Matrix, Survey, by_block, choose, survey
 from prunus.batches import calls_the_model, checked, input_device
 from prunus.errors import PrunusError
-from prunus.fingerprint import Fingerprint
+from prunus.fingerprint import Fingerprint, refuse_other_models, taken
 from prunus.losses import own_loss
 from prunus.parallel import agreeing, is_first, is_ours
 from prunus.plan import DensePart, Entry, MatrixPlan, SparsityPlan, uniform
@@ -32,6 +32,7 @@ from prunus.unstructured.walk import Call, Walk, Weights
 logger = logging.getLogger(__name__)
 
 
+@agreeing()
 def prune(
     model: nn.Module,
     method: Pruner,
@@ -72,6 +73,7 @@ def prune(
             not finite; the error names the batch or the module.
     """
     model = plain_model(model)
+    refuse_other_models(model)
     options = walk_options(options, keep_zeros)
     chosen, plan = settle(model, method, plan, include, exclude)
     refuse_weights(model, chosen)
@@ -80,7 +82,7 @@ def prune(
         keep_zeros = earlier is not None
     batches, gradients = checked(batches, calls_the_model(call)), {}
     if of_gradients := needs_of(method, "gradients"):
-        batches = list(batches)
+        batches = taken(batches)
         gradients = {m.name: Statistics(of_gradients, m.rows, m.columns, m.view(model).device) for m in chosen}
         losses = (own_loss(model, batch) for number, batch in enumerate(batches) if is_ours(number))
         with agreeing():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,6 +25,10 @@ from prunus.unstructured.statistics import NAMES, Needs, Source, Statistics
 from prunus.unstructured.walk import Stop, Visit
 
 
+class EnoughError(BaseException):
+    """Leaves a block of which nothing else is wanted; no error that anybody handles."""
+
+
 class Recorder:
     """Statistics of the inputs and outputs of some matrices of one block, whose weights are in memory.
 
@@ -33,12 +37,17 @@ class Recorder:
 
     Args:
         apart: names of matrices that have statistics of their own, whatever they are given.
+        hear: is told of every call of a matrix, once it has been counted.
 
     Attributes:
         statistics: by the matrix's name, of those that were given any token.
     """
 
-    def __init__(self, model: nn.Module, targets: Sequence[Matrix], needs: Needs, apart: Collection[str] = ()):
+    def __init__(
+        self, model: nn.Module, targets: Sequence[Matrix], needs: Needs, apart: Collection[str] = (),
+        hear: Callable[[Visit], object] | None = None,
+    ):  # fmt: skip
+        self._told = hear
         self._model, self._targets, self._needs = model, targets, needs
         self._outputs = any(kind.source == "outputs" for kind in needs)
         self._apart = {matrix.name for matrix in targets} if self._outputs else apart
@@ -126,8 +135,12 @@ class Recorder:
         return output
 
     def _hear(self, visit: Visit, name: str, x_NTC: Tensor, y_NTR: Tensor | None = None) -> None:
-        if self._deaf:
-            return
+        if not self._deaf:
+            self._count(visit, name, x_NTC, y_NTR)
+            if self._told is not None:
+                self._told(visit)
+
+    def _count(self, visit: Visit, name: str, x_NTC: Tensor, y_NTR: Tensor | None) -> None:
         shared = next((leader for tensor, leader in self._seen if tensor is x_NTC), name)
         leader = self._leader.setdefault(name, name if name in self._apart else shared)
         self._calls[name] += 1
@@ -203,19 +216,21 @@ def _one_at_a_time(experts: nn.Module) -> Iterator[None]:
 
 
 def gather(
-    model: nn.Module, targets: Sequence[Matrix], needs: Needs, stop: Stop, then: Callable[[Visit], object] | None = None
-) -> dict[str, Statistics]:
+    model: nn.Module, targets: Sequence[Matrix], needs: Needs, stop: Stop, then: Callable[[Visit], object] | None = None,
+    hear: Callable[[Visit], object] | None = None,
+) -> dict[str, Statistics]:  # fmt: skip
     """Runs a block for all batches that have stopped at it, in all processes over which they are spread, and returns what its
     matrices were given; experts that no token was routed to are left out.
 
     Args:
         then: is told of every batch once the block has been run for it.
+        hear: is told of every call of a matrix; an `EnoughError` of its leaves the block.
 
     Raises:
         PrunusError: no batch used a matrix that is no expert.
     """
     apart: set[str] = set()
-    recorder = _heard(model, targets, needs, stop, apart, then)
+    recorder = _heard(model, targets, needs, stop, apart, then, hear)
     while parted := recorder.parted(stop.is_spread):
         apart |= parted
         recorder = _heard(model, targets, needs, stop, apart)
@@ -231,12 +246,12 @@ def gather(
 
 def _heard(
     model: nn.Module, targets: Sequence[Matrix], needs: Needs, stop: Stop, apart: Collection[str],
-    then: Callable[[Visit], object] | None = None,
+    then: Callable[[Visit], object] | None = None, hear: Callable[[Visit], object] | None = None,
 ) -> Recorder:  # fmt: skip
-    recorder = Recorder(model, targets, needs, apart)
+    recorder = Recorder(model, targets, needs, apart, hear)
     with agreeing() if stop.is_spread else nullcontext():
         for visit in stop.visits:
-            with recorder.listening(visit):
+            with recorder.listening(visit), suppress(EnoughError):
                 stop.run(visit)
             if then is not None:
                 then(visit)

@@ -19,6 +19,8 @@ from prunus.parallel import add_up
 
 STRIP = 1 << 16
 """Elements handled at a time on a CPU."""
+PANEL = 256
+"""Rows of a Gram matrix that are added to at a time on a CPU."""
 Source = Literal["inputs", "outputs", "gradients"]
 NAMES: dict[Source, str] = {"inputs": "an input", "outputs": "an output", "gradients": "a gradient"}
 
@@ -121,17 +123,36 @@ class Variance(Statistic):
 
 
 class Gram(Statistic):
-    """H = 2/n Σ x xᵀ with n sequences, (C, C) (SparseGPT)."""
+    """H = 2/n Σ x xᵀ with n sequences, (C, C) (SparseGPT). Of `total`, what lies below the diagonal says nothing."""
 
     def shape(self, rows: int, columns: int) -> tuple[int, ...]:
         return (columns, columns)
 
     def accumulate(self, seen: Seen) -> None:
-        self.total.addmm_(seen.x.T, seen.x)
+        add_products(self.total, seen.x)
+
+    @property
+    def products(self) -> Tensor:
+        """Σ x xᵀ, (C, C)."""
+        return mirrored(self.total)
 
     @property
     def value(self) -> Tensor:
-        return self.total * (2 / max(self.sequences, 1))
+        return self.products.mul_(2 / max(self.sequences, 1))
+
+
+def add_products(upper_CC: Tensor, x_TC: Tensor) -> None:
+    """Adds Σ x xᵀ in place, on a CPU without most of what lies below the diagonal."""
+    columns = len(upper_CC)
+    rows = PANEL if upper_CC.device.type == "cpu" else columns
+    for start in range(0, columns, rows):
+        panel = slice(start, start + rows)
+        upper_CC[panel, start:].addmm_(x_TC[:, panel].T, x_TC[:, start:])
+
+
+def mirrored(upper_CC: Tensor) -> Tensor:
+    """The symmetric matrix that is this one on and above its diagonal."""
+    return upper_CC.triu().add_(upper_CC.triu(1).T)
 
 
 Needs = Sequence[type[Statistic]]

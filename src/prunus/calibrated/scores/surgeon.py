@@ -13,7 +13,10 @@ from torch import Tensor
 
 from prunus.calibrated.scores.score import Score
 from prunus.typed import Count
-from prunus.unstructured import Gram, Needs, Statistics, inverse_factor
+from prunus.unstructured import PANEL, Gram, Needs, Statistics, inverse_factor, mirrored
+
+ROOMY = 7 / 8
+"""Columns of channels that left stay in the matrices until those of the others are no more than this share."""
 
 
 class SurgeonCost(Score):
@@ -35,31 +38,45 @@ class SurgeonCost(Score):
         H_CC = inputs[Gram].value
         U_CC, W_RC = inverse_factor(H_CC, self.damping).double(), weight_RC.double()  # rounds add up
         output = ((W_RC @ H_CC.double()) * W_RC).sum().clamp_min(torch.finfo(torch.float32).tiny) / 2
-        return (costs_in_order(W_RC, U_CC.T @ U_CC, columns_NF, self.rounds) / output).float()
+        inverse_CC, W_CR = inverse_of(U_CC), W_RC.T.contiguous()
+        return (costs_in_order(W_CR, inverse_CC, columns_NF, self.rounds) / output).float()
 
 
-def costs_in_order(W_RC: Tensor, inverse_CC: Tensor, columns_NF: Tensor, rounds: int) -> Tensor:
+def inverse_of(U_CC: Tensor) -> Tensor:
+    """UᵀU of an upper triangular U, by panels without most of the zeros and of what lies below the diagonal."""
+    inverse_CC = torch.zeros_like(U_CC)
+    for start in range(0, len(U_CC), PANEL):
+        panel = slice(start, start + PANEL)
+        inverse_CC[panel, start:].addmm_(U_CC[: panel.stop, panel].T, U_CC[: panel.stop, start:])
+    return mirrored(inverse_CC)
+
+
+def costs_in_order(W_CR: Tensor, inverse_CC: Tensor, columns_NF: Tensor, rounds: int) -> Tensor:
     """The cost of every channel when it leaves, (N,). W and H⁻¹ are overwritten."""
-    channels = len(columns_NF)
-    costs_N, highest = W_RC.new_zeros(channels), W_RC.new_zeros(())
-    left_L, size = torch.arange(channels, device=W_RC.device), -(-channels // rounds)
+    channels, columns_LF = len(columns_NF), columns_NF
+    costs_N, highest = W_CR.new_zeros(channels), W_CR.new_zeros(())
+    left_L, size = torch.arange(channels, device=W_CR.device), -(-channels // rounds)
     while len(left_L):
-        now_L = costs_now(W_RC, inverse_CC, columns_NF[left_L])
+        now_L = costs_now(W_CR, inverse_CC, columns_LF)
         order = now_L.argsort(stable=True)
-        going = left_L[order[:size]]
-        costs_N[going] = now_L[order[:size]].clamp_min(highest)
-        highest = costs_N[going[-1]]
-        gone_P = columns_NF[going].flatten()
+        going, staying = order[:size], order[size:].sort().values
+        costs_N[left_L[going]] = now_L[going].clamp_min(highest)
+        highest = costs_N[left_L[going[-1]]]
+        gone_P = columns_LF[going].flatten()
         solved_PC = torch.linalg.solve(inverse_CC[gone_P][:, gone_P], inverse_CC[gone_P])
-        W_RC -= W_RC[:, gone_P] @ solved_PC
-        inverse_CC -= inverse_CC[:, gone_P] @ solved_PC
-        left_L = left_L[order[size:].sort().values]
+        W_CR.addmm_(solved_PC.T, W_CR[gone_P], alpha=-1)
+        inverse_CC.addmm_(inverse_CC[:, gone_P], solved_PC, alpha=-1)
+        left_L, columns_LF = left_L[staying], columns_LF[staying]
+        if columns_LF.numel() <= ROOMY * len(W_CR):
+            stay = columns_LF.flatten()
+            W_CR, inverse_CC = W_CR[stay], inverse_CC[stay][:, stay]
+            columns_LF = torch.arange(len(stay), device=stay.device).view_as(columns_LF)
     return costs_N
 
 
-def costs_now(W_RC: Tensor, inverse_CC: Tensor, columns_LF: Tensor) -> Tensor:
-    """½ tr(W_F (H⁻¹_FF)⁻¹ W_Fᵀ) of every channel that is left, (L,)."""
-    W_LFR = W_RC.T[columns_LF]
+def costs_now(W_CR: Tensor, inverse_CC: Tensor, columns_LF: Tensor) -> Tensor:
+    """½ tr((H⁻¹_FF)⁻¹ W_Fᵀ W_F) of every channel that is left, (L,)."""
+    W_LFR = W_CR[columns_LF]
     inverse_LFF = inverse_CC[columns_LF[:, :, None], columns_LF[:, None, :]]
-    solved_LFR: Tensor = torch.linalg.solve(inverse_LFF, W_LFR)
-    return (W_LFR * solved_LFR).sum((1, 2)).clamp_min(0) / 2
+    solved_LFF: Tensor = torch.linalg.solve(inverse_LFF, W_LFR @ W_LFR.mT)
+    return solved_LFF.diagonal(dim1=1, dim2=2).sum(1).clamp_min(0) / 2

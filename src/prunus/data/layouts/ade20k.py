@@ -19,6 +19,7 @@ class ADE20K(Published):
     """
 
     layout: Literal["ade20k"] = "ade20k"
+    home: ClassVar = "https://sceneparsing.csail.mit.edu"
     splits: ClassVar = tuple(SPLITS)
     first_class: int = 1
     """What masks give the first class; pixels below it are not counted."""
@@ -38,6 +39,9 @@ class ADE20K(Published):
 
     def rows(self) -> Iterator[Found]:
         images, masks = self._folders
-        for path in images_below(images):
-            mask = masks / path.relative_to(images).with_suffix(".png")
-            yield Found(str(path), images, {"image": str(path.absolute()), "mask": str(mask.absolute())})
+        stems = {
+            path.relative_to(folder).with_suffix("") for folder in (images, masks) for path in images_below(folder)
+        }
+        for stem in sorted(stems):
+            image, mask = (images / stem).with_suffix(".jpg"), (masks / stem).with_suffix(".png")
+            yield Found(str(image), images, {"image": str(image.absolute()), "mask": str(mask.absolute())})

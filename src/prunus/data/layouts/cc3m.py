@@ -24,6 +24,7 @@ class CC3M(Published):
     """
 
     layout: Literal["cc3m"] = "cc3m"
+    home: ClassVar = "https://ai.google.com/research/ConceptualCaptions/download"
     splits: ClassVar = ("train", "val")
 
     @cached_property
@@ -46,7 +47,7 @@ class CC3M(Published):
         lists = [self._folder / name for name in LISTS if (self._folder / name).is_file()]
         shards = sorted(path for path in self._folder.iterdir() if path.suffix == ".tar" or path.is_dir())
         if not lists and not shards:
-            raise PrunusError("root", self.root, f"it holds no shards such as 00000.tar, and no {LISTS[0]}")
+            raise self.lacking("shards such as 00000.tar", LISTS[0])
         return lists[:1] or shards
 
     def rows(self) -> Iterator[Found]:

@@ -17,6 +17,9 @@ class CocoKarpathy(Published):
     """
 
     layout: Literal["coco_karpathy"] = "coco_karpathy"
+    home: ClassVar = (
+        "https://cs.stanford.edu/people/karpathy/deepimagesent, pictures: https://cocodataset.org/#download"
+    )
     splits: ClassVar = ("train", "val", "test")
     names: ClassVar = ("dataset_coco.json", "coco_karpathy_{}.json")
     folders: ClassVar = ("train2014", "val2014")

@@ -14,6 +14,7 @@ class Flickr30k(CocoKarpathy):
     """
 
     layout: Literal["flickr30k"] = "flickr30k"  # type: ignore[assignment]
+    home: ClassVar = "https://cs.stanford.edu/people/karpathy/deepimagesent, pictures: https://shannon.cs.illinois.edu/DenotationGraph"
     names: ClassVar = ("dataset_flickr30k.json", "flickr30k_{}.json")
     folders: ClassVar = ("flickr30k-images", "flickr30k_images")
 

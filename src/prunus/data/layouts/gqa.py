@@ -17,6 +17,7 @@ class GQA(Published):
     """
 
     layout: Literal["gqa"] = "gqa"
+    home: ClassVar = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
     splits: ClassVar = ("train", "val", "testdev", "test")
     balanced: bool = True
     """Of all questions, those whose answers are about as frequent as one another."""

@@ -69,15 +69,27 @@ class ImageFolder(Data):
         named = {"file_name": "image", "file_names": "images", "mask_file_name": "mask"}
         wanted = {*named, *self.only, *(self.columns.get(name, name) or name for name in COLUMNS)}
         for where, values in rows_of(self._table, wanted):
-            read: dict[str, Any] = {named.get(name, name): value for name, value in values.items()}
+            read: dict[str, Any] = {
+                **values,
+                **{own: values[name] for name, own in named.items() if values.get(name) is not None},
+            }
             if self._table.suffix in SPOKEN:
                 read = from_cells(where, read, lambda name: self.columns.get(name, name))
             yield Found(where, self._place, read)
 
 
 def class_rows(place: Path) -> Iterator[Found]:
-    """The images of a folder with a folder for each class; those that lie beside these have no label."""
-    for path in images_below(place):
+    """The images of a folder with a folder for each class; those that lie beside these have no label.
+
+    Raises:
+        PrunusError: there are none.
+    """
+    images = images_below(place)
+    if not images:
+        raise PrunusError(
+            "folder", str(place), f"no picture is below it; their files end in {', '.join(sorted(endings()))}"
+        )
+    for path in images:
         inside = path.relative_to(place).parts
         label = {"label": inside[0]} if len(inside) > 1 else {}
         if not inside[0].startswith(".") or len(inside) == 1:

@@ -12,7 +12,6 @@ from prunus.data.files import rows_of
 from prunus.data.layouts.imagefolder import class_rows, folders_below
 from prunus.data.layouts.published import Published
 from prunus.data.source import Found
-from prunus.errors import PrunusError
 
 NAMES = ("LOC_synset_mapping.txt", "synset_words.txt")
 SOLUTION = "LOC_val_solution.csv"
@@ -24,6 +23,7 @@ class ImageNet(Published):
     """
 
     layout: Literal["imagenet"] = "imagenet"
+    home: ClassVar = "https://image-net.org/download.php"
     splits: ClassVar = ("train", "val")
 
     @cached_property
@@ -62,11 +62,7 @@ class ImageNet(Published):
             return
         solution = self.place / SOLUTION
         if not solution.is_file():
-            raise PrunusError(
-                "root",
-                self.root,
-                f"its val has no folders of classes, and {SOLUTION} is not there, which would say them",
-            )
+            raise self.lacking("folders of classes", SOLUTION)
         for where, row in rows_of(solution):
             label = numbers.get(str(row["PredictionString"]).split(" ")[0], row["PredictionString"])
             yield Found(where, self._folder, {"image": f"{row['ImageId']}.JPEG", "label": label})

@@ -18,6 +18,7 @@ class NLVR(Published):
     """
 
     layout: Literal["nlvr"] = "nlvr"
+    home: ClassVar = "https://github.com/lil-lab/nlvr"
     splits: ClassVar = ("train", "dev", "test")
 
     def inputs(self) -> list[Path]:

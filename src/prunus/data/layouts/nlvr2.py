@@ -17,6 +17,7 @@ class NLVR2(Published):
     """
 
     layout: Literal["nlvr2"] = "nlvr2"
+    home: ClassVar = "https://github.com/lil-lab/nlvr"
     splits: ClassVar = ("train", "dev", "test1", "test2")
 
     def inputs(self) -> list[Path]:

@@ -15,6 +15,7 @@ class NoCaps(Published):
     """NoCaps as nocaps.org publishes it: `nocaps_val_4500_captions.json`, images in `val` or `images`. The test split has no captions."""
 
     layout: Literal["nocaps"] = "nocaps"
+    home: ClassVar = "https://nocaps.org/download"
     splits: ClassVar = ("val", "test")
     split: str = "val"
     domain: Literal["in-domain", "near-domain", "out-domain"] | None = None

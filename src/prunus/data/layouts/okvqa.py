@@ -13,6 +13,7 @@ class OKVQA(VQAv2):
     """
 
     layout: Literal["okvqa"] = "okvqa"  # type: ignore[assignment]
+    home: ClassVar = "https://okvqa.allenai.org/download.html"
     splits: ClassVar = ("train", "val")
     questions: ClassVar = "OpenEnded_mscoco_{}_questions.json"
     annotations: ClassVar = "mscoco_{}_annotations.json"

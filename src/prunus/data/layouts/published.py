@@ -22,6 +22,8 @@ class Published(Data):
 
     splits: ClassVar[Sequence[str]] = ()
     """Names of the splits."""
+    home: ClassVar[str] = ""
+    """Where the files are to be had."""
     root: str
     """Folder of the data set."""
     split: str = "train"
@@ -58,6 +60,9 @@ class Published(Data):
                 found = sorted(self.place.glob("*/" * depth + name))
                 if found:
                     return found[0]
-        raise PrunusError(
-            "root", self.root, f"no {' or '.join(names)} is below it, as the {self.split} split of {self.layout} has"
-        )
+        raise self.lacking(*names)
+
+    def lacking(self, *names: str) -> PrunusError:
+        """Says that none of some files or folders is there, and where they are to be had."""
+        said = f"no {' or '.join(names)} is below it, as the {self.split} split of {self.layout} has"
+        return PrunusError("root", self.root, f"{said}; see {self.home}" if self.home else said)

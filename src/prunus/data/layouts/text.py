@@ -36,7 +36,7 @@ class TextFiles(Data):
     def rows(self) -> Iterator[Found]:
         for file in self._paths:
             try:
-                text = file.read_text(encoding="utf-8")
+                text = file.read_text(encoding="utf-8-sig")
             except OSError as error:
                 raise PrunusError("files", str(file), f"it cannot be read ({error.strerror})") from None
             except ValueError:

@@ -18,6 +18,7 @@ class VQAv2(Published):
     """
 
     layout: Literal["vqav2"] = "vqav2"
+    home: ClassVar = "https://visualqa.org/download.html"
     splits: ClassVar[Sequence[str]] = ("train", "val", "test", "test-dev")
     questions: ClassVar = "v2_OpenEnded_mscoco_{}_questions.json"
     annotations: ClassVar = "v2_mscoco_{}_annotations.json"

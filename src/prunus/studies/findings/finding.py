@@ -62,7 +62,7 @@ class Finding(Typed):
 
     def looks_at(self, labels: Mapping[str, str]) -> bool:
         """Whether a cell with these labels (`part` is one, too) says something of it."""
-        return labels.get(self.axis) in self.compared() and self.where.items() <= labels.items()
+        return labels.get(self.axis) in list(self.compared()) and self.where.items() <= labels.items()
 
     def check(self, axes: Mapping[str, Set[str]], parts: Set[str]) -> None:
         """Raises a `PrunusError` where it speaks of what the study does not have."""
@@ -154,7 +154,7 @@ def student(degrees: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return sum(term / degrees**power for power, term in enumerate(terms))
+    return float(sum(term / degrees**power for power, term in enumerate(terms)))
 
 
 def not_yet(*labels: str) -> Evidence:

@@ -167,6 +167,11 @@ class Speaker(Kind):
 AnyKind = TypeVar("AnyKind", bound=Kind)
 
 
+def fits(base: type[Kind], config: Any) -> bool:
+    """Whether a kind that derives from `base` fits a config."""
+    return any(cls.fits(config) for cls in _finished(base))
+
+
 def kind_of(base: type[AnyKind], folder: str, processor: str | None = None) -> AnyKind:
     """The kind of the model in a folder, among those that derive from `base`.
 
