@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prunus import PrunusError
-from prunus.metrics import caption_scores, normalised, vqa_accuracy
+from prunus.metrics import caption_scores, captions, normalised, vqa_accuracy
 from tests.shared import FOLDER
 
 
@@ -120,3 +124,44 @@ def test_what_cannot_be_scored_is_refused(said: list, true: list, metrics: list,
     pytest.importorskip("pycocoevalcap.cider.cider")
     with pytest.raises(PrunusError, match=match):
         caption_scores(said, true, metrics)
+
+
+class Spice:
+    """Its models are there, and its program fails."""
+
+    def compute_score(self, true: Any, said: Any) -> None:
+        raise subprocess.CalledProcessError(1, "java")
+
+
+def no_server() -> None:
+    assert socket.getdefaulttimeout(), "it would wait for ever"
+    raise OSError("timed out")
+
+
+@pytest.mark.parametrize(
+    ("scorer", "match"),
+    [(no_server, "fetches models of CoreNLP once, and could not: OSError"), (Spice, "does not run here")],
+)
+def test_spice_that_cannot_be_run_is_refused_before_it_is_needed(
+    scorer: Any, match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pycocoevalcap.cider.cider")
+    monkeypatch.setattr(captions, "_java_runs", lambda: True)
+    monkeypatch.setattr(captions, "_scorer", lambda name: scorer())
+    with pytest.raises(PrunusError, match=match):
+        captions.check_caption_metrics(["cider", "spice"])
+    assert socket.getdefaulttimeout() is None
+
+
+def test_a_java_that_does_not_start_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "java").write_text("#!/bin/sh\necho no runtime is installed >&2\nexit 1\n")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(PrunusError, match="install Java"):
+        caption_scores(["a"], [["a"]], ["meteor"])
+
+
+def test_words_of_every_script_are_cut() -> None:
+    said = ["一只猫 on a mat.", "हिन्दी में", "قِطّة على السرير 🐈", "A dog, runs_fast"]
+    cut = ["一 只 猫 on a mat", "हिन्दी में", "قِطّة على السرير", "a dog runs fast"]
+    assert captions._cut([said], "plain") == [cut]

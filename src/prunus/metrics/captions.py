@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shutil
+import socket
 import subprocess
 import unicodedata
 from collections.abc import Sequence
@@ -99,6 +100,10 @@ def check_caption_metrics(metrics: Sequence[str], words: Words = "plain") -> Non
         _try_spice()
 
 
+WAIT = 30.0
+"""Seconds for a server to answer."""
+
+
 @cache
 def _try_spice() -> None:
     """Scores one caption: its program is old, needs 8 GB, and does not run under every Java.
@@ -106,8 +111,13 @@ def _try_spice() -> None:
     Raises:
         PrunusError: it cannot.
     """
-    with refusing("metrics", "spice", "its scorer fetches models of CoreNLP once, and could not"):
-        scorer = _scorer("spice")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(WAIT)
+    try:
+        with refusing("metrics", "spice", "its scorer fetches models of CoreNLP once, and could not"):
+            scorer = _scorer("spice")
+    finally:
+        socket.setdefaulttimeout(before)
     with refusing("metrics", "spice", "its Java program does not run here; try Java 8, or take another metric"):
         scorer.compute_score({0: ["a cat"]}, {0: ["a cat"]})
 
