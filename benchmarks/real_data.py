@@ -130,11 +130,15 @@ TASKS: dict[str, Callable[[Path, Path, float], tuple[dict[str, Any], dict[str, A
     **{file.stem: partial(as_its_recipe_says, file.stem) for file in sorted(RECIPES.glob("*.yaml"))},
 }
 ROADS = ("search", "prune")
+SLOW = {"tower_learning_rates": {"vision": 3e-5}}
 
 
-def road(name: str, scale: float) -> list[dict[str, Any]]:
-    """Steps of a recipe."""
-    slow = {"tower_learning_rates": {"vision": 3e-5}}
+def road(name: str, scale: float, slow: dict[str, Any]) -> list[dict[str, Any]]:
+    """Steps of a recipe.
+
+    Args:
+        slow: settings of trainings for towers that were trained before.
+    """
     if name == "search":
         return [
             {"step": "search", "method": {"method": "upop", "ratio": 0.3, "interval": 1}, "train": training(round(scale * 60), 1e-4, **slow)},
@@ -156,14 +160,14 @@ def one(task: str, way: str, given: argparse.Namespace) -> str:
     if not (output / "report.json").exists():
         torch.manual_seed(0)
         source, on = TASKS[task](given.data, given.output, given.scale)
-        steps = road(way, given.scale)
+        steps = road(way, given.scale, SLOW if task in ("caption", "vqa") else {})
         run(Recipe.model_validate({
             "model": source, "task": on, "steps": steps, "evaluate_limit": given.limit,
             "measure": {"batch_size": 1, "repeats": 3}, "output": str(output),
         }))  # fmt: skip
     report = json.loads((output / "report.json").read_text())
     before, after = (report["models"][which]["metrics"][report["headline"]] for which in ("dense", "compressed"))
-    return f"| `{task}` | {way} | {report['headline']} {before:.4g} | {after:.4g} | {report['ratio']:.0%} |"
+    return f"| `{task}` | {way} | {report['headline']} {before:.4g} | {after:.4g} | {report['ratio'] or report['sparsity']:.0%} |"
 
 
 def main() -> None:

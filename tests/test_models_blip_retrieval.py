@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModel, BlipForImageTextRetrieval, Trainer, TrainingArguments
 
-from prunus import SearchCallback, UPop, anatomy, extract, load_model
+from prunus import (
+    MaskedLoRA,
+    SearchCallback,
+    Training,
+    UPop,
+    Wanda,
+    anatomy,
+    extract,
+    load_model,
+    prune,
+    repair,
+)
 from prunus.models import BlipForRetrievalTraining
+from prunus.repair.lora import Adapters
+from prunus.repair.masks import zeros_of
 from tests.families import IMAGE, VOCABULARY, build
 
 PAIRS = [("vision_model", "vision_model_m"), ("text_encoder", "text_encoder_m"), ("vision_proj", "vision_proj_m"), ("text_proj", "text_proj_m")]  # fmt: skip
@@ -37,11 +51,11 @@ def test_a_training_step_moves_copies_and_queues(model: BlipForRetrievalTraining
     model.train()
     model(**batch([4, 5, 4, 6])).loss.backward()
     share = model.config.momentum
-    for original, copy in PAIRS:
+    for original, follower in PAIRS:
         for name, weight in model.get_submodule(original).named_parameters():
-            expected = share * before[f"{copy}.{name}"] + (1 - share) * weight
-            torch.testing.assert_close(model.get_parameter(f"{copy}.{name}"), expected)
-            assert model.get_parameter(f"{copy}.{name}").grad is None
+            expected = share * before[f"{follower}.{name}"] + (1 - share) * weight
+            torch.testing.assert_close(model.get_parameter(f"{follower}.{name}"), expected)
+            assert model.get_parameter(f"{follower}.{name}").grad is None
     assert model.queue.ids.tolist() == [[4, 5, 4, 6, -100, -100]]
     model(**batch([7, 8, 9, 7]))
     assert model.queue.ids.tolist() == [[9, 7, 4, 6, 7, 8]]  # the oldest went
@@ -119,15 +133,17 @@ def test_the_trainer_searches_it_and_the_copies_follow(model: BlipForRetrievalTr
     assert set(plan.units) == {unit.name for unit in anatomy(model)}
     assert not any("_m." in name for name in plan.units)
     small = extract(model.eval(), plan)
-    for original, copy in PAIRS:
-        shapes = [{n: p.shape for n, p in small.get_submodule(path).named_parameters()} for path in (original, copy)]
+    for original, follower in PAIRS:
+        shapes = [
+            {n: p.shape for n, p in small.get_submodule(path).named_parameters()} for path in (original, follower)
+        ]
         assert shapes[0] == shapes[1]
     small.copy_momentum()
     assert all(
         torch.equal(first, second)
-        for original, copy in PAIRS
+        for original, follower in PAIRS
         for first, second in zip(
-            small.get_submodule(original).parameters(), small.get_submodule(copy).parameters(), strict=True
+            small.get_submodule(original).parameters(), small.get_submodule(follower).parameters(), strict=True
         )
     )
     del given["labels"]
@@ -139,8 +155,37 @@ def test_the_trainer_searches_it_and_the_copies_follow(model: BlipForRetrievalTr
     assert "from prunus.models import BlipForRetrievalTraining" in card
     assert f"{model.num_parameters():,} before" in card
     again = load_model(tmp_path / "small")
-    assert not any(p.requires_grad for _, copy in PAIRS for p in again.get_submodule(copy).parameters())
+    assert not any(p.requires_grad for _, follower in PAIRS for p in again.get_submodule(follower).parameters())
     again.train()(**batch([0, 1, 2, 3])).loss.backward()
+
+
+def test_copies_follow_what_adapters_make_of_their_originals(model: BlipForRetrievalTraining) -> None:
+    dense = copy.deepcopy(model)
+    given = batch([4, 5, 4, 6])
+    prune(model.eval(), Wanda(), [{name: value for name, value in given.items() if name != "labels"}])
+    adapters = Adapters(model, zeros_of(model), 2, 4.0, teacher=dense)
+    for name, adapter in adapters.layers.items():
+        torch.nn.init.normal_(adapter.linear.lora_B)
+        assert not torch.equal(model.get_parameter(f"{name}.weight"), adapter.effective())
+    model.train()
+    model(**given).loss.backward()  # moves the copies
+    model.copy_momentum()
+    adapters.merge()
+    for original, behind in PAIRS:
+        for name, weight in model.get_submodule(original).named_parameters():
+            assert torch.equal(model.get_parameter(f"{behind}.{name}"), weight)
+
+
+def test_masked_adapters_repair_it_and_a_training_is_kept(model: BlipForRetrievalTraining, tmp_path: Path) -> None:
+    given = batch([4, 5, 4, 6])
+    prune(model.eval(), Wanda(), [{name: value for name, value in given.items() if name != "labels"}])
+    zeros = {name: mask.unpack() for name, mask in zeros_of(model).items()}
+    rows = [{name: tensor[row] for name, tensor in given.items()} for row in range(4)]
+    settings = Training(steps=2, batch_size=4, learning_rate=1e-3, bf16=False, save_every=1)
+    repair(model, MaskedLoRA(rank=2), rows, settings, folder=tmp_path)  # type: ignore[arg-type]
+    (kept,) = tmp_path.rglob("checkpoint-1")
+    assert not (kept / "README.md").exists()  # which would speak of adapters
+    assert all(not bool(model.get_submodule(name).weight[~kept].any()) for name, kept in zeros.items())
 
 
 @pytest.mark.filterwarnings("ignore:You are using a model of type")
@@ -149,11 +194,11 @@ def test_training_begins_with_a_checkpoint_that_has_no_copies(model: BlipForRetr
     stock.save_pretrained(tmp_path)
     loaded = BlipForRetrievalTraining.from_pretrained(tmp_path)
     loaded.copy_momentum()
-    for original, copy in PAIRS:
+    for original, follower in PAIRS:
         for name, weight in loaded.get_submodule(original).named_parameters():
             assert torch.equal(weight, stock.get_parameter(f"{original}.{name}"))
-            assert torch.equal(weight, loaded.get_parameter(f"{copy}.{name}"))
-            assert not loaded.get_parameter(f"{copy}.{name}").requires_grad
+            assert torch.equal(weight, loaded.get_parameter(f"{follower}.{name}"))
+            assert not loaded.get_parameter(f"{follower}.{name}").requires_grad
     assert loaded.temp.item() == pytest.approx(model.config.temperature)
     torch.testing.assert_close(loaded.queue.images.norm(dim=0), torch.ones(6))
     assert loaded.queue.ids.eq(-100).all()

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +32,7 @@ PATH_LIMIT = 3500
 """Bytes of a path to a run's folder; systems take 4096 for the files inside."""
 LITTLE = 1 << 20
 """Bytes: where writing has failed with less than this free, the disk counts as full."""
+_in_passing: ContextVar[bool] = ContextVar("_in_passing", default=False)
 
 
 def refuse_newer(field: str, written: str, current: str) -> None:
@@ -256,3 +258,19 @@ def vacant_folder(path: Path, field: str = "folder") -> Iterator[Path]:
     with new_folder(Path(os.path.realpath(path))) as partial, room_on_disk(partial, path, field):
         yield partial
         refuse_taken(path, field)
+
+
+@contextmanager
+def saved_in_passing() -> Iterator[None]:
+    """While the context is open, folders of models are saved for a work that goes on, and need not explain themselves: what is in them may
+    have parts, such as adapters, that go before it ends."""
+    token = _in_passing.set(True)
+    try:
+        yield
+    finally:
+        _in_passing.reset(token)
+
+
+def is_in_passing() -> bool:
+    """Whether a context of `saved_in_passing` is open."""
+    return _in_passing.get()

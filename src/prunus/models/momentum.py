@@ -39,10 +39,16 @@ class WithCopies:
 
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
-        """Moves the copies towards their originals: m ← momentum · m + (1 − momentum) · original."""
+        """Moves the copies towards their originals: m ← momentum · m + (1 − momentum) · original.
+
+        A layer that computes with another weight than the one it holds, as under an adapter, says which: `weight_in_effect()`.
+        """
         for copy, original in self.prunus_mirrors.items():
-            pairs = zip(self.get_submodule(copy).parameters(), self.get_submodule(original).parameters(), strict=True)
-            for behind, ahead in pairs:
+            for name, behind in self.get_submodule(copy).named_parameters():
+                path, _, kind = name.rpartition(".")
+                layer = self.get_submodule(original).get_submodule(path)
+                made = getattr(layer, "weight_in_effect", None) if kind == "weight" else None
+                ahead = layer.get_parameter(kind) if made is None else made()
                 behind.lerp_(ahead.to(behind.dtype), 1 - momentum)
 
     def copy_momentum(self) -> None:

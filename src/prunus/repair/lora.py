@@ -194,6 +194,7 @@ class _Adapted:
         self._has_teacher = dense is not None
         for owner in linears:
             owner.forward = partial(self.forward, owner)  # type: ignore[method-assign]
+            owner.weight_in_effect = self.effective  # type: ignore[assignment]
 
     def forward(self, owner: nn.Linear, x: Tensor) -> Tensor:
         linear: Any = self.linear
@@ -212,12 +213,17 @@ class _Adapted:
         return output + self.scale * low.to(output.dtype)
 
     @torch.no_grad()
-    def merge(self) -> None:
+    def effective(self) -> Tensor:
+        """The weight that the layer computes with while the adapter is on, masked, in its own type."""
         linear: Any = self.linear
         base = linear.weight if linear.pruned_weight is None else linear.pruned_weight
-        merged = effective_weight(base, linear.lora_A, linear.lora_B, linear.lora_mask, self.scale).to(
-            linear.weight.dtype
-        )
+        made = effective_weight(base, linear.lora_A, linear.lora_B, linear.lora_mask, self.scale)
+        return made.to(linear.weight.dtype)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        linear: Any = self.linear
+        merged = self.effective()
         if linear.lora_mask is not None:
             keep_nonzero(merged, unpack(linear.lora_mask, merged.shape))
         linear.weight.data.copy_(merged)
@@ -226,7 +232,7 @@ class _Adapted:
         for name in ("lora_A", "lora_B", "lora_mask", "pruned_weight"):
             delattr(self.linear, name)
         for owner in self.linears:
-            del owner.forward
+            del owner.forward, owner.weight_in_effect
 
 
 def effective_weight(
