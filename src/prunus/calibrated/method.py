@@ -71,9 +71,7 @@ class Calibrated(Budget):
     @property
     def asks_for_loss(self) -> bool:
         """Whether the training loss says what channels are worth, or may say how much of each unit goes."""
-        return isinstance(self.score, GradientTimesGate) or (
-            self.allocation is not None and self.allocation.needs_batches
-        )
+        return isinstance(self.score, GradientTimesGate) or (self.allocation is not None and self.allocation.needs_loss)
 
     def states_ratio(self) -> bool:
         return bool(self.scope.states_ratio())

@@ -80,6 +80,9 @@ class NarrowStep(Step):
 
     def suit_data(self, task: Task) -> None:
         task.check_calibration(self.calibration.samples)
+        by_loss = self.depth is not None and self.depth.by != "cosine"
+        if by_loss or (self.method is not None and self.method.asks_for_loss):
+            task.check_loss()
 
     def carry_out(self, bench: Bench) -> History:
         if not bench.is_done():
