@@ -146,7 +146,7 @@ class _Averaging:
     def __call__(self, _: Tensor) -> None:
         if not self._awaits_end:
             self._awaits_end = True
-            torch.autograd.Variable._execution_engine.queue_callback(self._average)  # type: ignore[attr-defined]  # as DDP and FSDP2 do
+            torch.autograd.Variable._execution_engine.queue_callback(self._average)  # as DDP and FSDP2 do
 
     @torch.no_grad()
     def _average(self) -> None:
