@@ -115,7 +115,7 @@ def distil(subject: SmolLM2, ratio: float, steps: int) -> None:
     before = subject.evaluate(small)
     blocks = list(dict.fromkeys(unit.block for unit in anatomy(small)))
     lesson = Lesson(Distillation(), subject.predict, subject.dense, blocks)
-    training = Training(steps=steps, batch_size=8, learning_rate=1e-4)
+    training = Training(steps=steps, batch_size=4, learning_rate=1e-4)
     with tempfile.TemporaryDirectory() as folder:
         finetune(small, training, Path(folder), subject.data, subject.collate, lesson)
     print(f"\n{ratio}, {steps} steps of distillation: {before:.2f} → {subject.evaluate(small):.2f}")

@@ -9,7 +9,18 @@ import pytest
 import torch
 from transformers import AutoModel, BlipForImageTextRetrieval, Trainer, TrainingArguments
 
-from prunus import SearchCallback, UPop, Wanda, anatomy, extract, load_model, prune
+from prunus import (
+    MaskedLoRA,
+    SearchCallback,
+    Training,
+    UPop,
+    Wanda,
+    anatomy,
+    extract,
+    load_model,
+    prune,
+    repair,
+)
 from prunus.models import BlipForRetrievalTraining
 from prunus.repair.lora import Adapters
 from prunus.repair.masks import zeros_of
@@ -163,7 +174,18 @@ def test_copies_follow_what_adapters_make_of_their_originals(model: BlipForRetri
     for original, behind in PAIRS:
         for name, weight in model.get_submodule(original).named_parameters():
             assert torch.equal(model.get_parameter(f"{behind}.{name}"), weight)
-    assert not hasattr(model.vision_model, "weight_in_effect")
+
+
+def test_masked_adapters_repair_it_and_a_training_is_kept(model: BlipForRetrievalTraining, tmp_path: Path) -> None:
+    given = batch([4, 5, 4, 6])
+    prune(model.eval(), Wanda(), [{name: value for name, value in given.items() if name != "labels"}])
+    zeros = {name: mask.unpack() for name, mask in zeros_of(model).items()}
+    rows = [{name: tensor[row] for name, tensor in given.items()} for row in range(4)]
+    settings = Training(steps=2, batch_size=4, learning_rate=1e-3, bf16=False, save_every=1)
+    repair(model, MaskedLoRA(rank=2), rows, settings, folder=tmp_path)  # type: ignore[arg-type]
+    (kept,) = tmp_path.rglob("checkpoint-1")
+    assert not (kept / "README.md").exists()  # which would speak of adapters
+    assert all(not bool(model.get_submodule(name).weight[~kept].any()) for name, kept in zeros.items())
 
 
 @pytest.mark.filterwarnings("ignore:You are using a model of type")

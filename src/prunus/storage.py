@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +29,7 @@ NAME_LIMIT = 200
 """Bytes of a file's name. File systems take 255, and what is being written has a few more until it is whole."""
 PATH_LIMIT = 3500
 """Bytes of a path to a run's folder; systems take 4096 for the files inside."""
+_in_passing: ContextVar[bool] = ContextVar("_in_passing", default=False)
 
 
 def refuse_newer(field: str, written: str, current: str) -> None:
@@ -181,3 +183,19 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextmanager
+def saved_in_passing() -> Iterator[None]:
+    """While the context is open, folders of models are saved for a work that goes on, and need not explain themselves: what is in them may
+    have parts, such as adapters, that go before it ends."""
+    token = _in_passing.set(True)
+    try:
+        yield
+    finally:
+        _in_passing.reset(token)
+
+
+def is_in_passing() -> bool:
+    """Whether a context of `saved_in_passing` is open."""
+    return _in_passing.get()

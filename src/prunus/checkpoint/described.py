@@ -20,7 +20,7 @@ from prunus.anatomy import anatomy, locate
 from prunus.checkpoint.checksums import CHECKSUMS, weight_files, write_checksums
 from prunus.errors import PrunusError
 from prunus.plan import RECORD, Recorded, configs_of, marks, plan_of, records_of, true_record
-from prunus.storage import refuse_newer, write_text
+from prunus.storage import is_in_passing, refuse_newer, write_text
 from prunus.structured import warn_of_gates
 from prunus.unstructured import RECORD as SPARSITY
 from prunus.unstructured import recorded_sparsity
@@ -191,7 +191,7 @@ def teach_saving() -> None:
         warn_of_gates(self)
         with true_record(self):
             result = save_pretrained(self, save_directory, is_main_process, *args, **kwargs)
-            if is_main_process and not getattr(self, "_hf_peft_config_loaded", False):
+            if is_main_process and not getattr(self, "_hf_peft_config_loaded", False) and not is_in_passing():
                 _describe_or_clear(Path(save_directory), self)
         return result
 

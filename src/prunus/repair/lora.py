@@ -200,7 +200,7 @@ class _Adapted:
         self._has_teacher = dense is not None
         for owner in linears:
             owner.forward = partial(self.forward, owner)  # type: ignore[method-assign]
-            owner.weight_in_effect = self.effective
+            owner.weight_in_effect = self.effective  # type: ignore[assignment]
 
     def forward(self, owner: nn.Linear, x: Tensor) -> Tensor:
         linear: Any = self.linear

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, default_data_collator
 from prunus.anatomy import Matrix, matrices, weight_of
 from prunus.batches import check_batch, input_device
 from prunus.errors import PrunusError, refusing
-from prunus.losses import Predict, own_prediction
+from prunus.losses import Predict, own_loss, own_prediction
 from prunus.parallel import agreeing, join_group, of_first, refuse_sharding_launcher
 from prunus.plan import Entry
 from prunus.refusals import expect, is_absent, plain_model, refuse_weight
@@ -192,6 +192,8 @@ def _lesson(
 ) -> tuple[Callable[[nn.Module, Any], Tensor], Dataset[Any], Callable[[list[Any]], dict[str, Any]]]:
     """The training loss, with the data and the collating that it needs."""
     if distillation is None:
+        if predict is own_prediction:  # which asks for logits of labels, and nobody compares them
+            return own_loss, data, collate
         return lambda student, batch: predict(student, batch).loss, data, collate
     blocks = list(dict.fromkeys(matrix.block for matrix in candidates))
     assert teacher is not None

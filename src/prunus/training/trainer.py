@@ -19,7 +19,7 @@ from prunus.anatomy import locate, per_tower
 from prunus.errors import PrunusError
 from prunus.modules import replaced
 from prunus.parallel import agreeing, alone
-from prunus.storage import write_text
+from prunus.storage import saved_in_passing, write_text
 from prunus.training.workers import Carried, refuse_failed
 
 COMPLETE = "complete"
@@ -94,7 +94,8 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
         ):  # which has others for its files, where transformers has renamed parts
             self.model.__dict__["save_pretrained"] = partial(self.model.save_pretrained, save_original_format=False)
         try:
-            super()._save(*args, **kwargs)
+            with saved_in_passing():
+                super()._save(*args, **kwargs)
         finally:
             self.model.__dict__.pop("save_pretrained", None)
 
