@@ -96,6 +96,8 @@ def rows_of(rows: Sequence[dict[str, Any]]) -> str:
     head = ["", *(text for ratio in ratios for text in (f"{ratio:g}".lstrip("0"), "parameters", "seconds"))]
     lines = [["dense", *([f"{dense['perplexity']:.2f}", f"{dense['parameters']:,}", ""] * len(ratios))]]
     for name in METHODS:
+        if not found(rows, method=name):
+            continue
         cells = []
         for ratio in ratios:
             there = found(rows, method=name, ratio=ratio)

@@ -10,11 +10,13 @@ import pytest
 from PIL import Image
 
 from prunus import PrunusError
-from prunus.evaluation import read_task
-from prunus.recipe import parse_recipe
-from prunus.run import run
+from prunus.cli.narrowing import sweep
+from prunus.evaluation import evaluate_here, read_task
+from prunus.recipe import Measure, parse_recipe
+from prunus.report import side_by_side
+from prunus.run import check_all, run
 from prunus.tasks import Noise
-from tests.lookers import coloured, judged, masked, saved
+from tests.lookers import captioned, coloured, judged, masked, saved
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +97,7 @@ def test_more_calibration_than_there_is(step: str, tmp_path: Path, monkeypatch: 
         "model: {random: {model_type: vit, architectures: [ViTForImageClassification], num_labels: 4, hidden_size: 8, num_hidden_layers: 1, "
         "num_attention_heads: 2, intermediate_size: 8, image_size: 16, patch_size: 8}, "
         "train: [{steps: 1, batch_size: 4, learning_rate: 0.001}]}\n"
-        f"task: {{name: classification, train: {{layout: imagefolder, folder: '{folder}'}}}}\n"
+        f"task: {{name: classification, train: &data {{layout: imagefolder, folder: '{folder}'}}, evaluation: *data}}\n"
         f"steps: [{{step: {step}, method: {method}, calibration: {{samples: 25, batch_size: 8}}}}]\noutput: {tmp_path / 'run'}\n",
         "recipe",
     )
@@ -103,3 +105,52 @@ def test_more_calibration_than_there_is(step: str, tmp_path: Path, monkeypatch: 
     with pytest.raises(PrunusError, match=r"steps\.0\.calibration\.samples = 25: there are 24 training items"):
         run(recipe)
     Noise().check_calibration(1000)
+
+
+@pytest.mark.parametrize("split", ["train", "evaluation"])
+def test_a_split_that_is_not_there(split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a model is loaded."""
+    model, file = saved("vit", tmp_path / "model"), str(coloured(tmp_path / "data", 4))
+    given = {
+        "train": None,
+        "evaluation": None,
+        "train" if split == "evaluation" else "evaluation": {"layout": "imagefolder", "folder": file},
+    }
+    settings = {"name": "classification", **given}
+    said = rf"task\.{split} = None: there are no such data"
+    recipe = {
+        "model": {"path": str(model)}, "task": settings, "output": str(tmp_path / "run"),
+        "steps": [{"step": "search", "method": {"method": "upop", "ratio": 0.5}, "train": {"steps": 1, "learning_rate": 0.001}}],
+    }  # fmt: skip
+    with pytest.raises(PrunusError, match=said):
+        check_all(parse_recipe(json.dumps(recipe), "recipe"))
+    if split == "evaluation":
+        for place in ("evaluation.evaluate", "report.sides", "cli.narrowing"):
+            monkeypatch.setattr(f"prunus.{place}.load_model", lambda *given: pytest.fail("a model was loaded"))
+        task = read_task(json.dumps(settings))
+        with pytest.raises(PrunusError, match=said):
+            evaluate_here(model, task, 1)
+        with pytest.raises(PrunusError, match=said):
+            side_by_side([model], task, Measure())
+        with pytest.raises(PrunusError, match=said):
+            sweep(str(model), json.dumps(settings), out=tmp_path / "sweep")
+
+
+def test_a_model_that_has_no_loss(tmp_path: Path) -> None:
+    model, file = saved("blip_itm", tmp_path / "model"), str(captioned(tmp_path / "data", 4))
+    training: Any = {"steps": 1, "learning_rate": 0.001}
+    calibration = {"samples": 2, "batch_size": 2}
+    prune: Any = {"step": "prune", "method": {"method": "wanda", "sparsity": 0.5}, "calibration": calibration}
+    recipe: Any = {
+        "model": {"path": str(model)}, "task": {"name": "retrieval", "train": file, "evaluation": file}, "output": str(tmp_path / "run"),
+    }  # fmt: skip
+    for number, steps in (
+        (0, [{"step": "search", "method": {"method": "upop", "ratio": 0.5}, "train": training}]),
+        (0, [{**prune, "method": {"method": "wanda"}, "allocate": {"method": "ecoflap"}}]),
+        (1, [prune, {"step": "repair", "method": {"method": "masked_lora"}, "train": training}]),
+    ):
+        with pytest.raises(
+            PrunusError, match=rf"steps\.{number}\.loss = 'BlipForImageTextRetrieval': .*BlipForRetrievalTraining"
+        ):
+            check_all(parse_recipe(json.dumps({**recipe, "steps": steps}), "recipe"))
+    check_all(parse_recipe(json.dumps({**recipe, "steps": [prune]}), "recipe"))

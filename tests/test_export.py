@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -192,6 +194,56 @@ def test_what_computes_something_else_leaves_no_folder(narrow_vit: Any, tmp_path
     with pytest.raises(PrunusError, match="computes something else than the model: 1"):
         export(narrow_vit[0], tmp_path / "out", "fake", batches(narrow_vit[1]))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_no_reason_to_leave_generation_out(
+    tmp_path: Path, faking: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = faking()
+
+    def full(*given: Any) -> Any:
+        raise PrunusError("model", "fake", "it cannot be written") from OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr(importlib.import_module("prunus.export.export"), "_saved", full)
+    with pytest.raises(PrunusError, match="no room for it on the disk"):
+        export(build("llama", 0).model, tmp_path / "out", "fake", [{"input_ids": torch.ones(2, 5, dtype=torch.long)}])
+    assert len(fake.traced) == 2  # prefill and decode, and no forward pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_smaller_than_the_weights_is_refused_before_tracing(
+    narrow_vit: Any, tmp_path: Path, faking: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = faking()
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(PrunusError, match="weights alone are"):
+        export(narrow_vit[0], tmp_path / "out", "fake", batches(narrow_vit[1]))
+    assert not fake.traced
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_exported_as_the_fp32_model_that_they_are(
+    dtype: torch.dtype, narrow_vit: Any, tmp_path: Path, faking: Any
+) -> None:
+    faking()
+    small, inputs = narrow_vit[0].to(dtype), narrow_vit[1]
+    for name, given in (("same", inputs), ("halves", {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)})):
+        (graph,) = export(small, tmp_path / name, "fake", batches(given)).graphs
+        assert graph.difference <= 1e-6
+
+
+def test_sizes_that_were_not_tried_are_not_claimed(narrow_vit: Any, tmp_path: Path, faking: Any) -> None:
+    faking()
+    first, other, longer = batches(narrow_vit[1])
+    (graph,) = export(narrow_vit[0], tmp_path / "same", "fake", [first, other]).graphs
+    assert (graph.sizes, graph.batches) == ("as traced", 2)
+    (graph,) = export(narrow_vit[0], tmp_path / "any", "fake", [first, longer]).graphs
+    assert (graph.sizes, graph.batches) == ("any", 2)
+
+
+def test_weights_that_are_not_in_memory_are_refused(narrow_vit: Any, tmp_path: Path) -> None:
+    with pytest.raises(PrunusError, match="not in memory"):
+        export(narrow_vit[0].to("meta"), tmp_path / "out", "torch", batches(narrow_vit[1]))
 
 
 def test_a_model_that_computes_no_numbers_is_refused_before_it_is_traced(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,3 +108,23 @@ def test_a_tokenizer_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PrunusError, match="no byte-level BPE"):
         write_gguf(folder, tmp_path / "made.gguf")
     assert not list(tmp_path.glob("*.gguf"))
+
+
+def test_more_tokens_than_embeddings_are_refused(tmp_path: Path) -> None:
+    folder = save(model(vocab_size=280), tmp_path / "model")
+    with pytest.raises(PrunusError, match="280 embeddings") as refused:
+        write_gguf(folder, tmp_path / "made.gguf")
+    assert refused.value.field == "tokenizer"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(writer: Any) -> None:
+        raise OSError("4800 requested and 0 written")  # numpy's words
+
+    folder = save(model(), tmp_path / "model")
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    with pytest.raises(PrunusError, match="no room for it on the disk"):
+        write_gguf(folder, tmp_path / "made.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -16,6 +16,7 @@ from prunus import Magnitude, PrunusError, anatomy, extract, load_model, plan_of
 from prunus.cli import app
 from prunus.cost import size, stored_bytes
 from prunus.evaluation import evaluate_here
+from prunus.export import write_gguf
 from prunus.quantise import Quantisation, Quantised, quantise_folder
 from prunus.recipe import Recipe, parse_recipe
 from prunus.run import run
@@ -156,6 +157,8 @@ def test_what_cannot_be_quantised_is_refused(narrow: Any, tmp_path: Path) -> Non
     quantise_folder(narrow[2], tmp_path / "packed", Quantisation(include=("*q_proj",)))
     with pytest.raises(PrunusError, match="quantised already"):
         quantise_folder(tmp_path / "packed", tmp_path / "again", Quantisation())
+    with pytest.raises(PrunusError, match="quantised or packed"):
+        write_gguf(tmp_path / "packed", tmp_path / "made.gguf")
     with pytest.raises(PrunusError, match="there already"):
         quantise_folder(narrow[2], tmp_path / "packed", Quantisation())
     with pytest.raises(PrunusError, match="nothing can be quantised"):

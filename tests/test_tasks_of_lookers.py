@@ -18,7 +18,7 @@ from prunus.evaluation import evaluate_here, read_task
 from prunus.metrics import overlap_figures, overlap_row, recall_figures, recall_rows
 from prunus.recipe import parse_recipe
 from prunus.run import run
-from prunus.tasks import Classification, Reasoning, Retrieval, Segmentation
+from prunus.tasks import Classification, DataTask, Reasoning, Retrieval, Segmentation
 from prunus.tasks.kinds.parts import pixels
 from prunus.tasks.retrieval import blip_words
 from prunus.training import Training, finetune
@@ -88,8 +88,14 @@ def test_both_roads_of_a_recipe_end_in_a_report(
             {"step": "repair", "method": {"method": "masked_finetune"}, "train": training},
         ],
     }  # fmt: skip
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(DataTask, "before_step", lambda self, model, step, steps: begun.append((step, steps)))
     for road, steps in roads.items():
-        report = run(parse_recipe(json.dumps({**settings, "steps": steps, "output": str(tmp_path / road)}), "test"))
+        recipe = parse_recipe(json.dumps({**settings, "steps": steps, "output": str(tmp_path / road)}), "test")
+        monkeypatch.setattr(type(recipe.task), "before_step", DataTask.before_step)
+        report = run(recipe)
+        assert begun == [(0, 2), (1, 2)] * (2 if road == "search" else 1)  # a task changes any training in its course
+        begun.clear()
         headline = report.headline
         assert "are in task.train, too" in report.remarks[0]
         assert report.remarks[0] in (tmp_path / road / "report.html").read_text()

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from rich.console import Console
@@ -24,7 +24,7 @@ from prunus.report import Report, compare, write_report
 from prunus.sources import dense_folder, described
 from prunus.steps import Bench, History, Sketch, Step
 from prunus.storage import cache_folder, claim_folder, locked, write_text
-from prunus.tasks import Task
+from prunus.tasks import Split, Task
 from prunus.typed import places_in, refuse_nameless
 
 RECORD = "recipe.yaml"
@@ -66,6 +66,8 @@ def check_all(recipe: Recipe) -> None:
         PrunusError: the recipe cannot work.
     """
     recipe.task.check()
+    for split in get_args(Split):
+        recipe.task.check_split(split)
     places_in(recipe)  # what a new process cannot import is refused now, not when the result is evaluated
     refuse_nameless(recipe, Recipe.model_validate(recipe.model_dump(mode="json")))
     model, given = check(recipe), after_first(lambda: recipe.model.folder(cache_folder()))
@@ -139,6 +141,8 @@ def _suited(recipe: Recipe, folder: Path) -> Task:
     """The task as the model in a folder needs it; what does not fit model, data or steps is said before anything is trained."""
     task = recipe.task.for_model(folder)
     task.check_model(folder)
+    if recipe.model.train:
+        task.check_loss()
     for number, step in enumerate(recipe.steps):
         try:
             step.suit_data(task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -29,6 +30,8 @@ NAME_LIMIT = 200
 """Bytes of a file's name. File systems take 255, and what is being written has a few more until it is whole."""
 PATH_LIMIT = 3500
 """Bytes of a path to a run's folder; systems take 4096 for the files inside."""
+LITTLE = 1 << 20
+"""Bytes: where writing has failed with less than this free, the disk counts as full."""
 _in_passing: ContextVar[bool] = ContextVar("_in_passing", default=False)
 
 
@@ -76,6 +79,66 @@ def writable_path(path: str | Path, field: str = "output") -> Path:
     if here in (Path.home(), Path.cwd(), *Path.cwd().parents):
         raise PrunusError(field, text, f"{here} holds other things; name a folder of its own")
     return place
+
+
+def vacant_place(path: str | Path, field: str = "folder") -> Path:
+    """As `writable_path`, of something that is to be made: nothing is there, or an empty folder, and something can be made around it.
+
+    Raises:
+        PrunusError: as `writable_path`, or it is not so.
+    """
+    place = writable_path(path, field)
+    refuse_taken(place, field)
+    around = next(folder for folder in Path(os.path.realpath(place)).parents if folder.exists())
+    if not around.is_dir() or not os.access(around, os.W_OK):
+        raise PrunusError(field, str(path), f"nothing can be made in {around}; take another place")
+    return place
+
+
+def refuse_taken(place: Path, field: str) -> None:
+    """Refuses what is there, unless it is an empty folder.
+
+    Raises:
+        PrunusError: see above.
+    """
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise PrunusError(field, str(place), "it is there already; take a new name")
+
+
+def is_full(error: BaseException, folder: Path, little: int = LITTLE) -> bool:
+    """Whether an error came of a lack of room on a folder's disk: some libraries say so in words of their own.
+
+    Args:
+        little: bytes; what is free counts as nothing below this.
+    """
+    full = errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, OSError) and chain.errno in full:
+            return True
+        if any(f"(os error {number})" in str(chain) for number in full):  # safetensors
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return folder.is_dir() and shutil.disk_usage(folder).free < little
+
+
+@contextmanager
+def room_on_disk(folder: Path, path: Path, field: str = "folder") -> Iterator[None]:
+    """While the context is open, an error that came of a full disk becomes one that says so.
+
+    Args:
+        folder: that is written to.
+        path: what is being made, for the error.
+    """
+    try:
+        yield
+    except Exception as error:
+        own = isinstance(error, PrunusError) and error.__cause__ is None
+        if own or not is_full(error, folder):
+            raise
+        raise PrunusError(
+            field, str(path), "there is no room for it on the disk; make some, or take another"
+        ) from error
 
 
 def claim_folder(path: Path, ours: str, field: str = "output") -> None:
@@ -183,6 +246,18 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextmanager
+def vacant_folder(path: Path, field: str = "folder") -> Iterator[Path]:
+    """As `new_folder`, at a `vacant_place`, through links; what has come there meanwhile is not replaced.
+
+    Raises:
+        PrunusError: something has come there, or the disk is full.
+    """
+    with new_folder(Path(os.path.realpath(path))) as partial, room_on_disk(partial, path, field):
+        yield partial
+        refuse_taken(path, field)
 
 
 @contextmanager

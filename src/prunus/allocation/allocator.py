@@ -85,6 +85,8 @@ class Allocator(Typed):
     by_batch: ClassVar[bool] = False
     """Whether it adds up over batches what is not linear in their losses, so that the same data in batches of another size
     are another answer."""
+    needs_loss: ClassVar[bool] = False
+    """Whether it computes the task's loss."""
     method: str
     """Its name in a recipe."""
     sparsity: Share | dict[str, Share] = 0.5
@@ -122,7 +124,7 @@ class Allocator(Typed):
 class Scoring(Allocator):
     """An allocation by one score per matrix: measured once, good for every budget."""
 
-    needs_batches = by_batch = True
+    needs_batches = by_batch = needs_loss = True
     max_sparsity: Share | None = None
     """No group loses more than this share; None is 0.1 above the sparsity. At the sparsity itself, all is uniform."""
     per_tower: bool | None = None

@@ -26,7 +26,7 @@ class IterativeGlobal(Allocator):
     """
 
     method: Literal["iterative_global"] = "iterative_global"
-    needs_batches = by_batch = True
+    needs_batches = by_batch = needs_loss = True
     rounds: int = Field(default=3, ge=1, le=10_000)
     """T."""
     per_tower: bool = False

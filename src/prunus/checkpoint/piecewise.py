@@ -21,7 +21,7 @@ from prunus.errors import PrunusError, refusing
 from prunus.parallel import agreeing, is_first, type_of, whole
 from prunus.plan import Plan, plan_of, write_record
 from prunus.refusals import unwrapped
-from prunus.storage import new_folder, writable_path
+from prunus.storage import vacant_folder, vacant_place
 from prunus.structured import gate_factors, narrow
 from prunus.unstructured import sparsity_of
 
@@ -44,7 +44,7 @@ def extract_to(model: nn.Module, plan: Plan, folder: str | Path) -> None:
     Raises:
         PrunusError: the plan was made for another model; the model is none of transformers, or was pruned; or the folder cannot be written.
     """
-    inner, place = unwrapped(model), writable_path(folder)
+    inner = unwrapped(model)
     if not isinstance(inner, PreTrainedModel):
         raise PrunusError("model", type(inner).__name__, "give a model of transformers; of others, use extract")
     if sparsity_of(inner) is not None:
@@ -59,9 +59,9 @@ def extract_to(model: nn.Module, plan: Plan, folder: str | Path) -> None:
     with ExitStack() as held:
         with agreeing():
             if is_first():
-                _refuse_place(place)
+                place = vacant_place(folder)
                 with refusing("folder", str(place), "it cannot be made; take another"):
-                    partial = held.enter_context(new_folder(place))
+                    partial = held.enter_context(vacant_folder(place))
                 files = _Files(partial)
         for piece in _pieces(inner, small, parts, plan):
             with agreeing():  # before the next is gathered
@@ -77,11 +77,6 @@ def extract_to(model: nn.Module, plan: Plan, folder: str | Path) -> None:
             source.generation_config.save_pretrained(partial)
         describe(partial, small)
         write_checksums(partial)
-
-
-def _refuse_place(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise PrunusError("folder", str(folder), "it is there already; take a new folder")
 
 
 def _pieces(model: PreTrainedModel, small: PreTrainedModel, parts: Anatomy, plan: Plan) -> Iterator[dict[str, Tensor]]:

@@ -84,6 +84,7 @@ def sweep(
         raise PrunusError("--out", str(out), "it is a file; name a folder")
     chosen, folder = read_task(task, "--task"), local_folder(model)
     chosen.check()
+    chosen.check_split("evaluation")
     chosen = chosen.for_model(folder)
     chosen.check_model(folder)
     chosen.check_calibration(samples)

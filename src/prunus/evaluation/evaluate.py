@@ -49,6 +49,7 @@ def evaluate_here(
     """
     task = task.for_model(Path(path))
     task.check()
+    task.check_split("evaluation")
     task.check_model(Path(path))
     model = load_model(path).eval()
     with refusing("task", task.name, f"a {type(model).__name__} cannot be evaluated on it, so name another task"):

@@ -17,13 +17,13 @@ from typing import Any, Literal
 import torch
 
 from prunus.checkpoint import load_model, local_folder
+from prunus.cost import human
 from prunus.errors import PrunusError
-from prunus.export.checking import TOLERANCE, alike, difference, reference
+from prunus.export.checking import TOLERANCE, alike, difference, reference, refuse_unreadable
 from prunus.export.formats import Format, format_of
 from prunus.export.inputs import real_batches
 from prunus.export.stages import Stage, ready, stages
-from prunus.refusals import packed
-from prunus.storage import new_folder, writable_path, write_text
+from prunus.storage import is_full, vacant_folder, vacant_place, write_text
 from prunus.tasks import PROCESSOR_FILES, Task
 
 CHECKED = "checked.json"
@@ -40,7 +40,7 @@ class Graph:
     difference: float
     """The largest between its outputs and the model's, as `TOLERANCE` counts them."""
     sizes: Literal["any", "as traced"]
-    """Whether it takes other batches and lengths than those that it was traced with."""
+    """Whether it takes other batches and lengths than those that it was traced with, as was tried."""
     batches: int
     """On how many batches it was compared."""
 
@@ -98,22 +98,17 @@ def export(
     kind, place = _refuse(to, folder)
     if not batches:
         raise PrunusError("batches", list(batches), "give at least one batch of real inputs")
-    held = next(filter(None, (packed(weight) for weight in model.parameters())), None)
-    if held is not None:
-        raise PrunusError(
-            "model",
-            type(model).__name__,
-            f"{held}; export the full-precision model, and quantise with its runtime's tools",
-        )
+    refuse_unreadable(model)
     if graphs == "generation" and not model.can_generate():
         raise PrunusError("graphs", graphs, f"a {type(model).__name__} does not generate; take forward")
     model, lacking = model.float(), None
-    with new_folder(place) as partial, _silence():
+    with vacant_folder(place) as partial, _silence():
+        _refuse_without_room(model, partial, place)
         if graphs != "forward" and model.can_generate():
             try:
                 return _finish(model, partial, place, kind, batches, True, None, source)
             except PrunusError as error:
-                if graphs == "generation":
+                if graphs == "generation" or is_full(error, partial):
                     raise
                 lacking = error.remedy
                 _empty(partial)
@@ -122,11 +117,18 @@ def export(
 
 def _refuse(to: str, folder: str | Path) -> tuple[Format, Path]:
     """The format and the folder, if both can be."""
-    kind, place = format_of(to), writable_path(folder)
+    kind, place = format_of(to), vacant_place(folder)
     kind.exporter(True)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise PrunusError("folder", str(place), "it is there already; take a new folder")
     return kind, place
+
+
+def _refuse_without_room(model: Any, partial: Path, place: Path) -> None:
+    """Before minutes of tracing; some libraries end the process when a disk is full."""
+    needed, free = 4 * sum(weight.numel() for weight in model.parameters()), shutil.disk_usage(partial).free
+    if free < needed:
+        raise PrunusError(
+            "folder", str(place), f"its disk has {human(free, 'B')} free, and the weights alone are {human(needed, 'B')}; make room, or take another"
+        )  # fmt: skip
 
 
 def _finish(
@@ -214,7 +216,8 @@ def _compared(runner: Any, name: str, given: Sequence[dict[str, Stage]], is_fixe
             name,
             f"its runtime computes something else than the model: {apart:.1e} apart, more than {TOLERANCE}",
         )
-    return Graph(name, apart, "as traced" if is_fixed else "any", len(stages_of))
+    tried = any(not alike(stage, given[0][name]) for stage in stages_of)
+    return Graph(name, apart, "any" if tried else "as traced", len(stages_of))
 
 
 @contextlib.contextmanager
@@ -222,7 +225,7 @@ def _explaining(name: str, what: str) -> Iterator[None]:
     """What other libraries raise, as a refusal in their own words: the first line of the innermost reason."""
     try:
         yield
-    except PrunusError:
+    except (PrunusError, MemoryError):
         raise
     except Exception as error:
         cause: BaseException = error

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 
 from prunus.checkpoint import load_model, local_folder, plan_of, understood
 from prunus.errors import PrunusError, refusing
-from prunus.storage import writable_path
+from prunus.export.checking import refuse_unreadable
+from prunus.storage import refuse_taken, room_on_disk, vacant_place
 
 PREPARED = {"Digits": "smollm", "Split": "llama-bpe"}
 """What splits a text before a byte-level tokenizer sees it → what llama.cpp calls that."""
@@ -38,28 +39,31 @@ def write_gguf(path: str | Path, file: str | Path) -> Path:
     """
     if find_spec("gguf") is None:
         raise PrunusError("--to", "gguf", "it needs gguf; run: pip install 'prunus[export]'")
-    place = writable_path(file)
+    place = vacant_place(file, "file")
     if place.exists():
-        raise PrunusError("file", str(place), "it is there already; take a new name")
+        raise PrunusError("file", str(place), "it is there already, and a folder; take a new name")
     source = local_folder(path)
     model: Any = load_model(source)
     _refuse(model)
     with understood(str(source), doing="read the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     weights = dict(_named(model))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+    around = Path(os.path.realpath(place)).parent
+    around.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=around) as folder, room_on_disk(around, place, "file"):
         partial = Path(folder, "model.gguf")
         _write(partial, model.config, weights, tokenizer)
         with refusing("gguf", str(path), "transformers cannot read what was written"):
             _check(partial, model, tokenizer)
-        os.replace(partial, place)
+        refuse_taken(place, "file")
+        os.replace(partial, os.path.realpath(place))
     return place
 
 
 def _refuse(model: Any) -> None:
     """What a file of this architecture cannot say."""
     name, config = type(model).__name__, model.config
+    refuse_unreadable(model)
     if name != "LlamaForCausalLM":
         raise PrunusError("model", name, "only LlamaForCausalLM is written; for others take llama.cpp's own converter")
     if plan_of(model) is not None:
@@ -70,7 +74,6 @@ def _refuse(model: Any) -> None:
         ("attention_bias", config.attention_bias, False),
         ("mlp_bias", config.mlp_bias, False),
         ("hidden_act", config.hidden_act, "silu"),
-        ("quantization_config", getattr(config, "quantization_config", None), None),
     ):
         if value != meant:
             raise PrunusError(
@@ -142,6 +145,9 @@ def _add_tokenizer(writer: Any, config: Any, tokenizer: Any) -> None:
     tokens = [f"[PAD{place}]" for place in range(config.vocab_size)]
     types = [NORMAL] * config.vocab_size
     for token, place in tokenizer.get_vocab().items():
+        if place >= len(tokens):
+            more = f"its number is {place:,}, and the model has {len(tokens):,} embeddings; give it as many as tokens"
+            raise PrunusError("tokenizer", token, more)
         tokens[place] = token
     for place in tokenizer.added_tokens_decoder:
         types[place] = CONTROL

@@ -18,7 +18,7 @@ from prunus.cost import human, parts_of, stored_bytes
 from prunus.errors import PrunusError, refusing
 from prunus.quantise.method import Quantisation
 from prunus.refusals import refuse_weights
-from prunus.storage import new_folder, writable_path, write_text
+from prunus.storage import vacant_folder, vacant_place, write_text
 from prunus.tasks import PROCESSOR_FILES
 from prunus.unstructured import RECORD, parse_pattern, recorded_sparsity
 
@@ -88,18 +88,18 @@ def quantise_folder(path: str | Path, folder: str | Path, settings: Quantisation
     Raises:
         PrunusError: the model is quantised already; nothing in it can be quantised; torchao is missing.
     """
-    config, place = settings.config(), writable_path(folder)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise PrunusError("folder", str(place), "it is there already; take a new folder")
+    config, place = settings.config(), vacant_place(folder)
     source = local_folder(path)
     dense: Any = load_model(source).eval()
     if getattr(dense.config, "quantization_config", None) is not None:
         raise PrunusError("model", str(path), "its weights are quantised already; take the full-precision model")
+    if dense.dtype.itemsize > 4:
+        raise PrunusError("model", str(path), f"its weights are {dense.dtype}; save it in fp32 or less first")
     chosen, left = _chosen(dense, settings)
     packed = _packed(dense, source, config, chosen)
     found = _compared(dense, packed, settings.to, chosen, left)
     _correct_record(packed, found, chosen)
-    with new_folder(place) as partial:
+    with vacant_folder(place) as partial:
         packed.save_pretrained(partial)
         for file in (file for pattern in PROCESSOR_FILES for file in source.glob(pattern)):
             if file.is_dir():

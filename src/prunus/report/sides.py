@@ -110,6 +110,7 @@ def side_by_side(paths: Sequence[str | Path], task: Task, measure: Measure, limi
     names = _names([str(path) for path in paths])
     folders = {name: local_folder(path) for name, path in zip(names, paths, strict=True)}
     task.check()
+    task.check_split("evaluation")
     tasks = {name: task.for_model(folder) for name, folder in folders.items()}
     for name, folder in folders.items():
         tasks[name].check_model(folder)

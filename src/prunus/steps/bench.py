@@ -88,12 +88,16 @@ class Bench:
         Returns:
             What was logged.
         """
-        from prunus.training.trainer import EachStep
-
         return finetune(
             model, training, folder or self.checkpoints, self.task.train_data() if data is None else data, self.task.collate,
-            loss or self.task.loss, evaluate=self.headline, callbacks=(*callbacks, EachStep(self.task.before_step)), seed=self.seed, title=title,
+            loss or self.task.loss, evaluate=self.headline, callbacks=(*callbacks, *self.callbacks()), seed=self.seed, title=title,
         )  # fmt: skip
+
+    def callbacks(self) -> tuple[TrainerCallback, ...]:
+        """What the task does in the course of any training."""
+        from prunus.training.trainer import EachStep
+
+        return (EachStep(self.task.before_step),)
 
     def headline(self, model: PreTrainedModel) -> dict[str, float]:
         """The task's first metric, on a part of the evaluation split."""

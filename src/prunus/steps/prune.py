@@ -70,6 +70,8 @@ class PruneStep(Step):
 
     def suit_data(self, task: Task) -> None:
         task.check_calibration(self.calibration.samples)
+        if self.allocate is not None and self.allocate.needs_loss:
+            task.check_loss()
 
     def carry_out(self, bench: Bench) -> History:
         if not bench.is_done():

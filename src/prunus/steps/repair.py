@@ -37,6 +37,9 @@ class RepairStep(Step):
                 "method.distillation.top_k", learns.top_k, "stored logits are those of pictures as they are; leave it out, or task.augment"
             )  # fmt: skip
 
+    def suit_data(self, task: Task) -> None:
+        task.check_loss()
+
     def check(self, before: Sketch) -> Sketch:
         self.method.check(before.survey.matrices, before.pruned)
         return before
@@ -45,7 +48,7 @@ class RepairStep(Step):
         model, task = bench.load(), bench.task
         log = repair(
             model, self.method, task.train_data(), self.train, partial(load_model, bench.unpruned), task.predict, task.collate,
-            bench.checkpoints, bench.headline, seed=bench.seed, title=self.method.method,
+            bench.checkpoints, bench.headline, bench.callbacks(), bench.seed, self.method.method,
         )  # fmt: skip
         bench.save(model)
         return {"log": log}

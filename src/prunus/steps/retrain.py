@@ -11,6 +11,7 @@ from prunus.errors import PrunusError
 from prunus.repair import Distillation, Lesson
 from prunus.steps.bench import Bench
 from prunus.steps.step import History, Step
+from prunus.tasks import Task
 from prunus.training import Training
 
 
@@ -28,6 +29,9 @@ class RetrainStep(Step):
         if not earlier:
             raise PrunusError("step", self.step, "search or prune first; there is nothing to repair yet")
         super().follow(earlier)
+
+    def suit_data(self, task: Task) -> None:
+        task.check_loss()
 
     def carry_out(self, bench: Bench) -> History:
         model, loss = bench.load(), None

@@ -38,6 +38,9 @@ class SearchStep(Step):
                 place, gate.metric, f"{task.name} cannot measure it on training items; take one of {', '.join(task.measured_on_items)}"
             )  # fmt: skip
 
+    def suit_data(self, task: Task) -> None:
+        task.check_loss()
+
     def check(self, before: Sketch) -> Sketch:
         units = before.anatomy.select(self.method.include, self.method.exclude)
         if not self.method.needs().example:  # which is run once there are weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
 import re
@@ -22,7 +21,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation import in_fresh_process
 from prunus.recipe import dump_recipe, parse_recipe
 from prunus.run import finished, run
-from prunus.storage import cache_folder, claim_folder, locked, write_text
+from prunus.storage import cache_folder, claim_folder, is_full, locked, write_text
 from prunus.studies.outcome import Outcome, Results, outcome_of
 from prunus.studies.study import Cell, Study, cells_of, folder_of, telling_first
 from prunus.typed import places_in
@@ -143,23 +142,13 @@ def run_cell(recipe: str) -> str:
     try:
         run(cell)
     except Exception as error:  # the others are to go on
-        if is_full(error, cell.output) or is_full(error, cache_folder()):
+        if any(is_full(error, folder, LITTLE) for folder in (cell.output, cache_folder())):
             return str(error)
         if isinstance(error, PrunusError):
             raise
         traceback.print_exc()
         raise PrunusError("cell", type(error).__name__, f"it failed: {error}") from error
     return ""
-
-
-def is_full(error: BaseException, folder: Path) -> bool:
-    """Whether there was no room on a folder's disk: some libraries say so in words of their own."""
-    chain: BaseException | None = error
-    while chain is not None:
-        if isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-            return True
-        chain = chain.__cause__ or chain.__context__
-    return folder.is_dir() and shutil.disk_usage(folder).free < LITTLE
 
 
 def _tidy(study: Study, cell: Cell) -> None:

@@ -91,8 +91,8 @@ def share_of(part: float, whole: float) -> float:
     their signs.
 
     Examples:
-        >>> share_of(0.6, 0.8), share_of(0.1, 0.0), share_of(-0.2, -0.1), share_of(-0.1, 0.1), share_of(0.0, 0.0)
-        (0.75, 2.0, 0.5, 0.0, 1.0)
+        >>> share_of(0.5, 0.8), share_of(0.1, 0.0), share_of(-0.2, -0.1), share_of(-0.1, 0.1), share_of(0.0, 0.0)
+        (0.625, 2.0, 0.5, 0.0, 1.0)
     """
     if part == whole:
         return 1.0

@@ -15,7 +15,7 @@ from prunus.tasks.reasoning import Reasoning
 from prunus.tasks.retrieval import Retrieval
 from prunus.tasks.segmentation import Segmentation
 from prunus.tasks.speaking import SpeakingTask
-from prunus.tasks.task import Task
+from prunus.tasks.task import Split, Task
 from prunus.tasks.text import Text
 from prunus.tasks.vqa import Vqa
 from prunus.typed import named
@@ -28,5 +28,5 @@ else:
 
 __all__ = [
     "PROCESSOR_FILES", "AnyTask", "Caption", "Classification", "DataTask", "EasyVQA", "Exhibit", "Generative", "Instruction", "Metric", "Noise", "Parted",
-    "Reasoning", "Retrieval", "Segmentation", "Speaker", "SpeakingTask", "Task", "Text", "Vqa", "kind_of",
+    "Reasoning", "Retrieval", "Segmentation", "Speaker", "SpeakingTask", "Split", "Task", "Text", "Vqa", "kind_of",
 ]  # fmt: skip

@@ -21,7 +21,7 @@ from prunus.losses import Prediction
 from prunus.progress import track
 from prunus.tasks.exhibit import Exhibit, small_jpeg
 from prunus.tasks.kinds import Kind, fits, kind_of, read_config
-from prunus.tasks.task import Task
+from prunus.tasks.task import Split, Task
 from prunus.typed import Count
 
 Row = dict[str, Any]
@@ -113,6 +113,9 @@ class DataTask(Task):
                 except PrunusError as error:
                     raise PrunusError(f"task.{field}: {error.field}", error.value, error.remedy) from None
 
+    def check_split(self, split: Split) -> None:
+        self._data(split)
+
     @property
     def wanted(self) -> Needs:
         """Columns that every row has to have with these settings: by default those that it `needs`."""
@@ -146,6 +149,9 @@ class DataTask(Task):
         kind.check()
         if self.augment is not None:
             _ = kind.size
+
+    def check_loss(self) -> None:
+        self.kind.check_loss()
 
     def check_same_classes(self) -> None:
         """Refuses splits of which each numbers classes of other names.
@@ -200,13 +206,15 @@ class DataTask(Task):
             PrunusError: there is none.
         """
         if field not in self._tables:
-            data: Data | None = getattr(self, field)
-            if data is None:
-                raise PrunusError(
-                    f"task.{field}", None, "there are no such data; name a file, or a layout and its folder"
-                )
+            data = self._data(field)
             self._tables[field] = data.pictures(self.wanted) if self.by_picture else data.read(self.wanted)
         return self._tables[field]
+
+    def _data(self, field: str) -> Data:
+        data: Data | None = getattr(self, field)
+        if data is None:
+            raise PrunusError(f"task.{field}", None, "there are no such data; name a file, or a layout and its folder")
+        return data
 
     @cached_property
     def _tables(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from prunus.metric import Metric
 from prunus.tasks.exhibit import Exhibit
 from prunus.tasks.kinds import architecture, read_config
 from prunus.typed import Typed, known
+
+Split = Literal["train", "evaluation"]
+"""Data to train and calibrate on, or to measure on."""
 
 
 class Task(Typed):
@@ -158,6 +161,12 @@ class Task(Typed):
 
     def check(self) -> None:
         """Fails early, with a `PrunusError`, where data or packages are missing."""
+
+    def check_split(self, split: Split) -> None:
+        """Fails early, with a `PrunusError`, where a split has no data: by default both have."""
+
+    def check_loss(self) -> None:
+        """Fails early, with a `PrunusError`, where the model that the task is for has no training loss: by default never."""
 
     def for_model(self, folder: Path) -> Self:
         """The task as the model in `folder` needs it, such as with the model's own tokenizer."""

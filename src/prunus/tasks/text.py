@@ -26,7 +26,7 @@ from prunus.progress import track
 from prunus.tasks.exhibit import Exhibit
 from prunus.tasks.kinds import architecture, read_config
 from prunus.tasks.kinds.generative import MODELS
-from prunus.tasks.task import Task
+from prunus.tasks.task import Split, Task
 from prunus.typed import Steps
 
 LANGUAGE = MODELS | set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
@@ -95,6 +95,10 @@ class Text(Task):
             if source is not None:
                 _text(field, source)
 
+    def check_split(self, split: Split) -> None:
+        if split == "train" and self.training is None:
+            raise PrunusError("task.training", None, "calibration and training need text; give a file")
+
     def check_model(self, folder: Path) -> None:
         """Refuses texts without a token to predict, tokens the model does not know, and windows longer than its positions."""
         task, config = self.for_model(folder), read_config(str(folder))
@@ -125,8 +129,8 @@ class Text(Task):
     @cached_property
     def _windows(self) -> Tensor:
         """Training windows without overlap, (windows, length)."""
-        if self.training is None:
-            raise PrunusError("task.training", None, "calibration and training need text; give a file")
+        self.check_split("train")
+        assert self.training is not None
         return text_windows(self._tokenizer, _text("training", self.training), self.length)
 
     def train_data(self) -> Dataset[Any]:

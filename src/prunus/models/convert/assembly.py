@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from prunus.errors import PrunusError, refusing
 from prunus.models.convert.file import read_tensors
 from prunus.models.convert.published import Published, Shapes, named_family, recognised
 from prunus.plan import Plan, write_record
-from prunus.storage import new_folder, writable_path
+from prunus.storage import vacant_folder, vacant_place
 from prunus.structured import narrow
 
 LISTED = 5
@@ -51,25 +50,15 @@ def convert(
     Raises:
         PrunusError: the file cannot be read, is of no family or of another one, or the folder is there.
     """
-    folder = Path(os.path.realpath(writable_path(out, "out")))
-    _refuse_existing(folder, out)
-    around = next(place for place in folder.parents if place.exists())
-    if not around.is_dir() or not os.access(around, os.W_OK):
-        raise PrunusError("out", str(out), f"nothing can be made in {around}; take another folder")
+    folder = vacant_place(out, "out")
     family, tensors = _read(file, as_)
     model = assembled(family, tensors, str(file), image_size, head_width)
-    with new_folder(folder) as partial:
+    with vacant_folder(folder, "out") as partial:
         model.save_pretrained(partial)
         size = getattr(getattr(model.config, "vision_config", model.config), "image_size", None)
         if size is not None:
             family.image_processor(size).save_pretrained(partial)
-        _refuse_existing(folder, out)  # which may have come meanwhile
     return model
-
-
-def _refuse_existing(folder: Path, out: str | Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise PrunusError("out", str(out), "it is there already; take another folder")
 
 
 def published_skeleton(

@@ -125,15 +125,17 @@ class BlipMatching(DualEncoder):
 
     rereads = True
 
+    def check_loss(self) -> None:
+        if architecture(self.config) == "BlipForImageTextRetrieval":
+            raise _lossless("BlipForImageTextRetrieval")
+
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
         """The loss of the model, and behind it the similarities of all pairs of the batch, as of a CLIP."""
         blip: Any = model
         with naming_batch():
             found = blip(**for_model(dict(batch), model))
         if getattr(found, "loss", None) is None:
-            raise PrunusError(
-                "loss", type(model).__name__, "such a model has none; load it as a BlipForRetrievalTraining, whose config is a BlipRetrievalConfig"
-            )  # fmt: skip
+            raise _lossless(type(model).__name__)
         similar = found.image_embeds @ found.text_embeds.T / blip.temp
         pairs = torch.cat([similar, similar.T])
         return Prediction(found.loss.float(), pairs, torch.ones_like(pairs[:, 0], dtype=torch.bool))
@@ -161,6 +163,12 @@ class BlipMatching(DualEncoder):
             asked["input_ids"][:, 0] = self.config.enc_token_id
         read = model.text_encoder(**asked).last_hidden_state
         return model.itm_head(read[:, 0])[:, 1].float().cpu()  # type: ignore[no-any-return]
+
+
+def _lossless(model: str) -> PrunusError:
+    return PrunusError(
+        "loss", model, "such a model has none; load it as a BlipForRetrievalTraining, whose config is a BlipRetrievalConfig"
+    )  # fmt: skip
 
 
 def _read(tokens: Batch) -> Batch:

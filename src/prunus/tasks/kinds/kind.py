@@ -83,6 +83,9 @@ class Kind(ABC):
         """
         _ = self.processor
 
+    def check_loss(self) -> None:  # noqa: B027 - most have one
+        """Refuses, with a `PrunusError`, a model without a training loss: by default none."""
+
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
         """The training loss of a batch, with the logits behind it."""
         return own_prediction(model, batch)
