@@ -160,6 +160,11 @@ def recipe_file() -> None:
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
 
 
+def recipe_and_folder() -> None:
+    recipe_file()
+    llama().save_pretrained("dense")
+
+
 def published_files() -> None:
     for name in ("model_base_vqa_capfilt_large.pth", "deit_small_patch16_224.pth"):
         torch.save({"model": small_deit(64)}, name)
@@ -213,7 +218,7 @@ GIVEN = {
     "docs/architecture": Given(of_a_class),
     "docs/export": Given(of_a_graph, classifier_folder, needs=("onnxruntime", "onnxscript"), is_long=True),
     "docs/library": Given(of_the_library, instead=STEPS | {"ratio=0.9": "ratio=0.5"}),
-    "docs/many-devices": Given(reads, recipe_file),
+    "docs/many-devices": Given(reads, recipe_and_folder),
     "docs/narrow": Given(of_narrowing, reader_and_text, BUDGETS),
     "docs/published": Given(before=published_files, instead={"--image-size 384": "--image-size 8"}),
     "docs/quantise": Given(before=sparse_folders, needs=("torchao",), is_long=True),
