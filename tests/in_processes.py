@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from prunus import (
@@ -40,6 +41,7 @@ from prunus import (
     IterativeGlobal,
     IterativeMagnitude,
     Lesson,
+    LoRA,
     Magnitude,
     MaskedFinetune,
     MaskedLoRA,
@@ -56,6 +58,7 @@ from prunus import (
     WalkOptions,
     Wanda,
     WeightMagnitude,
+    add_adapters,
     allocate,
     anatomy,
     extract,
@@ -66,7 +69,7 @@ from prunus import (
     repair,
 )
 from prunus.losses import own_prediction
-from prunus.parallel import barrier, has_shards, is_first, local, processes, whole
+from prunus.parallel import barrier, has_shards, is_first, is_sharded, local, processes, whole
 from prunus.recipe import parse_recipe
 from prunus.repair import Repair
 from prunus.run import run
@@ -467,6 +470,70 @@ def holds_zeros_of_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     found = trained_by_hand(sharded(many), dense, slice(2 * rank, 2 * rank + 2))
     close({name: whole(p.detach()) for name, p in found.named_parameters()}, dict(expected.named_parameters()))
     assert sum(local(p).nbytes for p in found.parameters()) < 0.55 * whole_bytes
+
+
+def adapted_by_hand(model: nn.Module, method: LoRA, teacher: nn.Module, rows: slice) -> nn.Module:
+    """Three steps of AdamW, of two backward passes each, on adapters and from a teacher; the model is looked at before and after."""
+    lesson = Lesson(Distillation(weight=0.5), own_prediction, teacher)
+    all_ids = torch.randint(10, VOCABULARY, (3, 2, 4, 7), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model(input_ids=all_ids[0, 0])
+    with add_adapters(model, method) as adapters:
+        optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2, weight_decay=0.1)
+        for step in all_ids:
+            for ids in step:
+                lesson(model, {"input_ids": ids[rows], "labels": ids[rows]}).backward()
+            nn.utils.clip_grad_norm_(adapters.parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.no_grad():
+            model(input_ids=all_ids[0, 0])
+    return model
+
+
+@check
+def adapts_shards_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adapters and distillation by hand, under FSDP2 by layers and as one unit; of one matrix, the second process has no zeros."""
+    rank = dist.get_rank()
+    for method, around in (
+        (MaskedLoRA(rank=2), sharded), (LoRA(rank=2), sharded), (RESSA(rank=2), partial(fully_shard, mesh=MESH[0])),
+    ):  # fmt: skip
+        dense, one, _ = pruned("llama", seed=4)
+        lower = one.model.layers[0].self_attn.q_proj.weight.data.chunk(2)[1]
+        lower.copy_(dense.model.layers[0].self_attn.q_proj.weight.data.chunk(2)[1])
+        many, before = copy.deepcopy(one), copy.deepcopy(one)
+        expected = alone(partial(adapted_by_hand, one, method, dense, slice(None)), monkeypatch)
+        found = adapted_by_hand(around(many), method, sharded(dense), slice(2 * rank, 2 * rank + 2))
+        close({name: whole(p.detach()) for name, p in found.named_parameters()}, dict(expected.named_parameters()))
+        assert all(torch.equal(zeros(one)[name], there) for name, there in zeros(before).items())
+        assert not torch.allclose(
+            one.model.layers[1].mlp.up_proj.weight, before.model.layers[1].mlp.up_proj.weight, atol=1e-3
+        )
+        assert all(is_sharded(p) and p.requires_grad for p in found.parameters())
+
+
+def sideways(parameter: nn.Parameter) -> Shard | None:
+    """By columns, where they can be shared out evenly."""
+    return Shard(1) if parameter.ndim == 2 and parameter.shape[1] % 2 == 0 else None
+
+
+@check
+def refuses_adapters_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, model, _ = pruned("llama", seed=4)
+    with pytest.raises(PrunusError, match="fully_shard first"):
+        add_adapters(model, MaskedLoRA())
+    with pytest.raises(PrunusError, match="by rows"):
+        add_adapters(
+            fully_shard(copy.deepcopy(model), mesh=MESH[0], shard_placement_fn=sideways),
+            MaskedLoRA(),
+        )
+    with pytest.raises(PrunusError, match="MaskedLoRA"):
+        add_adapters(sharded(copy.deepcopy(model)), MaskedFinetune())  # type: ignore[arg-type]
+    model.lm_head.weight.requires_grad_(False)
+    model = sharded(model)
+    with pytest.raises(RuntimeError, match="the user"), add_adapters(model, MaskedLoRA(rank=2)):
+        raise RuntimeError("the user")
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["lm_head.weight"]
 
 
 @check

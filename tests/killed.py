@@ -14,14 +14,16 @@ from random import Random
 from typing import Any
 
 import torch
+from PIL import Image
 
+import prunus.training.trainer  # noqa: F401 - or every process would import it
 from prunus import Training, load_model
 from prunus.evaluation import read_task
 from prunus.training import finetune
 from tests.forked import ended
 from tests.lookers import coloured, saved
 
-STEPS = 7
+STEPS = 5
 AUGMENTED = {"augment": {"augmentation": "deit", "repeats": 2}, "mixup": 0.8, "cutmix": 1.0}
 LOADERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "as they are": ({}, {}),
@@ -34,7 +36,7 @@ LOADERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def trained(folder: Path, name: str, place: str, dies_at: int | None = None) -> None:
-    """Trains, and leaves the weights; or is killed in that step, counted from where it begins."""
+    """Trains, and leaves the weights; or is killed in that batch, counted from where it begins."""
     of_task, of_training = LOADERS[name]
     data = {"layout": "imagefolder", "folder": str(folder / "data")}
     task = read_task(json.dumps({"name": "classification", "train": data, **of_task})).for_model(folder / "model")
@@ -57,10 +59,12 @@ def main(folder: Path) -> None:
     os.environ["PRUNUS_CACHE"] = str(folder / "cache")
     coloured(folder / "data", 12)
     ended(lambda: saved("vit", folder / "model"))
+    Image.init()
     for number, name in enumerate(LOADERS):
         draw = Random(number)
         assert ended(lambda name=name: trained(folder, name, "whole")) == 0
-        for step in (draw.randint(3, STEPS), 1):  # behind a checkpoint, and in the first step after that
+        batches = LOADERS[name][1].get("gradient_accumulation", 1)  # of a step
+        for step in (draw.randint(3, STEPS) * batches, 1):  # behind a checkpoint, and in the first step after that
             assert ended(lambda name=name, step=step: trained(folder, name, "killed", step)) == signal.SIGKILL
         assert ended(lambda name=name: trained(folder, name, "killed")) == 0
 

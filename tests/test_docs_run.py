@@ -129,14 +129,18 @@ def reader_folder() -> None:
     with_tokens(llama(), "dense")
 
 
+def reader_and_text() -> None:
+    reader_folder()
+    Path("test.txt").write_text(20 * SENTENCE)
+
+
 def sparse_folders() -> None:
     """A model before and after it was pruned, and a text."""
-    reader_folder()
+    reader_and_text()
     model = llama()
     prune(model, Magnitude(sparsity=0.5), [tokens()])
     for name in ("out", "pruned"):
         with_tokens(model, name)
-    Path("test.txt").write_text(20 * SENTENCE)
 
 
 def answering_folder() -> None:
@@ -154,6 +158,11 @@ def recipe_file() -> None:
     vit = STUDY["parts"]["noise"]["recipe"]
     recipe = {**vit, "steps": [{"step": "prune", "method": {"method": "magnitude", "sparsity": 0.5}}], "output": "run"}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def recipe_and_folder() -> None:
+    recipe_file()
+    llama().save_pretrained("dense")
 
 
 def published_files() -> None:
@@ -195,6 +204,7 @@ BUDGETS = {
     "max_parameters=100_000_000": "max_parameters=13_000",
     "--max-bytes 500000000": "--max-bytes 2500000",
     "blocks=4": "blocks=1",
+    "sweep MODEL --task easy_vqa": """sweep dense --task '{"name": "text", "training": "test.txt", "evaluation": "test.txt", "length": 8}' --samples 4 --batch-size 4""",
 }
 BLIP = {"Salesforce/blip-image-captioning-base": "blip"}
 GIVEN = {
@@ -208,8 +218,8 @@ GIVEN = {
     "docs/architecture": Given(of_a_class),
     "docs/export": Given(of_a_graph, classifier_folder, needs=("onnxruntime", "onnxscript"), is_long=True),
     "docs/library": Given(of_the_library, instead=STEPS | {"ratio=0.9": "ratio=0.5"}),
-    "docs/many-devices": Given(reads, recipe_file),
-    "docs/narrow": Given(of_narrowing, reader_folder, BUDGETS),
+    "docs/many-devices": Given(reads, recipe_and_folder),
+    "docs/narrow": Given(of_narrowing, reader_and_text, BUDGETS),
     "docs/published": Given(before=published_files, instead={"--image-size 384": "--image-size 8"}),
     "docs/quantise": Given(before=sparse_folders, needs=("torchao",), is_long=True),
     "docs/repair": Given(reads, sparse_folders, STEPS),

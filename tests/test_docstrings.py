@@ -75,6 +75,11 @@ def two_blocks() -> dict[str, Any]:
 NAMES: dict[str, Callable[[], dict[str, Any]]] = {
     "prunus.calibrated.depth": two_blocks,
     "prunus.anatomy.mirrors": lambda: {"model": build("blip_retrieval", 0).model},
+    "prunus.repair.by_hand": lambda: {
+        **pruned(),
+        "MaskedLoRA": prunus.MaskedLoRA,
+        "train": lambda model, optimizer: {},
+    },
     "prunus.repair.masks": pruned,
     "prunus.models.blip_nlvr": lambda: vision_language("blip_nlvr"),
     "prunus.models.blip_retrieval": lambda: vision_language("blip_retrieval"),

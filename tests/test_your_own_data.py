@@ -56,10 +56,13 @@ def test_both_roads_are_on_the_page() -> None:
         Recipe.model_validate(recipe)
 
 
-def test_the_first_is_the_tutorial_s_which_is_carried_out_there() -> None:
+def test_the_first_is_the_tutorial_s_with_a_model_of_the_hub_and_is_carried_out_there() -> None:
     tutorial = (Path(__file__).parents[1] / "docs/tutorials/your-own-pictures.md").read_text()
     (written,) = re.findall(r"```yaml\n(.*?)```", tutorial, re.DOTALL)
-    assert yaml.safe_load(written) == RECIPES[0]
+    first, second = ({**recipe, "model": None} for recipe in (yaml.safe_load(written), RECIPES[0]))
+    for recipe in (first, second):
+        recipe["steps"] = [step["step"] for step in recipe["steps"]]
+    assert first == second
 
 
 @pytest.mark.long

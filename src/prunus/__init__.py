@@ -34,7 +34,17 @@ from prunus.calibration import image_batches, pair_batches, text_batches
 from prunus.checkpoint import extract, extract_to, load_model, plan_of, prune_folder
 from prunus.errors import PrunusError
 from prunus.plan import Plan, SparsityPlan, draw_plans
-from prunus.repair import RESSA, Distillation, Lesson, LoRA, MaskedFinetune, MaskedLoRA, hold_zeros, repair
+from prunus.repair import (
+    RESSA,
+    Distillation,
+    Lesson,
+    LoRA,
+    MaskedFinetune,
+    MaskedLoRA,
+    add_adapters,
+    hold_zeros,
+    repair,
+)
 from prunus.structured import (
     AtEnd,
     Budget,
@@ -92,7 +102,7 @@ __all__ = [
     "IterativeMagnitude", "IterativeSTE", "Lesson", "LoRA", "Magnitude", "Manual", "MaskBased", "MaskedFinetune", "MaskedLoRA", "Matrix",
     "Parts", "Plan", "Progressive", "PrunusError", "RateGate", "Rounds", "RouterWeighted", "Scope", "Score", "Search", "SearchCallback", "SearchMethod",
     "SparseGPT", "SparsityPlan", "Storage", "StraightThrough", "Structured", "SurgeonCost", "Taylor", "TrainedGate", "Training", "UPop", "Unified",
-    "Uniform", "WalkOptions", "Wanda", "WeightMagnitude", "WeightedNorm", "WithinComponent", "WithinUnit", "accelerate_2to4", "allocate",
+    "Uniform", "WalkOptions", "Wanda", "WeightMagnitude", "WeightedNorm", "WithinComponent", "WithinUnit", "accelerate_2to4", "add_adapters", "allocate",
     "anatomy", "convert", "draw_plans", "drop_blocks", "extract", "extract_to", "finetune", "hold_zeros", "image_batches", "load_model", "matrices",
     "mirrored", "narrow", "narrow_folder",
     "pair_batches", "plan_channels", "plan_of", "prune", "prune_folder", "prune_matrix", "repair", "score_channels", "sparsity_of", "sweep", "text_batches",

@@ -58,6 +58,12 @@ class Questions(Dataset[Any]):
         self.items = [item for rows in groups.values() for item in self.grouped(rows)]
         """Rows of every item."""
 
+    @property
+    def words(self) -> list[str]:
+        """Every word of the questions and answers, sorted."""
+        asked = {word for _, question, _ in self.rows for word in question.rstrip("?").split()}
+        return sorted(asked | {answer for _, _, answer in self.rows})
+
     def grouped(self, rows: list[int]) -> list[list[int]]:
         """Rows of one image, cut into items of equal length."""
         step = self.questions_per_item

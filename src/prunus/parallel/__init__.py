@@ -33,6 +33,7 @@ from prunus.parallel.sharded import (
     has_shards,
     is_sharded,
     local,
+    reshard,
     rows_here,
     to_rows_here,
     type_of,
@@ -42,6 +43,7 @@ from prunus.parallel.sharing import shared_out
 
 __all__ = [
     "add_up", "after_first", "agreeing", "alone", "barrier", "by_first", "everyones", "from_process", "from_rows_here", "group_of", "has_shards", "in_first",
-    "is_first", "is_ours", "is_sharded", "join_group", "leave", "local", "of_first", "process", "processes", "refuse_sharding_launcher", "rows_here", "several",
+    "is_first", "is_ours", "is_sharded", "join_group", "leave", "local", "of_first", "process", "processes", "refuse_sharding_launcher", "reshard", "rows_here",
+    "several",
     "shared_out", "summed", "to_rows_here", "told_by_first", "type_of", "whole",
 ]  # fmt: skip

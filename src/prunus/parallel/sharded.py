@@ -45,6 +45,13 @@ def rows_here(tensor: Any) -> slice:
     return slice(min(place * each, len(tensor)), min((place + 1) * each, len(tensor)))
 
 
+def reshard(model: nn.Module) -> None:
+    """Leaves each process its rows again of what FSDP has gathered and not given back, as after a forward pass without a backward pass."""
+    for module in model.modules():
+        if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
+            module.reshard()  # type: ignore[operator]
+
+
 def group_of(tensors: Iterable[Any]) -> dist.ProcessGroup | None:
     """The processes over which the first sharded one of these is spread; None if all are whole."""
     first: Any = next((tensor for tensor in tensors if is_sharded(tensor)), None)

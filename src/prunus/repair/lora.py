@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from prunus.anatomy import CONNECTOR, Matrix, matrices, per_tower, sharing, towers_meant
 from prunus.errors import PrunusError
+from prunus.parallel import has_shards, is_sharded, local, rows_here
 from prunus.repair.masks import BitMask, keep_nonzero, unpack
 
 RANKS: dict[str, int] = {"vision": 4, "language": 8, CONNECTOR: 2}
@@ -38,7 +39,7 @@ class Adapters:
 
     Args:
         model: the pruned model; all of its own parameters are frozen. Layers that were frozen before get no adapters.
-        masks: its zero patterns; a layer without one has no zeros.
+        masks: its zero patterns, of a sharded model those of the rows in this process; a layer without one has no zeros.
         ranks: of all pruned towers, or per tower (`connector` adds adapters to a connector, whose mask is all ones).
         alpha: the adapters' output is multiplied by alpha / rank.
         masked: whether the adapters' product is masked, too.
@@ -58,7 +59,11 @@ class Adapters:
         masked: bool = True, teacher: nn.Module | None = None, seed: int = 0,
     ):  # fmt: skip
         self.model = model
-        chosen = [(m, r) for m, r in adapted(matrices(model), masks, ranks) if isinstance(_layer(model, m), nn.Linear)]
+        chosen = [
+            (m, r)
+            for m, r in adapted(matrices(model, any_type=has_shards(model)), masks, ranks)
+            if isinstance(_layer(model, m), nn.Linear)
+        ]
         if not chosen:
             raise PrunusError(
                 "model", type(model).__name__, "adapters go onto linear layers, and none of those is pruned; use masked_finetune"
@@ -178,6 +183,7 @@ class _Adapted:
         linear, self.linears = linears[0], linears
         self.linear, self.scale, self.masked, self.off = linear, scale, masked, False
         weight = linear.weight
+        self.sharded = is_sharded(weight)
         down = torch.empty(rank, linear.in_features).uniform_(-1, 1, generator=generator) / math.sqrt(
             linear.in_features
         )
@@ -203,8 +209,9 @@ class _Adapted:
             return F.linear(x, linear.weight, bias)
         base = linear.weight if linear.pruned_weight is None else linear.pruned_weight
         if self.masked and linear.lora_mask is not None:
+            packed = None if self.sharded else linear.lora_mask
             return _MaskedLinear.apply(  # type: ignore[no-any-return,no-untyped-call]
-                x, base, linear.lora_A, linear.lora_B, bias, linear.lora_mask, self.scale
+                x, base, linear.lora_A, linear.lora_B, bias, packed, self.scale
             )
         if self._has_teacher and linear.lora_mask is not None and linear.pruned_weight is None:
             base = base * unpack(linear.lora_mask, base.shape)
@@ -214,11 +221,12 @@ class _Adapted:
 
     @torch.no_grad()
     def effective(self) -> Tensor:
-        """The weight that the layer computes with while the adapter is on, masked, in its own type."""
+        """The weight that the layer computes with while the adapter is on, masked, in its own type; of a sharded one, the rows here."""
         linear: Any = self.linear
-        base = linear.weight if linear.pruned_weight is None else linear.pruned_weight
-        made = effective_weight(base, linear.lora_A, linear.lora_B, linear.lora_mask, self.scale)
-        return made.to(linear.weight.dtype)
+        base = local(linear.weight) if linear.pruned_weight is None else linear.pruned_weight
+        up, packed = linear.lora_B[rows_here(linear.weight)], linear.lora_mask
+        made = effective_weight(base, linear.lora_A, up, packed, self.scale, masked=packed is not None)
+        return made.to(base.dtype)
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -226,7 +234,7 @@ class _Adapted:
         merged = self.effective()
         if linear.lora_mask is not None:
             keep_nonzero(merged, unpack(linear.lora_mask, merged.shape))
-        linear.weight.data.copy_(merged)
+        local(linear.weight.detach()).copy_(merged)
 
     def remove(self) -> None:
         for name in ("lora_A", "lora_B", "lora_mask", "pruned_weight"):
@@ -242,22 +250,26 @@ def effective_weight(
     packed: Tensor | None,
     scale: float,
     dtype: torch.dtype | None = None,
+    masked: bool = True,
 ) -> Tensor:
-    """(W + s·B A) ⊙ M, (R, C), accumulated in fp32 at least and cast once; a strip of rows at a time."""
+    """(W + s·B A) ⊙ M, (R, C), accumulated in fp32 at least and cast once; a strip of rows at a time. Without its bits, M is where W is not 0."""
     rows, columns = weight_RC.shape
     wide = torch.promote_types(weight_RC.dtype, torch.float32)
     made = torch.empty(rows, columns, dtype=dtype or wide, device=weight_RC.device)
     step = rows if weight_RC.is_cuda else max(8, CHUNK // columns // 8 * 8)  # whole bytes of the mask
     down = down_KC.detach().to(wide)
-    for start in range(0, rows, step):
+    for start in range(0, rows, step or 1):
         strip = slice(start, min(start + step, rows))
         part = torch.addmm(weight_RC[strip].to(wide), up_RK[strip].detach().to(wide), down, alpha=scale)
-        made[strip] = part if packed is None else part.mul_(_strip(packed, strip, columns))
+        made[strip] = part.mul_(_kept(weight_RC, packed, strip)) if masked else part
     return made
 
 
-def _strip(packed: Tensor, rows: slice, columns: int) -> Tensor:
+def _kept(weight_RC: Tensor, packed: Tensor | None, rows: slice) -> Tensor:
     """The mask of some rows, the first of which begins a byte."""
+    if packed is None:
+        return weight_RC[rows] != 0
+    columns = weight_RC.shape[1]
     first, last = rows.start * columns // 8, -(-rows.stop * columns // 8)
     return unpack(packed[first:last], torch.Size((rows.stop - rows.start, columns)))
 
@@ -267,7 +279,14 @@ class _MaskedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, down: Tensor, up: Tensor, bias: Tensor | None, packed: Tensor, scale: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        down: Tensor,
+        up: Tensor,
+        bias: Tensor | None,
+        packed: Tensor | None,
+        scale: float,
     ) -> Tensor:
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -289,14 +308,14 @@ class _MaskedLinear(torch.autograd.Function):
                 dx = (dy_TR @ made).view(x.shape).to(ctx.x_dtype)
                 del made
             if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-                ddown, dup = _adapter_gradients(dy_TR, x.reshape(-1, x.shape[-1]), down, up, packed, ctx.scale)
+                ddown, dup = _adapter_gradients(dy_TR, x.reshape(-1, x.shape[-1]), weight, down, up, packed, ctx.scale)
             if ctx.needs_input_grad[4]:
                 dbias = dy_TR.sum(0)
         return dx, None, ddown, dup, dbias, None, None
 
 
 def _adapter_gradients(
-    dy_TR: Tensor, x_TC: Tensor, down_KC: Tensor, up_RK: Tensor, packed: Tensor, scale: float
+    dy_TR: Tensor, x_TC: Tensor, weight_RC: Tensor, down_KC: Tensor, up_RK: Tensor, packed: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """dA = s·Bᵀ (G ⊙ M) and dB = s·(G ⊙ M) Aᵀ with G = dYᵀ X."""
     gradient_RC = dy_TR.T @ x_TC
@@ -305,7 +324,7 @@ def _adapter_gradients(
     step = rows if x_TC.is_cuda else max(8, CHUNK // columns // 8 * 8)
     for start in range(0, rows, step):
         strip = slice(start, min(start + step, rows))
-        part = gradient_RC[strip].to(down_KC.dtype) * _strip(packed, strip, columns)
+        part = gradient_RC[strip].to(down_KC.dtype) * _kept(weight_RC, packed, strip)
         dup[strip] = scale * (part @ down_KC.T)
         ddown.addmm_(up_RK[strip].T, part, alpha=scale)
     return ddown, dup

@@ -42,8 +42,8 @@ def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
 
 
 def zeros_of(model: nn.Module) -> dict[str, BitMask]:
-    """The zero pattern of every pruned matrix (of a sharded one, of its rows in this process): those that the model's record of pruning
-    names, or, without a record, those that have zeros.
+    """The zero pattern of every pruned matrix (of a sharded one, of its rows in this process, which may have none): those that the model's
+    record of pruning names, or, without a record, those that have zeros.
 
     Raises:
         PrunusError: nothing in the model is pruned.
@@ -51,8 +51,11 @@ def zeros_of(model: nn.Module) -> dict[str, BitMask]:
     record = sparsity_of(model)
     named = [m.name for m in matrices(model, any_type=has_shards(model))] if record is None else list(record.matrices)
     found = {name: BitMask(_weight_here(model, name) != 0) for name in named}
-    pruned = {name: mask for name, mask in found.items() if not bool(mask.unpack().all())}
-    if not any(everyones(bool(pruned))):
+    with_zeros = {
+        name for names in everyones([n for n, mask in found.items() if not bool(mask.unpack().all())]) for name in names
+    }
+    pruned = {name: mask for name, mask in found.items() if name in with_zeros}
+    if not pruned:
         raise PrunusError("model", type(model).__name__, "none of its weights is zero; prune it before it is repaired")
     return pruned
 
@@ -153,13 +156,14 @@ class _Masking:
 
 
 def check_zeros(model: nn.Module, masks: dict[str, BitMask]) -> None:
-    """Refuses a model whose zeros are not exactly those of the masks.
+    """Refuses a model whose zeros are not exactly those of the masks; of a sharded one, this process looks at its rows.
 
     Raises:
         PrunusError: a weight that was pruned is not zero, or one that stays is; the error names the matrix and the count.
     """
     for name, mask in masks.items():
-        kept, nonzero = mask.unpack(weight_of(model, name).device), weight_of(model, name).ne(0)
+        nonzero = _weight_here(model, name).ne(0)
+        kept = mask.unpack(nonzero.device)
         for wrong, what in (
             (nonzero & ~kept, "were pruned and are not zero any more"),
             (kept & ~nonzero, "stay and are zero"),

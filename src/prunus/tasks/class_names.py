@@ -56,3 +56,8 @@ def renumbered(table: Any, places: Sequence[int] | None) -> Any:
         return table
     labels = [places[label] for label in table.select_columns(["label"])[:]["label"]]
     return table.remove_columns("label").add_column("label", labels)
+
+
+def called(names: Sequence[str] | None, label: int) -> str:
+    """A class by its name, or by its number where it has none."""
+    return names[label] if names and label < len(names) else str(label)

@@ -18,7 +18,7 @@ from prunus.data import mixed
 from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.metrics import top_figures, top_rows, with_interval
-from prunus.tasks.class_names import all_names, places_among, renumbered
+from prunus.tasks.class_names import all_names, called, places_among, renumbered
 from prunus.tasks.exhibit import Exhibit
 from prunus.tasks.kinds import Classifier, Labeller
 from prunus.tasks.on_data import DataTask, Row
@@ -64,9 +64,7 @@ class Classification(DataTask):
         kind = self.for_model(folder).kind
         kind.check_classes(self.names, self.templates)
         if (self.mixup or self.cutmix) and not isinstance(kind, Classifier):
-            raise PrunusError(
-                "task.mixup", max(self.mixup, self.cutmix), "only a classifier learns from mixed pictures"
-            )
+            raise PrunusError("task.mixup", max(self.mixup, self.cutmix), "only classifiers learn from mixed ones")
         self.check_labels(len(self.names) if self.names else kind.config.num_labels)
 
     @property
@@ -86,9 +84,8 @@ class Classification(DataTask):
     def collate(self, items: Sequence[Any]) -> Batch:
         rows, sized = self.versions(items)
         labels = [int(row["label"]) for row in rows]
-        batch: Batch = self.kind.labelled(
-            [self.images(row)[0] for row in rows], labels, self.names, self.templates, sized
-        )
+        pictures = [self.images(row)[0] for row in rows]
+        batch: Batch = self.kind.labelled(pictures, labels, self.names, self.templates, sized)
         if sized and (self.mixup or self.cutmix):
             shares = F.one_hot(batch["labels"], self.kind.config.num_labels).float()
             draw = Random(rows[0]["drawn"])
@@ -109,10 +106,7 @@ class Classification(DataTask):
     def tell(self, model: Any, rows: Sequence[Row]) -> Sequence[Exhibit]:
         """The likeliest class of each picture, by its name if it has one."""
         found = self.finish(model, self.read_off(model, rows))
-        return [Exhibit(self._called(int(scores.argmax())), self._called(label)) for scores, label in found]
-
-    def _called(self, label: int) -> str:
-        return self.names[label] if self.names and label < len(self.names) else str(label)
+        return [Exhibit(called(self.names, int(scores.argmax())), called(self.names, label)) for scores, label in found]
 
     def finish(self, model: Any, found: Sequence[tuple[Tensor, int]]) -> Sequence[tuple[Tensor, int]]:
         """The scores of the classes, and the right one."""

@@ -50,9 +50,7 @@ class EasyVQA(Task):
     @cached_property
     def words(self) -> list[str]:
         """The vocabulary: special tokens, then every word of the training questions and answers."""
-        asked = {word for _, question, _ in self._train.rows for word in question.rstrip("?").split()}
-        words = asked | {answer for _, _, answer in self._train.rows}
-        return [*SPECIAL_TOKENS, "?", *sorted(words)]
+        return [*SPECIAL_TOKENS, "?", *self._train.words]
 
     @cached_property
     def _kind(self) -> GroupedBlip:
@@ -97,8 +95,7 @@ class EasyVQA(Task):
 
     def evaluate(self, model: Any, limit: int | None = None, progress: bool = True) -> dict[str, float]:
         """Exact match of the generated answer: overall, with an interval, on yes/no questions and on the others."""
-        model.eval()
-        rows = self._test.rows[:limit]
+        model, rows = model.eval(), self._test.rows[:limit]
         found: list[tuple[float, bool]] = []
         batches = list(self._kind.alike([question for _, question, _ in rows], self.batch_size))
         for batch in track(batches, "evaluating", progress):
@@ -109,14 +106,12 @@ class EasyVQA(Task):
 
     @torch.no_grad()
     def exhibits(self, model: Any, count: int, limit: int | None = None) -> list[Exhibit]:
-        model.eval()
-        rows = self._test.rows[:limit]
-        chosen = [rows[place] for place in spread(torch.arange(len(rows)), min(count, len(rows))).tolist()]
-        said = [self._kind.generate(model, self._asked(self._test, [row]))[0] for row in chosen]
-        return [
-            Exhibit(one, answer, question, [small_jpeg(self._test.picture(image))])
-            for one, (image, question, answer) in zip(said, chosen, strict=True)
-        ]
+        data, model = self._test, model.eval()
+        places = torch.arange(len(data.rows[:limit]))
+        rows = [data.rows[place] for place in spread(places, min(count, len(places))).tolist()]
+        said = (self._kind.generate(model, self._asked(data, [row]))[0] for row in rows)
+        pairs = zip(said, rows, strict=True)
+        return [Exhibit(one, row[2], row[1], [small_jpeg(data.picture(row[0]))]) for one, row in pairs]
 
     def sample(self, places: Sequence[int]) -> Batch:
         """Of the test questions."""

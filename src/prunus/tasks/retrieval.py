@@ -89,10 +89,8 @@ class Retrieval(DataTask):
         texts = self.kind.embed_texts(model, [self.said(caption) for caption in captions], self.length)
         images, _ = self.kind.embed_images(model, [self.images(row)[0] for row in rows])
         nearest = (images @ texts.T).argmax(1).tolist()
-        return [
-            Exhibit(captions[place], right, "Which of the captions that are shown here?")
-            for place, right in zip(nearest, captions, strict=True)
-        ]
+        asked = "Which of the captions that are shown here?"
+        return [Exhibit(captions[place], right, asked) for place, right in zip(nearest, captions, strict=True)]
 
     def finish(self, model: Any, found: Sequence[Seen]) -> Sequence[Tensor]:
         """What each picture and its captions add to the sums."""
@@ -104,27 +102,8 @@ class Retrieval(DataTask):
         if self.rerank is None:
             return list(recall_rows(similar, similar.T, owners))
         states = [state for _, state, _ in found if state is not None]
-        of_images, of_texts = torch.full_like(similar, -torch.inf), torch.full_like(similar.T, -torch.inf)
-        for image, row in enumerate(similar):
-            best = row.topk(min(self.rerank, len(row)))
-            again = self._matched(model, [states[image]] * len(best.indices), [texts[place] for place in best.indices])
-            of_images[image, best.indices] = best.values + again
-        for text, row in enumerate(similar.T):
-            best = row.topk(min(self.rerank, len(row)))
-            again = self._matched(model, [states[place] for place in best.indices], [texts[text]] * len(best.indices))
-            of_texts[text, best.indices] = best.values + again
-        return list(recall_rows(of_images, of_texts, owners))
-
-    def _matched(self, model: Any, states: Sequence[Tensor], texts: Sequence[str]) -> Tensor:
-        """How well pairs fit, (pairs,)."""
-        starts = range(0, len(texts), self.batch_size)
-        parts = [slice(start, start + self.batch_size) for start in starts]
-        return torch.cat(
-            [
-                self.kind.match(model, torch.stack(list(states[p])), self.kind.tokens(texts[p], self.length))
-                for p in parts
-            ]
-        )
+        again = self.kind.look_again(model, similar, states, texts, self.rerank, self.length, self.batch_size)
+        return list(recall_rows(*again, owners))
 
     def figures(self, found: Sequence[Tensor]) -> dict[str, float]:
         """The recalls, and their mean with an interval."""

@@ -61,9 +61,7 @@ class Segmentation(DataTask):
                 kind.check_class(f"task.{field}: {classes[one]}: mask", one)
         window = kind.size[0]
         if self.stride is not None and self.stride > window:
-            raise PrunusError(
-                "task.stride", self.stride, f"windows of {window} pixels would leave gaps; take at most that"
-            )
+            raise PrunusError("task.stride", self.stride, f"windows of {window} pixels leave gaps; take at most that")
 
     def mask(self, row: Row) -> Image.Image:
         """Classes of the pixels, `IGNORED` where none counts."""
@@ -92,30 +90,23 @@ class Segmentation(DataTask):
 
     def read_off(self, model: Any, rows: Sequence[Row]) -> Sequence[Tensor]:
         """What each picture adds to the sums."""
-        found = []
-        for row in rows:
-            mask = torch.from_numpy(np.array(self.mask(row)).astype(np.int64))
-            said = self.segment(model, self.images(row)[0], tuple(mask.shape))
-            found.append(overlap_row(said, mask, self.kind.config.num_labels))
-        return found
+        return [overlap_row(*self.seen(model, row), self.kind.config.num_labels) for row in rows]
 
     def tell(self, model: Any, rows: Sequence[Row]) -> Sequence[Exhibit]:
         """How many pixels of each picture are given their class, of those that count."""
         found = []
-        for row in rows:
-            mask = torch.from_numpy(np.array(self.mask(row)).astype(np.int64))
+        for said, mask in (self.seen(model, row) for row in rows):
             counted = mask != IGNORED
-            hits = (self.segment(model, self.images(row)[0], tuple(mask.shape)) == mask) & counted
-            share = float(hits.sum() / counted.sum().clamp(min=1))
-            found.append(
-                Exhibit(f"{share:.1%} of the pixels", f"every pixel, classes: {len(set(mask[counted].tolist()))}")
-            )
+            share = float(((said == mask) & counted).sum() / counted.sum().clamp(min=1))
+            right = f"every pixel, classes: {len(set(mask[counted].tolist()))}"
+            found.append(Exhibit(f"{share:.1%} of the pixels", right))
         return found
 
-    def segment(self, model: Any, image: Image.Image, size: tuple[int, ...]) -> Tensor:
-        """The likeliest class of every pixel of a mask of this height and width, on the CPU."""
-        found: Tensor = self.kind.classes(model, image, size, self.side, self.stride, self.scales, self.mirror)
-        return found
+    def seen(self, model: Any, row: Row) -> tuple[Tensor, Tensor]:
+        """The likeliest class of every pixel, and the right one, (H, W) of the mask, on the CPU."""
+        image, mask = self.images(row)[0], torch.from_numpy(np.array(self.mask(row)).astype(np.int64))
+        size = tuple(mask.shape)
+        return self.kind.classes(model, image, size, self.side, self.stride, self.scales, self.mirror), mask
 
     def calibration(self, samples: int, batch_size: int) -> list[Batch]:
         """Pictures alone: a model's own loss may pass over one of its classes."""

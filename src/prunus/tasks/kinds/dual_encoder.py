@@ -100,6 +100,31 @@ class DualEncoder(Parted, Labeller):
         """
         raise NotImplementedError
 
+    def look_again(
+        self, model: Any, similar: Tensor, states: Sequence[Tensor], texts: Sequence[str], most: int, length: int | None, size: int
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Similarity and fit of every query with its most similar candidates, −∞ with others: (pictures, texts) and (texts, pictures).
+
+        Args:
+            similar: (pictures, texts).
+            states: of the pictures, from `embed_images`, (P, D) each.
+            most: candidates of a query.
+            length: tokens of a text at the most.
+            size: pairs that are looked at together.
+        """
+        of_images, of_texts = (torch.full_like(one, -torch.inf) for one in (similar, similar.T))
+        for again, one, by_image in ((of_images, similar, True), (of_texts, similar.T, False)):
+            for query, row in enumerate(one):
+                best = row.topk(min(most, len(row)))
+                places = best.indices.tolist()
+                pairs = [(states[query], texts[at]) if by_image else (states[at], texts[query]) for at in places]
+                fits = [
+                    self.match(model, torch.stack([state for state, _ in part]), self.tokens([text for _, text in part], length))
+                    for part in (pairs[start : start + size] for start in range(0, len(pairs), size))
+                ]  # fmt: skip
+                again[query, places] = best.values + torch.cat(fits)
+        return of_images, of_texts
+
 
 class Towers(DualEncoder):
     """CLIP, SigLIP and other models of transformers with `get_image_features` and `get_text_features`."""
