@@ -102,8 +102,10 @@ class Retrieval(DataTask):
         if self.rerank is None:
             return list(recall_rows(similar, similar.T, owners))
         states = [state for _, state, _ in found if state is not None]
-        again = self.kind.look_again(model, similar, states, texts, self.rerank, self.length, self.batch_size)
-        return list(recall_rows(*again, owners))
+        of_images, of_texts = self.kind.look_again(
+            model, similar, states, texts, self.rerank, self.length, self.batch_size
+        )
+        return list(recall_rows(of_images, of_texts, owners))
 
     def figures(self, found: Sequence[Tensor]) -> dict[str, float]:
         """The recalls, and their mean with an interval."""
