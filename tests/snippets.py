@@ -101,6 +101,7 @@ def run_line(line: str) -> None:
         app(arguments, standalone_mode=False)
     else:
         assert [program, *arguments[:1]] == ["python", "-m"], line
+        sys.modules.pop(arguments[1], None)  # which another test has imported
         with patch.object(sys, "argv", arguments[1:]):
             runpy.run_module(arguments[1], run_name="__main__")
 

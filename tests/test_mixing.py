@@ -74,7 +74,7 @@ def test_what_cannot_be_mixed_is_refused(tmp_path: Path) -> None:
     data: Any = {"layout": "imagefolder", "folder": str(coloured(tmp_path / "data"))}
     with pytest.raises(ValueError, match="set augment, too"):
         Classification(train=data, mixup=0.8)
-    with pytest.raises(PrunusError, match="only a classifier learns from mixed pictures"):
+    with pytest.raises(PrunusError, match="only classifiers learn from mixed ones"):
         Classification(train=data, mixup=0.8, augment={"augmentation": "blip"}).check_model(
             saved("clip", tmp_path / "clip")
         )  # type: ignore[arg-type]
