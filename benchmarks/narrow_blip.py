@@ -98,6 +98,8 @@ def rows_of(rows: Sequence[dict[str, Any]]) -> str:
     head = ["", *(text for ratio in ratios for text in (f"{ratio:g}".lstrip("0"), "seconds"))]
     lines = [["dense", *([f"{dense['accuracy']:.1f}", ""] * len(ratios))]]
     for name in (*METHODS, *UPOP):
+        if not found(rows, method=name):
+            continue
         cells = []
         for ratio in ratios:
             there = found(rows, method=name, ratio=ratio)
