@@ -101,6 +101,8 @@ def test_shares_are_exact_bounded_and_in_proportion(
 
 
 def test_ties_zeros_and_single_groups() -> None:
+    sizes = dict(zip("abcde", (1, 1, 3521330, 214, 764), strict=True))  # whose floors, summed carelessly, are one more
+    assert sum(share_out(sizes, {"a": 1, "b": 0, "c": 0, "d": 0, "e": 0}, 704461, 0.8).values()) == 704461
     assert share_out({"a": 8, "b": 10, "c": 2}, {"a": 5e-310, "b": 1e-314, "c": 5e-310}, 10, 1.0) == {
         "a": 8,
         "b": 0,

@@ -46,7 +46,7 @@ def share_out(sizes: Mapping[str, int], scores: Mapping[str, float], keep: int, 
     if not 0 <= keep <= total:
         raise PrunusError("keep", keep, f"take 0 to the {total} weights there are")
     floors = {name: (1 - max_sparsity) * size for name, size in sizes.items()}
-    left = keep - sum(floors.values())
+    left = keep - math.fsum(floors.values())
     if left <= -1:  # floors that are no whole numbers may be rounded down, but by less than one in all
         raise PrunusError(
             "max_sparsity", max_sparsity, f"with it at most {max_sparsity:.4g} of the weights can go, and {1 - keep / total:.4g} are "
