@@ -272,7 +272,7 @@ def test_every_task_over_data_is_one_short_file_and_one_line() -> None:
     for cls in (*found, EasyVQA):
         file = Path(inspect.getfile(cls))
         assert file.parent == room
-        assert len(file.read_text().splitlines()) <= (120 if issubclass(cls, DataTask) else 126), file.name
+        assert len(file.read_text().splitlines()) <= 120, file.name
         assert len([line for line in gathered if line == f"from {cls.__module__} import {cls.__name__}"]) == 1
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from prunus.errors import PrunusError
 
 Batch = dict[str, Any]
+Item = TypeVar("Item")
 
 
 CHARACTERS = 8
@@ -84,6 +85,11 @@ def spread(rows: torch.Tensor, samples: int) -> torch.Tensor:
     if not 0 < samples <= len(rows):
         raise PrunusError("samples", samples, f"there are {len(rows)}; take 1 to that many")
     return rows[torch.arange(samples) * len(rows) // samples]
+
+
+def evenly(rows: Sequence[Item], samples: int) -> list[Item]:
+    """As `spread`, of a list or what is indexed like one."""
+    return [rows[place] for place in spread(torch.arange(len(rows)), samples).tolist()]
 
 
 def pair_batches(processor: Any, images: Sequence[Any], texts: Sequence[str], batch_size: int = 8) -> list[Batch]:

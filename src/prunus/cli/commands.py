@@ -54,6 +54,7 @@ def alone(context: typer.Context) -> None:
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field: steps.0.method.ratio=0.7. May be repeated.")
 ]
+VariantOption = Annotated[str | None, typer.Option(help="Which recipe, of a file with several, such as wanda/2:4.")]
 
 
 @app.command()
@@ -65,9 +66,7 @@ def demo(changes: SetOption = None, extensions: ImportOption = None) -> None:
 @app.command()
 def compress(
     recipe: Path,
-    variant: Annotated[
-        str | None, typer.Option(help="Which recipe, of a file with several, such as wanda/2:4.")
-    ] = None,
+    variant: VariantOption = None,
     changes: SetOption = None,
     extensions: ImportOption = None,
 ) -> None:
@@ -78,9 +77,7 @@ def compress(
 @app.command()
 def check(
     recipe: Path,
-    variant: Annotated[
-        str | None, typer.Option(help="Which recipe, of a file with several, such as wanda/2:4.")
-    ] = None,
+    variant: VariantOption = None,
     changes: SetOption = None,
     extensions: ImportOption = None,
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -64,6 +65,11 @@ class Questions(Dataset[Any]):
         asked = {word for _, question, _ in self.rows for word in question.rstrip("?").split()}
         return sorted(asked | {answer for _, _, answer in self.rows})
 
+    @property
+    def one_of_each(self) -> list[tuple[int, str, str]]:
+        """A row of each image."""
+        return list({row[0]: row for row in self.rows}.values())
+
     def grouped(self, rows: list[int]) -> list[list[int]]:
         """Rows of one image, cut into items of equal length."""
         step = self.questions_per_item
@@ -85,7 +91,7 @@ class Questions(Dataset[Any]):
         with Image.open(self._paths[index]) as image:
             return image.convert("RGB")
 
-    def pixels(self, indices: Tensor) -> Tensor:
+    def pixels(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Normalised images, (len(indices), 3, S, S), fp32."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
         return (self._images[indices] / 255 - mean) / std

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 
 from prunus.batches import default_device
@@ -59,7 +60,8 @@ def evaluate_here(
         start = time.perf_counter()
         metrics = task.measure(model, limit)
         seconds = time.perf_counter() - start
-        shown = task.exhibits(model, exhibits, limit) if exhibits else []
+        with torch.no_grad():
+            shown = task.exhibits(model, exhibits, limit) if exhibits else []
     return Evaluation(metrics, peak, seconds, shown)
 
 

@@ -7,21 +7,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import BlipForQuestionAnswering
 
 from prunus.batches import for_model
-from prunus.calibration import Batch, spread
+from prunus.calibration import Batch, evenly
 from prunus.data import Questions, questions_of
 from prunus.losses import Prediction
 from prunus.metric import Metric
 from prunus.metrics import answer_summary
 from prunus.models import SPECIAL_TOKENS, bare_blip, warm_blip
 from prunus.progress import track
-from prunus.tasks.exhibit import Exhibit, small_jpeg
+from prunus.tasks.exhibit import Exhibit, small_jpeg, some
 from prunus.tasks.kinds import GroupedBlip
 from prunus.tasks.task import MEASURED, Task
 from prunus.typed import Count
@@ -78,13 +77,12 @@ class EasyVQA(Task):
 
     def calibration(self, samples: int, batch_size: int) -> list[Batch]:
         """One question each of images spread evenly over the training split, with its answer for the decoder."""
-        rows = {row[0]: row for row in self._train.rows}
-        chosen = [rows[image] for image in spread(torch.tensor(list(rows)), samples).tolist()]
+        chosen = evenly(self._train.one_of_each, samples)
         parts = (chosen[start : start + batch_size] for start in range(0, samples, batch_size))
         return [self._asked(self._train, part) | self._kind.begun([row[2] for row in part]) for part in parts]
 
     def _asked(self, data: Questions, rows: Sequence[tuple[int, str, str]]) -> Batch:
-        return self._kind.asked(data.pixels(torch.tensor([image for image, _, _ in rows])), [row[1] for row in rows])
+        return self._kind.asked(data.pixels([image for image, _, _ in rows]), [row[1] for row in rows])
 
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
         return self._kind.predict(model, batch)
@@ -97,21 +95,17 @@ class EasyVQA(Task):
         """Exact match of the generated answer: overall, with an interval, on yes/no questions and on the others."""
         model, rows = model.eval(), self._test.rows[:limit]
         found: list[tuple[float, bool]] = []
-        batches = list(self._kind.alike([question for _, question, _ in rows], self.batch_size))
-        for batch in track(batches, "evaluating", progress):
+        for batch in track(list(self._kind.alike([row[1] for row in rows], self.batch_size)), "evaluating", progress):
             asked = [rows[number] for number in batch]
             said = self._kind.generate(model, self._asked(self._test, asked))
             found += [(float(one == row[2]), row[2] in ("yes", "no")) for one, row in zip(said, asked, strict=True)]
         return answer_summary(found)
 
-    @torch.no_grad()
     def exhibits(self, model: Any, count: int, limit: int | None = None) -> list[Exhibit]:
-        data, model = self._test, model.eval()
-        places = torch.arange(len(data.rows[:limit]))
-        rows = [data.rows[place] for place in spread(places, min(count, len(places))).tolist()]
-        said = (self._kind.generate(model, self._asked(data, [row]))[0] for row in rows)
-        pairs = zip(said, rows, strict=True)
-        return [Exhibit(one, row[2], row[1], [small_jpeg(data.picture(row[0]))]) for one, row in pairs]
+        rows = some(self._test.rows[:limit], count)
+        said = [self._kind.generate(model, self._asked(self._test, [row]))[0] for row in rows]
+        pictures = [small_jpeg(self._test.picture(image)) for image, _, _ in rows]
+        return [Exhibit(one, row[2], row[1], [of]) for one, row, of in zip(said, rows, pictures, strict=True)]
 
     def sample(self, places: Sequence[int]) -> Batch:
         """Of the test questions."""

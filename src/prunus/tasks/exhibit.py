@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from PIL.Image import Image
 
+from prunus.calibration import Item, evenly
+
 SIDE = 224
 """Pixels of a picture's longer side at the most."""
 
@@ -25,6 +27,11 @@ class Exhibit:
     """The question; empty where the task is the same for every item."""
     pictures: Sequence[str] = field(default=())
     """JPEG files, small, base64."""
+
+
+def some(rows: Sequence[Item], count: int) -> list[Item]:
+    """So many rows at even distances, or all where there are fewer."""
+    return evenly(rows, min(count, len(rows)))
 
 
 def small_jpeg(picture: Image) -> str:

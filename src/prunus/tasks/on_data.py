@@ -14,12 +14,12 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from prunus.calibration import Batch, spread
+from prunus.calibration import Batch
 from prunus.data import WHERE, AnyAugmentation, AnyData, Augmented, Data, Needs, open_image, shared_pictures
 from prunus.errors import PrunusError
 from prunus.losses import Prediction
 from prunus.progress import track
-from prunus.tasks.exhibit import Exhibit, small_jpeg
+from prunus.tasks.exhibit import Exhibit, small_jpeg, some
 from prunus.tasks.kinds import Kind, fits, kind_of, read_config
 from prunus.tasks.task import Split, Task
 from prunus.typed import Count
@@ -262,12 +262,9 @@ class DataTask(Task):
             found += self.read_off(model, [table[place] for place in batch])
         return self.figures(self.finish(model, found))
 
-    @torch.no_grad()
     def exhibits(self, model: Any, count: int, limit: int | None = None) -> list[Exhibit]:
-        model.eval()
         table = self.rows("evaluation")
-        places = torch.arange(len(table))[:limit]
-        rows = [table[place] for place in spread(places, min(count, len(places))).tolist()]
+        rows = [table[place] for place in some(range(len(table))[:limit], count)]
         return [
             replace(one, pictures=[small_jpeg(picture) for picture in self.images(row)])
             for one, row in zip(self.tell(model, rows), rows, strict=False)

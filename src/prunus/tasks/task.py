@@ -93,7 +93,7 @@ class Task(Typed):
         """Items of the evaluation split with what a model makes of them, for people to look at: by default none.
 
         Args:
-            model: as for `evaluate`.
+            model: in eval mode; no gradients are taken.
             count: how many at the most, spread evenly.
             limit: as for `evaluate`.
         """

@@ -23,7 +23,7 @@ from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.metrics import with_interval
 from prunus.progress import track
-from prunus.tasks.exhibit import Exhibit
+from prunus.tasks.exhibit import Exhibit, some
 from prunus.tasks.kinds import architecture, read_config
 from prunus.tasks.kinds.generative import MODELS
 from prunus.tasks.task import Split, Task
@@ -162,16 +162,15 @@ class Text(Task):
         rows = torch.tensor(sums, dtype=torch.double)
         return with_interval(rows, lambda of: {"perplexity": (of[..., 1] / of[..., 0]).exp()}, "perplexity")
 
-    @torch.no_grad()
     def exhibits(self, model: Any, count: int, limit: int | None = None) -> list[Exhibit]:
         """How the model goes on with beginnings of windows, by the likeliest token each time."""
         half = min(self.length, len(self._evaluation)) // 2
         new = min(half, NEW_TOKENS)
         if new == 0 or not model.can_generate():
             return []
-        starts = torch.tensor([start for start, _, _ in windows(len(self._evaluation), 2 * half, 2 * half)][:limit])
+        starts = [start for start, _, _ in windows(len(self._evaluation), 2 * half, 2 * half)]
         found = []
-        for start in spread(starts, min(count, len(starts))).tolist():
+        for start in some(starts[:limit], count):
             ids = self._evaluation[start : start + half]
             given = ids[None].to(model.device)
             written = model.generate(
