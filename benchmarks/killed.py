@@ -13,7 +13,6 @@ import signal
 import socket
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
@@ -23,6 +22,7 @@ from unittest import mock
 import torch
 import yaml
 from safetensors.torch import load_file
+from tests.forked import child
 
 from prunus.recipe import load_recipe
 
@@ -61,7 +61,7 @@ class Run:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         self._start = time.monotonic()
-        self._running = {rank: forked(partial(self._carry_out, rank, port)) for rank in range(2)}
+        self._running = {rank: child(partial(self._carry_out, rank, port)) for rank in range(2)}
         self.statuses: list[int] = []
 
     def _carry_out(self, rank: int, port: int) -> None:
@@ -129,21 +129,6 @@ class Run:
             self.end()
             raise SystemExit(f"it has failed:\n{self._log.read_text()[-3000:]}")
         return dict(load_file(self.folder / "3-repair" / "model" / "model.safetensors"))
-
-
-def forked(function: Callable[[], None]) -> int:
-    """The number of a new process that calls a function."""
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            function()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return child
 
 
 def moment(kind: str, run: Run, begins: float, ends: float, draw: random.Random) -> tuple[str, Callable[[], bool]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,30 @@ class Figures:
 def found(rows: Sequence[dict[str, Any]], **key: Any) -> list[dict[str, Any]]:
     """The rows that have these values."""
     return [row for row in rows if all(row[name] == value for name, value in key.items())]
+
+
+def by_ratio(
+    rows: Sequence[dict[str, Any]], names: Iterable[str], figure: str, digits: int, more: Mapping[str, Callable[[list[dict[str, Any]]], str]]
+) -> str:  # fmt: skip
+    """Methods down, those that were measured, and ratios across: the mean of a figure ± its deviation over draws, and more columns."""
+    ratios = sorted({row["ratio"] for row in rows if row["ratio"]})
+
+    def cells(there: list[dict[str, Any]]) -> list[str]:
+        if not there:
+            return ["–"] * (1 + len(more))
+        values = [row[figure] for row in there]
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        return [f"{statistics.mean(values):.{digits}f}{spread}", *(say(there) for say in more.values())]
+
+    head = ["", *(text for ratio in ratios for text in (f"{ratio:g}".lstrip("0"), *more))]
+    measured = [name for name in names if found(rows, method=name)]
+    lines = [[name, *(cell for r in ratios for cell in cells(found(rows, method=name, ratio=r)))] for name in measured]
+    return table(head, [["dense", *cells(found(rows, method="dense")) * len(ratios)], *lines])
+
+
+def mean_seconds(digits: int) -> Callable[[list[dict[str, Any]]], str]:
+    """A column of `by_ratio`: the mean of what a method took; the dense model took nothing."""
+    return lambda there: f"{statistics.mean(r['seconds'] for r in there):.{digits}f}" if there[0]["ratio"] else ""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,6 @@ and a second call goes on from it. `--limit` test questions, `--draws`, `--sampl
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.measured import Figures, found, table
+from benchmarks.measured import Figures, by_ratio, mean_seconds
 from benchmarks.subjects import Batches, Blip
 from prunus import (
     Calibrated,
@@ -93,24 +92,7 @@ def recipe_of(ratio: float) -> Recipe:
 
 def rows_of(rows: Sequence[dict[str, Any]]) -> str:
     """The table."""
-    ratios = sorted({row["ratio"] for row in rows if row["ratio"]})
-    (dense,) = found(rows, method="dense")
-    head = ["", *(text for ratio in ratios for text in (f"{ratio:g}".lstrip("0"), "seconds"))]
-    lines = [["dense", *([f"{dense['accuracy']:.1f}", ""] * len(ratios))]]
-    for name in (*METHODS, *UPOP):
-        if not found(rows, method=name):
-            continue
-        cells = []
-        for ratio in ratios:
-            there = found(rows, method=name, ratio=ratio)
-            values = [row["accuracy"] for row in there]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells += [
-                f"{statistics.mean(values):.1f}{spread}" if there else "–",
-                f"{statistics.mean(row['seconds'] for row in there):.0f}" if there else "–",
-            ]
-        lines.append([name, *cells])
-    return table(head, lines)
+    return by_ratio(rows, (*METHODS, *UPOP), "accuracy", 1, {"seconds": mean_seconds(0)})
 
 
 def main() -> None:

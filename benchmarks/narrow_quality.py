@@ -8,14 +8,13 @@ second call goes on from it. `--ratios`, `--draws`, `--methods`, `--samples`, `-
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measured import Figures, found, table
+from benchmarks.measured import Figures, by_ratio, mean_seconds
 from benchmarks.sequential import Stories
 from benchmarks.subjects import SmolLM2
 from prunus import (
@@ -91,25 +90,8 @@ def study(subject: SmolLM2 | Stories, asked: argparse.Namespace, figures: Figure
 
 def rows_of(rows: Sequence[dict[str, Any]]) -> str:
     """The table."""
-    ratios = sorted({row["ratio"] for row in rows if row["ratio"]})
-    (dense,) = found(rows, method="dense")
-    head = ["", *(text for ratio in ratios for text in (f"{ratio:g}".lstrip("0"), "parameters", "seconds"))]
-    lines = [["dense", *([f"{dense['perplexity']:.2f}", f"{dense['parameters']:,}", ""] * len(ratios))]]
-    for name in METHODS:
-        if not found(rows, method=name):
-            continue
-        cells = []
-        for ratio in ratios:
-            there = found(rows, method=name, ratio=ratio)
-            values = [row["perplexity"] for row in there]
-            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            if not there:
-                cells += ["–"] * 3
-                continue
-            cells += [f"{statistics.mean(values):.2f}{spread}", f"{there[0]['parameters']:,}"]
-            cells.append(f"{statistics.mean(row['seconds'] for row in there):.1f}")
-        lines.append([name, *cells])
-    return table(head, lines)
+    sizes = {"parameters": lambda there: f"{there[0]['parameters']:,}"}
+    return by_ratio(rows, METHODS, "perplexity", 2, {**sizes, "seconds": mean_seconds(1)})
 
 
 def distil(subject: SmolLM2, ratio: float, steps: int) -> None:

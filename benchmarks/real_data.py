@@ -11,7 +11,6 @@ run again: the table is printed from its report.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +25,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from prunus.data import IMAGE_MEAN, IMAGE_STD, Table, open_image
 from prunus.models import SPECIAL_TOKENS, small_blip, whiten
 from prunus.recipe import Recipe
-from prunus.run import run
+from prunus.run import finished, run
 from prunus.storage import cache_folder
 
 SIDE = 112
@@ -156,18 +155,16 @@ def road(name: str, scale: float, slow: dict[str, Any]) -> list[dict[str, Any]]:
 
 def one(task: str, way: str, given: argparse.Namespace) -> str:
     """A row of the table."""
-    output = given.output / f"{task}-{way}"
-    if not (output / "report.json").exists():
-        torch.manual_seed(0)
-        source, on = TASKS[task](given.data, given.output, given.scale)
-        steps = road(way, given.scale, SLOW if task in ("caption", "vqa") else {})
-        run(Recipe.model_validate({
-            "model": source, "task": on, "steps": steps, "evaluate_limit": given.limit,
-            "measure": {"batch_size": 1, "repeats": 3}, "output": str(output),
-        }))  # fmt: skip
-    report = json.loads((output / "report.json").read_text())
-    before, after = (report["models"][which]["metrics"][report["headline"]] for which in ("dense", "compressed"))
-    return f"| `{task}` | {way} | {report['headline']} {before:.4g} | {after:.4g} | {report['ratio'] or report['sparsity']:.0%} |"
+    torch.manual_seed(0)
+    source, on = TASKS[task](given.data, given.output, given.scale)
+    recipe = Recipe.model_validate({
+        "model": source, "task": on, "steps": road(way, given.scale, SLOW if task in ("caption", "vqa") else {}), "evaluate_limit": given.limit,
+        "measure": {"batch_size": 1, "repeats": 3}, "output": str(given.output / f"{task}-{way}"),
+    })  # fmt: skip
+    report = finished(recipe) or run(recipe)
+    assert report is not None
+    before, after = (report.models[which]["metrics"][report.headline] for which in ("dense", "compressed"))
+    return f"| `{task}` | {way} | {report.headline} {before:.4g} | {after:.4g} | {report.ratio or report.sparsity or 0.0:.0%} |"
 
 
 def main() -> None:

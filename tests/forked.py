@@ -24,8 +24,8 @@ def in_two(function: Callable[[Path], None], before: Callable[[Path], None]) -> 
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        failed = _wait([_child(partial(before, folder))])
-        failed = failed or _wait([_child(partial(_joined, rank, folder, function)) for rank in range(2)])
+        failed = _wait([child(partial(before, folder))])
+        failed = failed or _wait([child(partial(_joined, rank, folder, function)) for rank in range(2)])
     sys.exit(failed)
 
 
@@ -40,7 +40,8 @@ def _joined(rank: int, folder: Path, function: Callable[[Path], None]) -> None:
     dist.barrier()
 
 
-def _child(function: Callable[[], object]) -> int:
+def child(function: Callable[[], object]) -> int:
+    """The number of a new process that calls a function, and ends."""
     child = os.fork()
     if child:
         return child
@@ -68,5 +69,5 @@ def _wait(children: list[int]) -> bool:
 
 def ended(function: Callable[[], object]) -> int:
     """Calls a function in a process of its own: its exit status, or the number of the signal that ended it."""
-    status = os.waitpid(_child(function), 0)[1]
+    status = os.waitpid(child(function), 0)[1]
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)

@@ -42,7 +42,7 @@ from prunus.structured.loss_scale import will_skip
 from prunus.training import trainer
 from tests.checks import QUIET, check, sharded, shared_folder, words
 from tests.families import VOCABULARY, build
-from tests.test_repair import pruned
+from tests.test_repair import pruned, stack
 
 
 def fails(words_of_it: str = "the cable is gone") -> AbstractContextManager[Any]:
@@ -168,12 +168,8 @@ class Unread(list[dict[str, Tensor]]):
 def learned(folder: Path, items: Any, loss: Any = own_loss) -> nn.Module:
     model = build("llama", 3).model
     training = Training(steps=6, batch_size=2, learning_rate=1e-3, bf16=False, save_every=1)
-    finetune(model, training, folder, items, collated, loss)
+    finetune(model, training, folder, items, stack, loss)
     return model
-
-
-def collated(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
 
 @check

@@ -142,4 +142,4 @@ def refuse_unusable(model: nn.Module, path: str) -> None:
         if reason is None and not weights and isinstance(getattr(module, "qweight", None), Tensor):
             reason = f"its weight is quantised ({type(module).__name__}); do it to the full-precision model and quantise afterwards"
         if reason is not None:
-            raise PrunusError("model", name, reason)
+            raise PrunusError("model", name or type(module).__name__, reason)

@@ -23,7 +23,7 @@ from prunus.recipe import Recipe, dump_recipe, load_recipe
 from prunus.report import Report, compare, write_report
 from prunus.sources import dense_folder, described
 from prunus.steps import Bench, History, Sketch, Step
-from prunus.storage import cache_folder, claim_folder, locked, write_text
+from prunus.storage import cache_folder, claim_folder, disk_errors, locked, write_text
 from prunus.tasks import Split, Task
 from prunus.typed import places_in, refuse_nameless
 
@@ -46,12 +46,12 @@ def run(recipe: Recipe, console: Console | None = None) -> Report | None:
     with ExitStack() as held:
         with agreeing():
             check_all(recipe)
-            with _disk_errors(recipe):
+            with disk_errors(recipe.output, "the run goes on once it can"):
                 held.enter_context(in_first(_taken(recipe)))
                 done = _carry_out(recipe, console)
         if not is_first():
             return None
-        with _disk_errors(recipe), alone():  # the others are done
+        with disk_errors(recipe.output, "the run goes on once it can"), alone():  # the others are done
             console.rule("evaluation")
             report = compare(*done)
             write_report(report, recipe.output)
@@ -76,18 +76,6 @@ def check_all(recipe: Recipe) -> None:
     elif recipe.model.train:
         with tempfile.TemporaryDirectory() as place:
             _suited(recipe, described(model, Path(place)))
-
-
-@contextmanager
-def _disk_errors(recipe: Recipe) -> Iterator[None]:
-    """What the disk refuses within the context becomes one error that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        where, why = error.filename2 or error.filename or recipe.output, error.strerror or error
-        raise PrunusError(
-            "output", str(where), f"it cannot be written or read ({why}); the run goes on once it can"
-        ) from error
 
 
 @contextmanager

@@ -261,6 +261,20 @@ def vacant_folder(path: Path, field: str = "folder") -> Iterator[Path]:
 
 
 @contextmanager
+def disk_errors(folder: Path, then: str) -> Iterator[None]:
+    """What the disk refuses within the context becomes one error that says what follows once it no longer does.
+
+    Raises:
+        PrunusError: a file cannot be written or read.
+    """
+    try:
+        yield
+    except OSError as error:
+        where, why = error.filename2 or error.filename or folder, error.strerror or error
+        raise PrunusError("output", str(where), f"it cannot be written or read ({why}); {then}") from error
+
+
+@contextmanager
 def saved_in_passing() -> Iterator[None]:
     """While the context is open, folders of models are saved for a work that goes on, and need not explain themselves: what is in them may
     have parts, such as adapters, that go before it ends."""

@@ -16,7 +16,6 @@ from prunus.cli.options import ImportOption
 from prunus.cost import human
 from prunus.errors import PrunusError
 from prunus.evaluation import read_task
-from prunus.losses import Loss, own_loss
 from prunus.metric import written
 from prunus.storage import writable_path
 
@@ -89,10 +88,11 @@ def sweep(
     chosen = chosen.for_model(folder)
     chosen.check_model(folder)
     chosen.check_calibration(samples)
-    dense = load_model(folder).to(default_device()).eval()
     by_loss, headline = methods[0].asks_for_loss, chosen.headline
-    batches = (chosen.training_batches if by_loss else chosen.calibration)(samples, batch_size)
-    loss: Loss = chosen.loss if by_loss else own_loss
+    if by_loss:
+        chosen.check_loss()
+    dense = load_model(folder).to(default_device()).eval()
+    batches, loss = chosen.shown(samples, batch_size, by_loss)
     scores = score_channels(dense, methods[0], batches, latency=cost == "milliseconds", loss=loss)
     scores.save(place / "scores.safetensors")
     found = swept(

@@ -8,27 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunus.errors import PrunusError
 from prunus.export.stages import Stage, tensors_in
-from prunus.refusals import unusable
 
 TOLERANCE = 1e-4
 """Largest difference that counts as equal: of an output whose numbers are within ±1 as it is, of others in parts of the largest."""
 MASKED = torch.finfo(torch.float32).min / 2
 """What is as small as this, minus infinity included, is a mask and no result: a graph has to have the same there, and no scale follows from it."""
-
-
-def refuse_unreadable(model: nn.Module) -> None:
-    """Refuses a model whose weights cannot be written as numbers of a graph.
-
-    Raises:
-        PrunusError: they are quantised, sharded, or not in memory.
-    """
-    held = next(((name, why) for name, weight in model.named_parameters() if (why := unusable(weight))), None)
-    if held is not None:
-        raise PrunusError("model", held[0], held[1])
 
 
 def reference(stage: Stage, name: str) -> list[Tensor]:
@@ -44,7 +32,7 @@ def reference(stage: Stage, name: str) -> list[Tensor]:
     Raises:
         PrunusError: among its outputs are numbers that are none, or an output has nothing else than masks.
     """
-    outputs = [output.double().cpu() for output in stage.run()]
+    outputs = [output.double().cpu() for output in stage.outputs]
     for place, output in enumerate(outputs):
         wrong = int((output.isnan() | output.isposinf()).sum())
         if wrong or (output.numel() and bool((output <= MASKED).all())):

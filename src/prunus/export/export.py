@@ -19,10 +19,11 @@ import torch
 from prunus.checkpoint import load_model, local_folder
 from prunus.cost import human
 from prunus.errors import PrunusError
-from prunus.export.checking import TOLERANCE, alike, difference, reference, refuse_unreadable
+from prunus.export.checking import TOLERANCE, alike, difference, reference
 from prunus.export.formats import Format, format_of
 from prunus.export.inputs import real_batches
 from prunus.export.stages import Stage, ready, stages
+from prunus.refusals import refuse_unusable
 from prunus.storage import is_full, vacant_folder, vacant_place, write_text
 from prunus.tasks import PROCESSOR_FILES, Task
 
@@ -98,7 +99,7 @@ def export(
     kind, place = _refuse(to, folder)
     if not batches:
         raise PrunusError("batches", list(batches), "give at least one batch of real inputs")
-    refuse_unreadable(model)
+    refuse_unusable(model, "")
     if graphs == "generation" and not model.can_generate():
         raise PrunusError("graphs", graphs, f"a {type(model).__name__} does not generate; take forward")
     model, lacking = model.float(), None

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from prunus.checkpoint import load_model, local_folder, plan_of, understood
 from prunus.errors import PrunusError, refusing
-from prunus.export.checking import refuse_unreadable
+from prunus.refusals import refuse_unusable
 from prunus.storage import refuse_taken, room_on_disk, vacant_place
 
 PREPARED = {"Digits": "smollm", "Split": "llama-bpe"}
@@ -63,7 +63,7 @@ def write_gguf(path: str | Path, file: str | Path) -> Path:
 def _refuse(model: Any) -> None:
     """What a file of this architecture cannot say."""
     name, config = type(model).__name__, model.config
-    refuse_unreadable(model)
+    refuse_unusable(model, "")
     if name != "LlamaForCausalLM":
         raise PrunusError("model", name, "only LlamaForCausalLM is written; for others take llama.cpp's own converter")
     if plan_of(model) is not None:

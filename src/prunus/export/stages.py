@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,10 +29,11 @@ class Stage:
     module: nn.Module
     inputs: dict[str, Any]
 
-    @torch.no_grad()
-    def run(self) -> list[Tensor]:
+    @cached_property
+    def outputs(self) -> list[Tensor]:
         """The tensors that the module returns, in the order of its outputs. What it is given stays as it is."""
-        return tensors_in(self.module(**copy.deepcopy(self.inputs)))
+        with torch.no_grad():
+            return tensors_in(self.module(**copy.deepcopy(self.inputs)))
 
 
 def tensors_in(output: object) -> list[Tensor]:

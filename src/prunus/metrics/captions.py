@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any, Literal
 
 from prunus.errors import PrunusError, refusing
+from prunus.parallel import is_first
 
 Words = Literal["plain", "ptb"]
 """How sentences are cut into words: `plain`, the runs of letters and digits in lower case, and single signs where a script puts no
@@ -96,7 +97,7 @@ def check_caption_metrics(metrics: Sequence[str], words: Words = "plain") -> Non
     if words == "ptb" and not _java_runs():
         raise PrunusError("words", words, "this tokenizer is a Java program; install Java 8 or later, or take plain")
     _module("cider.cider")
-    if "spice" in metrics:
+    if "spice" in metrics and is_first():  # which alone evaluates
         _try_spice()
 
 
@@ -125,7 +126,12 @@ def _try_spice() -> None:
 def _java_runs() -> bool:
     """Whether there is a Java that starts: some systems have a command that only says how to install one."""
     place = shutil.which("java")
-    return place is not None and subprocess.run([place, "-version"], capture_output=True, check=False).returncode == 0
+    return place is not None and _starts(place)
+
+
+@cache
+def _starts(program: str) -> bool:
+    return subprocess.run([program, "-version"], capture_output=True, check=False).returncode == 0
 
 
 def _module(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,8 @@ def quantise_folder(path: str | Path, folder: str | Path, settings: Quantisation
         raise PrunusError("model", str(path), f"its weights are {dense.dtype}; save it in fp32 or less first")
     chosen, left = _chosen(dense, settings)
     packed = _packed(dense, source, config, chosen)
-    found = _compared(dense, packed, settings.to, chosen, left)
-    _correct_record(packed, found, chosen)
+    found, zeros = _compared(dense, packed, settings.to, chosen, left)
+    _correct_record(packed, found, zeros)
     with vacant_folder(place) as partial:
         packed.save_pretrained(partial)
         for file in (file for pattern in PROCESSOR_FILES for file in source.glob(pattern)):
@@ -171,33 +171,36 @@ def _packed(dense: Any, source: Path, config: Any, chosen: Sequence[Matrix]) -> 
 
 def _compared(
     dense: nn.Module, packed: nn.Module, to: str, chosen: Sequence[Matrix], left: dict[str, tuple[int, int]]
-) -> Quantised:
+) -> tuple[Quantised, dict[str, int]]:
+    """What quantising did, and how many zeros each matrix has now."""
     record = recorded_sparsity(dense)
     pattern = None if record is None else parse_pattern(record.pattern)
-    zeros, lost, holds, apart, norm = [0, 0], 0, True, 0.0, 0.0
+    counts: dict[str, int] = {}
+    before_zeros, lost, holds, apart, norm = 0, 0, True, 0.0, 0.0
     for matrix in chosen:
         before = weight_of(dense, matrix.name).float()
         after = _numbers(packed, matrix.name).to(before.device)
         were, are = before == 0, after == 0
-        zeros = [zeros[0] + int(were.sum()), zeros[1] + int(are.sum())]
+        counts[matrix.name], before_zeros = int(are.sum()), before_zeros + int(were.sum())
         lost += int((were & ~are).sum())
         if pattern is not None and record is not None and matrix.name in record.matrices:
             holds = holds and pattern.holds(are)
         apart, norm = apart + float((before - after).square().sum()), norm + float(before.square().sum())
-    weights = sum(matrix.weights for matrix in chosen)
-    return Quantised(
+    weights, after_zeros = sum(matrix.weights for matrix in chosen), sum(counts.values())
+    found = Quantised(
         to=to,
         matrices=len(chosen),
         share=weights / (weights + sum(count for _, count in left.values())),
         bytes=(stored_bytes(dense), stored_bytes(packed)),
-        zeros=(zeros[0], zeros[1]),
+        zeros=(before_zeros, after_zeros),
         lost=lost,
-        gained=zeros[1] - (zeros[0] - lost),
+        gained=after_zeros - (before_zeros - lost),
         weights=weights,
         pattern=None if pattern is None or record is None else (record.pattern, holds),
         error=(apart / norm) ** 0.5 if norm else 0.0,
         left=left,
     )
+    return found, counts
 
 
 def _numbers(packed: nn.Module, name: str) -> Tensor:
@@ -207,15 +210,12 @@ def _numbers(packed: nn.Module, name: str) -> Tensor:
     return numbers
 
 
-def _correct_record(packed: Any, found: Quantised, chosen: Sequence[Matrix]) -> None:
+def _correct_record(packed: Any, found: Quantised, counts: Mapping[str, int]) -> None:
     """A record of zeros says how many the quantised weights have: no more, and no fewer."""
     record = recorded_sparsity(packed)
     if record is None or not (found.lost or found.gained):
         return
-    zeros = {name: matrix.pruned for name, matrix in record.matrices.items()}
-    for matrix in chosen:
-        if matrix.name in zeros:
-            zeros[matrix.name] = int((_numbers(packed, matrix.name) == 0).sum())
+    zeros = {name: counts.get(name, matrix.pruned) for name, matrix in record.matrices.items()}
     corrected = record.with_zeros(zeros)
     if found.pattern is not None and not found.pattern[1]:
         corrected = corrected.model_copy(update={"pattern": "unstructured"})

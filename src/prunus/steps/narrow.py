@@ -23,9 +23,8 @@ from prunus.calibrated import (
     units_of,
     within_reach,
 )
-from prunus.calibration import Batch
 from prunus.errors import PrunusError
-from prunus.losses import Loss, own_loss
+from prunus.losses import own_loss
 from prunus.steps.bench import Bench
 from prunus.steps.prune import Calibration
 from prunus.steps.step import History, Sketch, Step
@@ -86,16 +85,16 @@ class NarrowStep(Step):
 
     def carry_out(self, bench: Bench) -> History:
         if not bench.is_done():
-            model = bench.load().to(bench.device)
+            model, wanted = bench.load().to(bench.device), self.calibration
             if self.depth is not None:
-                batches, loss = self._shown(bench.task, self.depth.by != "cosine")
+                batches, loss = bench.task.shown(wanted.samples, wanted.batch_size, self.depth.by != "cosine")
                 call = None if loss is own_loss else loss
                 model, gone = drop_blocks(
                     model, self.depth, batches, call=call, loss=loss, options=self.walk, inplace=True
                 )
                 bench.keep("blocks.json", partial(write_text, text=json.dumps(gone) + "\n"))
             if self.method is not None:
-                batches, loss = self._shown(bench.task, self.method.asks_for_loss)
+                batches, loss = bench.task.shown(wanted.samples, wanted.batch_size, self.method.asks_for_loss)
                 scores = None
                 if not self.method.score.whole_experts:  # what they are worth is not kept as a file
                     timed = self.method.max_milliseconds is not None
@@ -107,10 +106,3 @@ class NarrowStep(Step):
                 bench.save_plan(plan)
             bench.save(model)
         return {"log": []}
-
-    def _shown(self, task: Task, by_loss: bool) -> tuple[list[Batch], Loss]:
-        """What a method is shown, and the loss on it."""
-        wanted = self.calibration
-        if by_loss:
-            return task.training_batches(wanted.samples, wanted.batch_size), task.loss
-        return task.calibration(wanted.samples, wanted.batch_size), own_loss

@@ -21,7 +21,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation import in_fresh_process
 from prunus.recipe import dump_recipe, parse_recipe
 from prunus.run import finished, run
-from prunus.storage import cache_folder, claim_folder, is_full, locked, write_text
+from prunus.storage import cache_folder, claim_folder, disk_errors, is_full, locked, write_text
 from prunus.studies.outcome import Outcome, Results, outcome_of
 from prunus.studies.study import Cell, Study, cells_of, folder_of, telling_first
 from prunus.typed import places_in
@@ -64,14 +64,9 @@ def carry_out(
     places_in(study)
     claim_folder(study.output, RECORD)
     folder = folder_of(study, smoke)
-    try:
-        with locked(folder):
-            write_text(study.output / RECORD, study.model_dump_json(indent=2) + "\n")
-            return _carry_out(study, folder, cells, only, devices, command, console)
-    except OSError as error:
-        raise PrunusError(
-            "output", str(folder), f"it cannot be written or read ({error.strerror or error}); {GOES_ON}"
-        ) from error
+    with disk_errors(folder, GOES_ON), locked(folder):
+        write_text(study.output / RECORD, study.model_dump_json(indent=2) + "\n")
+        return _carry_out(study, folder, cells, only, devices, command, console)
 
 
 def _carry_out(

@@ -13,6 +13,7 @@ from prunus.data import WHERE
 from prunus.errors import PrunusError
 from prunus.metric import Metric
 from prunus.metrics import mean_of, with_interval
+from prunus.tasks.class_names import called
 from prunus.tasks.exhibit import Exhibit
 from prunus.tasks.kinds import PairReader
 from prunus.tasks.on_data import DataTask, Row
@@ -81,12 +82,8 @@ class Reasoning(DataTask):
     def tell(self, model: Any, rows: Sequence[Row]) -> Sequence[Exhibit]:
         """Labels of statements, by their names if they have some."""
         names = None if self.evaluation is None else self.evaluation.class_names()
-
-        def called(label: int) -> str:
-            return names[label] if names and label < len(names) else str(label)
-
         return [
-            Exhibit(called(label), called(int(row["label"])), row["text"])
+            Exhibit(called(names, label), called(names, int(row["label"])), row["text"])
             for label, row in zip(self.judged(model, rows), rows, strict=True)
         ]
 

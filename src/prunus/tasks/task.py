@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from prunus.batches import for_model
 from prunus.calibration import Batch, spread
 from prunus.errors import PrunusError
-from prunus.losses import Prediction, own_loss, own_prediction
+from prunus.losses import Loss, Prediction, own_loss, own_prediction
 from prunus.metric import Metric
 from prunus.tasks.exhibit import Exhibit
 from prunus.tasks.kinds import architecture, read_config
@@ -126,8 +126,14 @@ class Task(Typed):
 
     def training_batches(self, samples: int, batch_size: int) -> list[Batch]:
         """Training items spread evenly, or all if there are fewer, as `loss` takes them: for what looks at the loss of a model."""
-        size = len(self.still_data())  # type: ignore[arg-type]
-        return self._spread(min(samples, size), batch_size)
+        data: Any = self.still_data()
+        return self._spread(data, min(samples, len(data)), batch_size)
+
+    def shown(self, samples: int, batch_size: int, by_loss: bool) -> tuple[list[Batch], Loss]:
+        """What a method is shown, and the loss on it."""
+        if by_loss:
+            return self.training_batches(samples, batch_size), self.loss
+        return self.calibration(samples, batch_size), own_loss
 
     def calibration(self, samples: int, batch_size: int) -> list[Batch]:
         """Training inputs that the model takes as `model(**batch)`, for pruners: items spread evenly, the same at every
@@ -136,10 +142,9 @@ class Task(Typed):
         Raises:
             PrunusError: there are fewer items.
         """
-        return self._spread(samples, batch_size)
+        return self._spread(self.still_data(), samples, batch_size)
 
-    def _spread(self, samples: int, batch_size: int) -> list[Batch]:
-        data: Any = self.still_data()
+    def _spread(self, data: Any, samples: int, batch_size: int) -> list[Batch]:
         places = spread(torch.arange(len(data)), samples)
         return [self.collate([data[place] for place in part.tolist()]) for part in torch.split(places, batch_size)]
 
