@@ -862,3 +862,11 @@ def test_no_unit_is_emptied_before_the_others() -> None:
     a, b = (unit.name for unit in alike)
     shares = in_channels({a: 0.9, b: 0.3}, tuple(alike), Calibrated(ratio=0.8, cost="channels"))
     assert [shares[a], shares[b]] == pytest.approx([0.95, 0.65], abs=0.011)
+
+
+@pytest.mark.parametrize(("quotas", "gone"), [((1.4, 0.6), (1, 1)), ((2.6, 0.4), (3, 0))])
+def test_shares_come_to_whole_channels_by_webster_s_rule(quotas: tuple[float, float], gone: tuple[int, int]) -> None:
+    units = tuple(replace(unit, channels=10, span=1) for unit in anatomy(build("llama", 2).model).units[:2])
+    given = {unit.name: quota / 10 for unit, quota in zip(units, quotas, strict=True)}
+    shares = in_channels(given, units, Calibrated(ratio=sum(gone) / 20, cost="channels"))
+    assert [round(10 * shares[unit.name]) for unit in units] == list(gone)
