@@ -62,7 +62,7 @@ def test_what_asks_for_the_loss_of_a_narrowing_is_given_the_task_s(method: dict[
     assert step.method is not None
     with pytest.raises(PrunusError, match="returned none for these batches"):
         narrow(model, step.method, found.calibration(4, 2), options=WalkOptions(progress=False))
-    batches, loss = step._shown(found, step.method.asks_for_loss)
+    batches, loss = found.shown(4, 2, step.method.asks_for_loss)
     small, plan = narrow(model, step.method, batches, options=WalkOptions(progress=False), loss=loss)
     assert plan.ratio == pytest.approx(0.3, abs=0.03)
     assert float(found.loss(small, batches[0])) > 0
