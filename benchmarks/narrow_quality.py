@@ -2,7 +2,7 @@
 
 `python -m benchmarks.narrow_quality DATA`: perplexity at .2 and .3 of the prunable parameters, means over draws of calibration data, and the
 seconds of each. DATA holds wikitext2-valid.txt, wikitext2-test.txt and stories260k/. `--stories` takes a minute. `--output FILE.json` keeps every figure, and a
-second call goes on from it. `--ratios`, `--draws`, `--methods`, `--samples`, `--windows`, `--distil STEPS` (from the dense model, after the last method).
+second call goes on from it. `--ratios`, `--draws`, `--methods`, `--samples`, `--windows`, `--distil STEPS` (OBS with a refit, then trained from the dense model).
 """
 
 from __future__ import annotations
@@ -91,18 +91,25 @@ def study(subject: SmolLM2 | Stories, asked: argparse.Namespace, figures: Figure
 def rows_of(rows: Sequence[dict[str, Any]]) -> str:
     """The table."""
     sizes = {"parameters": lambda there: f"{there[0]['parameters']:,}"}
-    return by_ratio(rows, METHODS, "perplexity", 2, {**sizes, "seconds": mean_seconds(1)})
+    trained = [row["method"] for row in rows if row["method"] not in ("dense", *METHODS)]
+    return by_ratio(rows, [*METHODS, *trained], "perplexity", 2, {**sizes, "seconds": mean_seconds(1)})
 
 
-def distil(subject: SmolLM2, ratio: float, steps: int) -> None:
+def distil(subject: SmolLM2, ratio: float, steps: int, figures: Figures) -> None:
+    """What training from the dense model adds to OBS with a refit, at one ratio."""
+    name = f"OBS, refit, {steps} steps of distillation"
+    if figures.find(method=name, ratio=ratio):
+        return
+    start = time.perf_counter()
     small, _ = narrow(subject.dense, Calibrated(ratio=ratio), subject.calibration(0), options=QUIET)
-    before = subject.evaluate(small)
     blocks = list(dict.fromkeys(unit.block for unit in anatomy(small)))
     lesson = Lesson(Distillation(), subject.predict, subject.dense, blocks)
     training = Training(steps=steps, batch_size=4, learning_rate=1e-4)
     with tempfile.TemporaryDirectory() as folder:
         finetune(small, training, Path(folder), subject.data, subject.collate, lesson)
-    print(f"\n{ratio}, {steps} steps of distillation: {before:.2f} → {subject.evaluate(small):.2f}")
+    seconds = time.perf_counter() - start
+    perplexity, size = subject.evaluate(small), small.num_parameters()
+    figures.keep(method=name, ratio=ratio, draw=0, perplexity=perplexity, seconds=seconds, parameters=size)
 
 
 def main() -> None:
@@ -124,9 +131,9 @@ def main() -> None:
     sizes = {} if asked.stories else {"samples": asked.samples, "windows": asked.windows}
     figures = Figures(asked.output, {"model": type(subject).__name__, "everyone": asked.everyone, **sizes})
     study(subject, asked, figures)
-    print("\n" + rows_of(figures.rows))
     if asked.distil and isinstance(subject, SmolLM2):
-        distil(subject, asked.ratios[0], asked.distil)
+        distil(subject, asked.ratios[0], asked.distil, figures)
+    print("\n" + rows_of(figures.rows))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 from collections import Counter
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -33,6 +34,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
     _forget_what_stays()
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that no other test has: for files that say `pytestmark = pytest.mark.usefixtures("own_cache")`."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("PRUNUS_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(autouse=True, scope="module")

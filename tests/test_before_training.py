@@ -18,10 +18,7 @@ from prunus.run import check_all, run
 from prunus.tasks import Noise
 from tests.lookers import captioned, coloured, judged, masked, saved
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def refused(task: dict[str, Any], model: Path, match: str) -> None:

@@ -16,10 +16,7 @@ from prunus.cli import app
 from prunus.evaluation import read_task
 from tests.lookers import captioned, saved
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_a_picture_that_ends_too_early_is_named_and_nothing_is_trained(
@@ -61,9 +58,8 @@ def test_pictures_of_both_splits_are_told_by_their_bytes(tmp_path: Path, monkeyp
         return read_task(json.dumps(task)).remarks()
 
     assert [remark.partition(" ")[0] for remark in remarks(tmp_path / "test.parquet")] == ["3"]
-    monkeypatch.setattr("prunus.data.overlap._pictures", None)  # what was found is kept
-    assert [remark.partition(" ")[0] for remark in remarks(tmp_path / "test.parquet")] == ["3"]
-    monkeypatch.undo()
-    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    with monkeypatch.context() as patched:
+        patched.setattr("prunus.data.overlap._pictures", None)  # what was found is kept
+        assert [remark.partition(" ")[0] for remark in remarks(tmp_path / "test.parquet")] == ["3"]
     parquet.write_table(Table.from_pylist(table[-1:]), tmp_path / "other.parquet")
     assert remarks(tmp_path / "other.parquet") == []

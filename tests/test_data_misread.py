@@ -18,10 +18,7 @@ from prunus.sources import towers
 from prunus.sources.towers import TowersSource
 from prunus.tasks.reasoning import Reasoning
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def picture(file: Path) -> str:

@@ -19,9 +19,7 @@ ADAPTER: TypeAdapter[Data] = TypeAdapter(AnyData)
 GREY = 200
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def read(file: Path, content: bytes | str, **more: Any) -> list[dict[str, Any]]:

@@ -21,9 +21,7 @@ from prunus.sources import dense_folder
 ADAPTER: TypeAdapter[Data] = TypeAdapter(AnyData)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def made(**spec: Any) -> Data:

@@ -25,9 +25,7 @@ from tests.shared import FOLDER
 ADAPTER: TypeAdapter[Data] = TypeAdapter(AnyData)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def made(spec: Any) -> Data:

@@ -74,6 +74,12 @@ def counted_zeros(packed: Any) -> dict[str, int]:
     }
 
 
+def test_what_another_release_has_written_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "quantised.json").write_text('{"to": "int8"}')
+    with pytest.raises(PrunusError, match=r"quantised.json cannot be read; quantise the model again"):
+        Quantised.of(tmp_path)
+
+
 def test_zeros_that_rounding_adds_are_counted_and_recorded(tmp_path: Path) -> None:
     case = build("llama", 0)
     prune(case.model, Magnitude(sparsity=0.5), [case.inputs])

@@ -26,9 +26,7 @@ SAID = [
 TOGETHER = [["one", "three", "four"], ["two", "five"], ["six"]]
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def table(folder: Path, ending: str) -> dict[str, Any]:

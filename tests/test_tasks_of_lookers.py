@@ -25,10 +25,7 @@ from prunus.tasks.retrieval import blip_words
 from prunus.training import Training, finetune
 from tests.lookers import COLOURS, SIDE, captioned, coloured, judged, masked, picture, saved
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def table(file: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from prunus.export.inputs import real_batches
 from prunus.export.stages import Stage, ready, stages
 from prunus.refusals import refuse_unusable
 from prunus.storage import is_full, vacant_folder, vacant_place, write_text
-from prunus.tasks import PROCESSOR_FILES, Task
+from prunus.tasks import Task, copy_processor
 
 CHECKED = "checked.json"
 """What the check has found, beside the graphs."""
@@ -145,11 +145,8 @@ def _finish(
     done = Exported(place, kind.name, found, lacking)
     found_by = {"folder": None, "tolerance": TOLERANCE, "run_with": {"device": "cpu", **kind.running}}
     write_text(partial / CHECKED, json.dumps({**asdict(done), **found_by}, indent=1) + "\n")
-    for file in (file for pattern in PROCESSOR_FILES for file in (source.glob(pattern) if source else ())):
-        if file.is_dir():
-            shutil.copytree(file, partial / file.name)
-        else:
-            shutil.copyfile(file, partial / file.name)
+    if source is not None:
+        copy_processor(source, partial)
     return done
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from prunus.errors import PrunusError, refusing
 from prunus.quantise.method import Quantisation
 from prunus.refusals import refuse_weights
 from prunus.storage import vacant_folder, vacant_place, write_text
-from prunus.tasks import PROCESSOR_FILES
+from prunus.tasks import copy_processor
 from prunus.unstructured import RECORD, parse_pattern, recorded_sparsity
 
 FOUND = "quantised.json"
@@ -41,8 +40,6 @@ class Quantised:
     """In the quantised matrices, before and after."""
     lost: int
     """Of the zeros before, those that are none afterwards."""
-    gained: int
-    """Weights that were none before, and that rounding has made zero."""
     weights: int
     """Of the quantised matrices."""
     pattern: tuple[str, bool] | None
@@ -54,8 +51,18 @@ class Quantised:
 
     @classmethod
     def of(cls, folder: Path) -> Quantised:
-        """What stands in a folder that `quantise_folder` has made."""
-        return cls(**json.loads((folder / FOUND).read_bytes()))
+        """What stands in a folder that `quantise_folder` has made.
+
+        Raises:
+            PrunusError: it cannot be read.
+        """
+        with refusing("folder", str(folder), f"its {FOUND} cannot be read; quantise the model again"):
+            return cls(**json.loads((folder / FOUND).read_bytes()))
+
+    @property
+    def gained(self) -> int:
+        """Weights that were none before, and that rounding has made zero."""
+        return self.zeros[1] - (self.zeros[0] - self.lost)
 
     def __str__(self) -> str:
         before, after = self.bytes
@@ -101,11 +108,7 @@ def quantise_folder(path: str | Path, folder: str | Path, settings: Quantisation
     _correct_record(packed, found, zeros)
     with vacant_folder(place) as partial:
         packed.save_pretrained(partial)
-        for file in (file for pattern in PROCESSOR_FILES for file in source.glob(pattern)):
-            if file.is_dir():
-                shutil.copytree(file, partial / file.name)
-            else:
-                shutil.copyfile(file, partial / file.name)
+        copy_processor(source, partial)
         write_text(partial / FOUND, json.dumps(asdict(found), indent=1) + "\n")
         write_checksums(partial)
         _refuse_other(packed, load_model(partial))
@@ -194,7 +197,6 @@ def _compared(
         bytes=(stored_bytes(dense), stored_bytes(packed)),
         zeros=(before_zeros, after_zeros),
         lost=lost,
-        gained=after_zeros - (before_zeros - lost),
         weights=weights,
         pattern=None if pattern is None or record is None else (record.pattern, holds),
         error=(apart / norm) ** 0.5 if norm else 0.0,

@@ -8,7 +8,7 @@ from prunus.tasks.classification import Classification
 from prunus.tasks.easy_vqa import EasyVQA
 from prunus.tasks.exhibit import Exhibit
 from prunus.tasks.instruction import Instruction
-from prunus.tasks.kinds import PROCESSOR_FILES, Generative, Parted, Speaker, kind_of
+from prunus.tasks.kinds import Generative, Parted, Speaker, copy_processor, kind_of
 from prunus.tasks.noise import Noise
 from prunus.tasks.on_data import DataTask
 from prunus.tasks.reasoning import Reasoning
@@ -27,6 +27,6 @@ else:
     """Every task a recipe can name: any subclass of `Task` that is imported."""
 
 __all__ = [
-    "PROCESSOR_FILES", "AnyTask", "Caption", "Classification", "DataTask", "EasyVQA", "Exhibit", "Generative", "Instruction", "Metric", "Noise", "Parted",
-    "Reasoning", "Retrieval", "Segmentation", "Speaker", "SpeakingTask", "Split", "Task", "Text", "Vqa", "kind_of",
+    "AnyTask", "Caption", "Classification", "DataTask", "EasyVQA", "Exhibit", "Generative", "Instruction", "Metric", "Noise", "Parted",
+    "Reasoning", "Retrieval", "Segmentation", "Speaker", "SpeakingTask", "Split", "Task", "Text", "Vqa", "copy_processor", "kind_of",
 ]  # fmt: skip

@@ -6,13 +6,13 @@ from prunus.tasks.kinds.classifier import Classifier, Labeller
 from prunus.tasks.kinds.dual_encoder import BlipMatching, DualEncoder, Towers, blip_words
 from prunus.tasks.kinds.generative import Generative
 from prunus.tasks.kinds.grouped_blip import GroupedBlip
-from prunus.tasks.kinds.kind import PROCESSOR_FILES, Kind, Speaker, architecture, fits, kind_of, read_config
+from prunus.tasks.kinds.kind import Kind, Speaker, architecture, copy_processor, fits, kind_of, read_config
 from prunus.tasks.kinds.pair_reader import PairReader, ViltPairs
 from prunus.tasks.kinds.parts import Parted
 from prunus.tasks.kinds.segmenter import Segmenting
 
 __all__ = [
-    "PROCESSOR_FILES", "AnswerClasses", "BlipAnswers", "BlipCaptions", "BlipMatching", "Classifier", "DualEncoder", "Generative", "GroupedBlip",
-    "Kind", "Labeller", "PairReader", "Parted", "Segmenting", "Speaker", "Towers", "ViltPairs", "architecture", "blip_words", "fits",
-    "kind_of", "read_config",
+    "AnswerClasses", "BlipAnswers", "BlipCaptions", "BlipMatching", "Classifier", "DualEncoder", "Generative", "GroupedBlip",
+    "Kind", "Labeller", "PairReader", "Parted", "Segmenting", "Speaker", "Towers", "ViltPairs", "architecture", "blip_words", "copy_processor",
+    "fits", "kind_of", "read_config",
 ]  # fmt: skip

@@ -27,6 +27,15 @@ PROCESSOR_FILES = (
 """Files and folders of a model's folder that turn raw inputs into tensors."""
 
 
+def copy_processor(source: Path, folder: Path) -> None:
+    """Puts a model's tokenizer and processor, the files as they are, into another folder."""
+    for found in (path for pattern in PROCESSOR_FILES for path in source.glob(pattern)):
+        if found.is_dir():
+            shutil.copytree(found, folder / found.name, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(found, folder / found.name)
+
+
 class Kind(ABC):
     """Base of the kinds: what is read of a model's folder, and nothing before it is needed.
 
@@ -100,11 +109,7 @@ class Kind(ABC):
         if not source.is_dir():
             self.processor.save_pretrained(folder)
             return
-        for found in (path for pattern in PROCESSOR_FILES for path in source.glob(pattern)):
-            if found.is_dir():
-                shutil.copytree(found, folder / found.name, dirs_exist_ok=True)
-            else:
-                shutil.copyfile(found, folder / found.name)
+        copy_processor(source, folder)
 
 
 class Speaker(Kind):
