@@ -129,3 +129,19 @@ def test_what_cannot_leave_is_refused() -> None:
     with pytest.raises(PrunusError, match="or both"):
         NarrowStep()
     assert case.model.config.num_hidden_layers == 4
+
+
+def test_a_loss_is_one_number_for_a_batch() -> None:
+    case = gemma3()
+    losses: dict[str, Any] = {
+        "NoneType": lambda model, batch: None,
+        "shape": lambda model, batch: model(**batch).logits,
+        "give a function": "loss",
+        "not finite": lambda model, batch: model(**batch).logits.sum() * torch.inf,
+    }
+    for said, loss in losses.items():
+        with pytest.raises(PrunusError, match=said):
+            drop_blocks(case.model, Depth(blocks=1, by="loss"), [case.inputs], options=QUIET, loss=loss)
+    for by in ("loss", "cosine"):
+        with pytest.raises(PrunusError, match="at least one"):
+            drop_blocks(case.model, Depth(blocks=1, by=by), [], options=QUIET)

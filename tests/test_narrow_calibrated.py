@@ -616,6 +616,27 @@ def test_a_plain_config_says_the_widths(name: str, entry: str) -> None:
     assert {k: t.shape for k, t in bare.state_dict().items()} == {k: t.shape for k, t in small.state_dict().items()}
 
 
+def test_an_entry_that_says_nothing_can_say_the_width() -> None:
+    case = build("gpt2", 0)
+    case.model.config.n_inner = None  # four times the width
+    model = type(case.model)(case.model.config).eval()
+    small, plan = narrow(model, case.inputs, ratio=0.3, plain=True)
+    assert plan.ratio == pytest.approx(0.3, abs=0.03)
+    assert small.config.n_inner == len(plan.units["transformer.h.0.mlp"].kept)
+    stock = type(model)(type(model.config).from_dict(small.config.to_dict())).eval()
+    stock.load_state_dict(small.state_dict())
+    with torch.no_grad():
+        assert torch.equal(stock(**case.inputs).logits, small(**case.inputs).logits)
+
+
+def test_a_weight_that_is_no_number_is_named() -> None:
+    case = build("llama", 2)
+    case.model.model.layers[0].mlp.down_proj.weight.data[0, 0] = torch.nan
+    for score in (SurgeonCost(), ChannelMagnitude()):
+        with pytest.raises(PrunusError, match=r"down_proj.*NaN or infinity"):
+            narrow(case.model, case.inputs, ratio=0.3, score=score)
+
+
 def test_what_no_plain_config_can_say_is_refused_by_name() -> None:
     case = build("llama", 2)
     with pytest.raises(PrunusError, match="self_attn"):

@@ -140,6 +140,53 @@ def test_a_sweep_says_which_models_no_other_beats(tmp_path: Path) -> None:
         found.save(tmp_path, cost="milliseconds")
 
 
+def test_a_sweep_counts_whole_heads_as_heads() -> None:
+    case = build("llama", 0)
+    method = Calibrated(ratio=0.4, plain=True, attention="heads", compensation="none")
+    found = sweep(case.model, [method], [case.inputs], options=QUIET, measure=lambda _: 0.0).points[1]
+    small, plan = prunus.narrow(case.model, method, [case.inputs], options=QUIET)
+    assert any("attn" in name for name, unit in plan.units.items() if len(unit.kept) < unit.channels)
+    assert found.parameters == sum(p.numel() for p in small.parameters())
+
+
+@pytest.mark.parametrize(
+    ("methods", "more", "field"),
+    [
+        (Calibrated(ratio=0.3), {}, "methods"),
+        ([{"ratio": 0.3}], {}, "methods"),
+        ([Calibrated(ratio=0.3)], {"measure": "loss"}, "measure"),
+        ([Calibrated(ratio=0.3, compensation="bias")], {}, "compensation"),
+        ([Calibrated(ratio=0.2), Calibrated(ratio=0.99)], {}, "ratio"),
+    ],
+)
+def test_what_no_sweep_can_be_is_refused_before_channels_are_scored(methods: Any, more: Any, field: str) -> None:
+    case = build("llama", 2)
+
+    def call(model: Any, batch: Any) -> None:
+        raise AssertionError("the data were looked at")
+
+    with pytest.raises(PrunusError) as refused:
+        sweep(case.model, methods, [case.inputs], options=QUIET, call=call, **more)
+    assert refused.value.field == field
+
+
+def test_a_folder_is_no_file_of_scores_or_of_a_plan(tmp_path: Path) -> None:
+    case, scores = scored("llama", tmp_path)
+    file = str(tmp_path / "scores.safetensors")
+    (tmp_path / "taken").write_text("")
+    refused = CliRunner().invoke(app, ["plan", str(tmp_path), "--ratio", "0.3"]).exception
+    assert isinstance(refused, PrunusError)
+    assert "it is a folder" in str(refused)
+    for out in (tmp_path, tmp_path / "taken" / "plan.json", ""):
+        refused = CliRunner().invoke(app, ["plan", file, "--ratio", "0.3", "-o", str(out)]).exception
+        assert isinstance(refused, PrunusError)
+        assert refused.field == "--out"
+    found = sweep(case.model, [Calibrated(ratio=0.3)], [case.inputs], options=QUIET, scores=scores, measure=lambda _: 0)
+    for save, place in ((scores.save, tmp_path), (found.save, tmp_path / "taken")):
+        with pytest.raises(PrunusError, match="it is a f"):
+            save(place)
+
+
 def test_the_command_sweeps_on_a_task(tmp_path: Path) -> None:
     build("llama", 2).model.save_pretrained(tmp_path / "model")
     command = ["sweep", str(tmp_path / "model"), "--task", json.dumps({"name": "noise", "items": 4, "length": 8})]

@@ -104,6 +104,9 @@ def taken(batches: Iterable[Any]) -> list[Any]:
     """The batches as a list, which is the same in all processes.
 
     Raises:
-        PrunusError: as `Fingerprint.taken`.
+        PrunusError: as `Fingerprint.taken`, or there are none.
     """
-    return Fingerprint(batches).taken() if several() else list(batches)
+    given = Fingerprint(batches).taken() if several() else list(batches)
+    if not given:
+        raise PrunusError("batches", "none", "at least one calibration batch is needed")
+    return given

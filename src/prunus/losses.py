@@ -39,6 +39,31 @@ Predict = Callable[[nn.Module, Any], Prediction]
 """What a model predicts for a batch."""
 
 
+def refuse_no_function(loss: object) -> None:
+    """Refuses what is no loss.
+
+    Raises:
+        PrunusError: see above.
+    """
+    if not callable(loss):
+        raise PrunusError("loss", loss, "give a function(model, batch) that returns the training loss")
+
+
+def scalar(loss: Loss, model: nn.Module, batch: Any) -> Tensor:
+    """What a loss, of whoever's, gives for a batch.
+
+    Raises:
+        PrunusError: it is not one number.
+    """
+    found: Any = loss(model, batch)
+    if isinstance(found, int | float):
+        return torch.tensor(float(found))
+    if not isinstance(found, Tensor) or found.numel() != 1:
+        what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise PrunusError("loss", what, "it must return one number for a batch, the training loss")
+    return found
+
+
 def own_loss(model: nn.Module, batch: Any) -> Tensor:
     """The model's own training loss: next tokens for decoders, contrastive for CLIP, whatever `labels` mean elsewhere.
 

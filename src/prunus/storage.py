@@ -89,10 +89,40 @@ def vacant_place(path: str | Path, field: str = "folder") -> Path:
     """
     place = writable_path(path, field)
     refuse_taken(place, field)
+    _refuse_closed(place, field)
+    return place
+
+
+def folder_to_fill(path: str | Path, field: str = "folder") -> Path:
+    """As `writable_path`, of a folder that files are put into, and that may hold others already.
+
+    Raises:
+        PrunusError: as `writable_path`, or it is a file, or nothing can be made in it.
+    """
+    place = writable_path(path, field)
+    if os.path.exists(place) and not place.is_dir():
+        raise PrunusError(field, str(path), "it is a file; name a folder")
+    _refuse_closed(place / "any", field)
+    return place
+
+
+def file_to_write(path: str | Path, field: str = "path") -> Path:
+    """A path of one file to write, or to write over, with `~` expanded.
+
+    Raises:
+        PrunusError: it is a folder, no name that a file system takes, or nothing can be made around it.
+    """
+    if os.path.isdir(os.path.expanduser(path)):
+        raise PrunusError(field, str(path), "it is a folder; name a file")
+    place = writable_path(path, field)
+    _refuse_closed(place, field)
+    return place
+
+
+def _refuse_closed(place: Path, field: str) -> None:
     around = next(folder for folder in Path(os.path.realpath(place)).parents if folder.exists())
     if not around.is_dir() or not os.access(around, os.W_OK):
-        raise PrunusError(field, str(path), f"nothing can be made in {around}; take another place")
-    return place
+        raise PrunusError(field, str(place), f"nothing can be made in {around}; take another place")
 
 
 def refuse_taken(place: Path, field: str) -> None:

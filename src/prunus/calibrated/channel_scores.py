@@ -17,7 +17,7 @@ from prunus.anatomy import Anatomy, Unit
 from prunus.calibrated.method import Calibrated
 from prunus.errors import PrunusError
 from prunus.fingerprint import digest_of
-from prunus.storage import refuse_newer, write_bytes
+from prunus.storage import file_to_write, refuse_newer, write_bytes
 from prunus.structured import Cached, Example, LatencyTable, Price, Whole
 from prunus.typed import Typed
 
@@ -58,8 +58,12 @@ class ChannelScores:
     """Of which model and data they are."""
 
     def save(self, path: str | Path) -> None:
-        """Writes one file: the scores as safetensors, everything else as JSON in its header."""
-        write_bytes(Path(path), save(dict(self.worth), {"prunus": self.header.model_dump_json()}))
+        """Writes one file: the scores as safetensors, everything else as JSON in its header.
+
+        Raises:
+            PrunusError: nothing can be written there.
+        """
+        write_bytes(file_to_write(path), save(dict(self.worth), {"prunus": self.header.model_dump_json()}))
 
     @classmethod
     def load(cls, path: str | Path) -> ChannelScores:
@@ -68,6 +72,8 @@ class ChannelScores:
         Raises:
             PrunusError: the file is absent, damaged, or holds no scores.
         """
+        if Path(path).is_dir():
+            raise PrunusError("scores", str(path), "it is a folder; name the file in it, such as scores.safetensors")
         try:
             with safe_open(str(path), framework="pt") as file:
                 text = (file.metadata() or {}).get("prunus", "")

@@ -21,7 +21,7 @@ from prunus.batches import calls_the_model, checked, input_device
 from prunus.calibrated.plain import Built, built, built_with, take_stock_sizes, write_entries
 from prunus.errors import PrunusError
 from prunus.fingerprint import refuse_other_models, taken
-from prunus.losses import Loss, own_loss
+from prunus.losses import Loss, own_loss, refuse_no_function, scalar
 from prunus.modules import quiet
 from prunus.parallel import agreeing, of_first
 from prunus.plan import configs_of, plan_of
@@ -106,6 +106,7 @@ def drop_blocks(
     """
     expect("method", method, Depth, "how many blocks leave, such as prunus.Depth(blocks=2)")
     inner = plain_model(model)
+    refuse_no_function(loss)
     options = walk_options(options, None)
     if not isinstance(inner, PreTrainedModel):
         raise PrunusError(
@@ -233,8 +234,8 @@ def _loss_without(
     model: PreTrainedModel, stacks: Mapping[str, Stack], gone: Sequence[str], batches: Sequence[Any], loss: Loss
 ) -> float:
     with quiet(model), _without(model, stacks, gone):
-        total = sum(float(loss(model, batch)) for batch in batches) / len(batches)
-    if math.isnan(total):
+        total = sum(float(scalar(loss, model, batch)) for batch in batches) / len(batches)
+    if not math.isfinite(total):
         raise PrunusError(
             "batches", "loss", f"without {gone[-1]} it is not finite; look at the batches, or take by: cosine"
         )

@@ -13,7 +13,7 @@ from prunus.anatomy import Unit
 from prunus.batches import input_device, naming_batch
 from prunus.calibrated.scores import GradientTimesGate
 from prunus.errors import PrunusError
-from prunus.losses import Loss
+from prunus.losses import Loss, scalar
 from prunus.modules import quiet
 from prunus.structured import Gates
 
@@ -39,7 +39,7 @@ def by_gradient(
         for number, batch in enumerate(batches):
             with naming_batch(f"batch {number}"), torch.enable_grad():
                 with autocast:
-                    total = loss(model, batch)
+                    total = scalar(loss, model, batch)
                 if total.requires_grad:
                     total.backward()  # type: ignore[no-untyped-call]
             gates.take_gradients()

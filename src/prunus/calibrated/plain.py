@@ -7,6 +7,7 @@ some units, and in nothing else.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,8 @@ from prunus.errors import PrunusError
 from prunus.plan import configs_of, forget, plan_of
 from prunus.structured import AMOUNTS, Cost, Whole, cost_of
 
+UNSAID = re.compile("inner|intermediate|ffn|mlp")
+"""Names in a config of widths that follow from others where they are None, such as GPT-2's `n_inner`."""
 EXPERTS_ALIGN = 8
 """Widths of experts that a stock class can run are multiples of it."""
 
@@ -273,17 +276,18 @@ def _all_knobs(model: PreTrainedModel, units: Sequence[Unit]) -> list[Knob]:
 
 
 def _of_widths(model: PreTrainedModel, units: Sequence[Unit]) -> Iterator[Knob]:
-    """Every entry that may be a width, with all units of that width."""
+    """Every entry that may be a width, with all units of that width; one that says nothing, with those of each width."""
     for path, config in configs_of(model.config).items():
         for entry, value in list(config.to_dict().items()):
-            alike: dict[int, list[Unit]] = {}
+            alike: dict[tuple[int, int], list[Unit]] = {}
+            is_unsaid = value is None and UNSAID.search(entry) is not None
             for unit in units:
-                is_width = (unit.layout.mixes or not unit.is_attention) and not (
-                    unit.norms or unit.centred
-                )  # their ε follows
-                if is_width and type(value) is int and unit.channels > 1 and unit.channels * unit.span == value:
-                    alike.setdefault(unit.span, []).append(unit)
-            for span, wide in alike.items():
+                has_norms = bool(unit.norms or unit.centred)  # whose ε follows
+                is_width = (unit.layout.mixes or not unit.is_attention) and not has_norms
+                is_said = type(value) is int and unit.channels * unit.span == value
+                if is_width and unit.channels > 1 and (is_said or (is_unsaid and not unit.is_attention)):
+                    alike.setdefault((unit.span, unit.channels), []).append(unit)
+            for (span, _), wide in alike.items():
                 yield Knob(path, {entry: span}, {}, tuple(wide))
 
 

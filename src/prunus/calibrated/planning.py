@@ -87,10 +87,7 @@ def plan_channels(scores: ChannelScores, method: Calibrated, model: nn.Module | 
     """
     expect("scores", scores, ChannelScores, "what score_channels gave, or ChannelScores.load(path)")
     expect("method", method, Calibrated, "how to narrow, such as prunus.Calibrated(ratio=0.3)")
-    if method.allocation is not None:
-        raise PrunusError(
-            "allocation", method.allocation.method, "it looks at the model and data; give scores and batches to narrow"
-        )
+    refuse_allocation(method)
     inner = _built(scores.header) if model is None else searchable(model)
     parts = anatomy(inner)
     parts, units, knobs = units_of(inner, parts, method)
@@ -98,6 +95,18 @@ def plan_channels(scores: ChannelScores, method: Calibrated, model: nn.Module | 
     fitted = within_reach(loadable(inner, method, knobs), scores.whole(parts, inner), units, knobs)
     request = Request(inner, fitted, parts, units, knobs, {}, (), None, WalkOptions())
     return recorded_plan(request, method, decided(request, scores.of(units)), scores.header.calibration)
+
+
+def refuse_allocation(method: Calibrated) -> None:
+    """Refuses a method whose decision does not follow from scores.
+
+    Raises:
+        PrunusError: see above.
+    """
+    if method.allocation is not None:
+        raise PrunusError(
+            "allocation", method.allocation.method, "it looks at the model and data; give scores and batches to narrow"
+        )
 
 
 def _config_of(model: nn.Module) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from prunus.anatomy import Anatomy, Unit, anatomy, survey
+from prunus.anatomy import Anatomy, Survey, Unit, anatomy, linears, survey
 from prunus.batches import call_with_batch, calls_the_model, checked
 from prunus.calibrated.consumers import Consumer, consumers_of
 from prunus.calibrated.heads import with_heads
@@ -19,8 +19,8 @@ from prunus.calibrated.state import State
 from prunus.calibrated.whole_experts import refuse_for_whole_experts
 from prunus.errors import PrunusError
 from prunus.fingerprint import refuse_other_models, taken
-from prunus.losses import Loss, own_loss
-from prunus.refusals import expect, refuse_unusable
+from prunus.losses import Loss, own_loss, refuse_no_function
+from prunus.refusals import expect, refuse_unusable, refuse_weight
 from prunus.structured import Example, Whole, searchable
 from prunus.unstructured import Call, WalkOptions, sparsity_of
 
@@ -69,23 +69,57 @@ def settle(
     expect("method", method, Calibrated, "how to narrow, such as prunus.Calibrated(ratio=0.3)")
     if example is not None and not callable(example):
         raise PrunusError("example", type(example).__name__, "give what can be called: example=lambda: model(**batch)")
+    refuse_no_function(loss)
     call = loss if call is None and loss is not own_loss else call
     inner = searchable(model)
     parts = anatomy(inner)
     parts, units, knobs = units_of(inner, parts, method)
     for unit in units:
         refuse_unusable(inner, unit.path)
+        if not unit.sliced:
+            for site, layer in linears(inner, unit):
+                refuse_weight(f"{unit.path}.{site.linear}", layer.weight)
     consumers = consumers_of(inner, units, survey(inner, parts=parts))
     refuse_compensation(inner, method, consumers)
     refuse_other_models(inner)
     given = taken(checked(batches, calls_the_model(call)))
-    if not given:
-        raise PrunusError("batches", "none", "at least one calibration batch is needed")
     run = example or partial(call or call_with_batch, inner, given[0])
     fitted = loadable(inner, method, knobs)
     if price is not None:
         fitted = within_reach(fitted, price(parts, inner, run), units, knobs)
     return Request(inner, fitted, parts, units, knobs, consumers, given, call, options, loss=loss)
+
+
+def in_channels_of(parts: Anatomy, method: Calibrated) -> Anatomy:
+    """The anatomy in the channels that a method means."""
+    return with_heads(parts) if method.attention == "heads" else parts
+
+
+def refuse_impossible(
+    model: nn.Module,
+    method: Calibrated,
+    parts: Anatomy | None = None,
+    found: Survey | None = None,
+    shorter: bool = False,
+) -> None:
+    """Refuses a narrowing that can be seen to be impossible without data, of a model with weights or on the meta device.
+
+    Args:
+        parts: the model's anatomy, where it has been read already.
+        found: and its matrices.
+        shorter: whether blocks leave before, so that the budget is one of others.
+
+    Raises:
+        PrunusError: nothing to narrow, what no plain config says, a compensation that the model cannot have, or a budget out of reach.
+    """
+    inner = searchable(model)
+    parts = anatomy(inner) if parts is None else parts
+    meant, units, knobs = units_of(inner, parts, method)
+    refuse_compensation(
+        inner, method, consumers_of(inner, units, survey(inner, parts=parts) if found is None else found)
+    )
+    if not shorter and not method.counts_an_example:  # which is run once there are weights
+        within_reach(loadable(inner, method, knobs), Whole(meant, inner), units, knobs)
 
 
 def units_of(
@@ -96,8 +130,7 @@ def units_of(
     Raises:
         PrunusError: a selector matches nothing, or a plain config cannot say it.
     """
-    if method.attention == "heads":
-        parts = with_heads(parts)
+    parts = in_channels_of(parts, method)
     is_whole = method.score.whole_experts
     units = (parts.select_sets if is_whole else parts.select)(method.include, method.exclude)
     if not method.plain:

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from prunus.anatomy import Unit, anatomy
+from prunus.batches import calls_the_model, checked
 from prunus.calibrated.channel_scores import ChannelScores
 from prunus.calibrated.method import Calibrated
 from prunus.calibrated.narrowing import narrow
-from prunus.calibrated.planning import plan_channels, score_channels
+from prunus.calibrated.planning import plan_channels, refuse_allocation, score_channels
+from prunus.calibrated.request import in_channels_of, refuse_impossible
 from prunus.errors import PrunusError
 from prunus.figures import png
 from prunus.fingerprint import taken
@@ -22,7 +24,8 @@ from prunus.losses import own_loss
 from prunus.modules import evaluating
 from prunus.parallel import agreeing, of_first
 from prunus.plan import Plan
-from prunus.storage import write_bytes, write_text
+from prunus.refusals import expect
+from prunus.storage import folder_to_fill, write_bytes, write_text
 from prunus.structured import Price, Whole, cost_of, searchable
 from prunus.typed import Typed
 from prunus.unstructured import Call, WalkOptions
@@ -68,11 +71,11 @@ class Sweep(Typed):
         """Writes `pareto.json`, and `pareto.png` with one cost against what was measured.
 
         Raises:
-            PrunusError: that cost was not measured.
+            PrunusError: that cost was not measured, or nothing can be written there.
         """
-        picture = self._picture(cost)
-        write_text(Path(folder) / "pareto.json", json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
-        write_bytes(Path(folder) / "pareto.png", picture)
+        place, picture = folder_to_fill(folder), self._picture(cost)
+        write_text(place / "pareto.json", json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
+        write_bytes(place / "pareto.png", picture)
 
     def with_front(self) -> Self:
         """The same with what is on the front, by each cost."""
@@ -139,21 +142,37 @@ def sweep(
     Raises:
         PrunusError: as `narrow`; there is no budget.
     """
-    if not methods:
-        raise PrunusError("methods", "none", "give at least one budget, such as prunus.Calibrated(ratio=0.3)")
-    given = taken(batches)
+    refuse_budgets(model, methods)
+    if measure is not None and not callable(measure):
+        raise PrunusError("measure", measure, "give a function(model) that returns a number, how good it is")
+    given = taken(checked(batches, calls_the_model(call)))
     judge = measure or (lambda candidate: _mean_loss(candidate, given))
     if scores is None:
         scores = score_channels(model, methods[0], given, call=call, options=options)
     inner = searchable(model)
     parts = anatomy(inner)
-    whole = scores.whole(parts, inner)
+    wholes = [scores.whole(in_channels_of(parts, method), inner) for method in methods]
     plans = [plan_channels(scores, method, model) for method in methods]  # refusals first
-    points = [_point(scores, whole, methods[0], None, judge(model))]
-    for method, plan in zip(methods, plans, strict=True):
+    points = [_point(scores, wholes[0], methods[0], None, judge(model))]
+    for method, whole, plan in zip(methods, wholes, plans, strict=True):
         small, _ = narrow(model, method, given, plan=plan, call=call, options=options)
         points.append(_point(scores, whole, method, plan, judge(small)))
     return of_first(Sweep(quality=quality, higher_is_better=higher_is_better, points=tuple(points)).with_front())
+
+
+def refuse_budgets(model: nn.Module, methods: Sequence[Calibrated]) -> None:
+    """Refuses budgets of which one can be seen to be impossible before channels are scored.
+
+    Raises:
+        PrunusError: as `plan_channels`, but for what is counted on a call; there is no budget, or no list of them.
+    """
+    expect("methods", methods, list | tuple, "a list of budgets, such as [prunus.Calibrated(ratio=0.3)]")
+    if not methods:
+        raise PrunusError("methods", "none", "give at least one budget, such as prunus.Calibrated(ratio=0.3)")
+    for method in methods:
+        expect("methods", method, Calibrated, "budgets, such as [prunus.Calibrated(ratio=0.3)]")
+        refuse_allocation(method)
+        refuse_impossible(model, method)
 
 
 def _point(scores: ChannelScores, whole: Whole, method: Calibrated, plan: Plan | None, found: float) -> Point:

@@ -28,7 +28,7 @@ from prunus.plan import SparsityPlan
 from prunus.recipe import Recipe, demo_recipe, load_recipe
 from prunus.report import Report, terminal_table, write_report
 from prunus.run import check_all, run
-from prunus.storage import write_text
+from prunus.storage import file_to_write, write_text
 from prunus.studies import carry_out, folder_of, load_study, results_of, study_file, weighed, write_page
 from prunus.unstructured import recorded_sparsity
 
@@ -212,6 +212,7 @@ def evaluate(
     extensions: ImportOption = None,
 ) -> None:
     """Loads MODEL with its stock transformers class and evaluates it on a task."""
+    place = file_to_write(json_path, "--json") if json_path and json_path != "-" else None
     if tasks is None and harness != "lm-eval":
         raise PrunusError("--harness", harness, "name its tasks, with --tasks")
     if tasks is not None:
@@ -225,8 +226,8 @@ def evaluate(
     text = json.dumps(figures)
     if json_path == "-":
         typer.echo(text)
-    elif json_path:
-        write_text(Path(json_path), text + "\n")
+    elif place is not None:
+        write_text(place, text + "\n")
     else:
         for name, value in texts.items():
             typer.echo(f"{name:<40}{value:>12}")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from prunus.batches import default_device
-from prunus.calibrated import Calibrated, ChannelScores, Cost, plan_channels, score_channels
+from prunus.calibrated import Calibrated, ChannelScores, Cost, plan_channels, refuse_budgets, score_channels
 from prunus.calibrated import sweep as swept
 from prunus.checkpoint import load_model, local_folder
 from prunus.cli.options import ImportOption
@@ -17,7 +17,7 @@ from prunus.cost import human
 from prunus.errors import PrunusError
 from prunus.evaluation import read_task
 from prunus.metric import written
-from prunus.storage import writable_path
+from prunus.storage import file_to_write, folder_to_fill
 
 
 def plan(
@@ -41,7 +41,7 @@ def plan(
 ) -> None:
     """Which channels stay under a budget, by SCORES (of `prunus.score_channels`, or scores.safetensors of a recipe's step `narrow`).
     Neither data nor weights are read."""
-    found = ChannelScores.load(scores)
+    place, found = file_to_write(out, "--out"), ChannelScores.load(scores)
     amounts = {
         "ratio": ratio, "max_parameters": max_parameters, "max_macs": max_macs, "max_bytes": max_bytes,
         "max_milliseconds": max_milliseconds,
@@ -49,7 +49,7 @@ def plan(
     storage = {"dtype": dtype, "cache_tokens": cache_tokens, "cache_batch": cache_batch}
     method = found.method(**amounts, storage=storage, align=align, scope={"scope": scope})
     decided = plan_channels(found, method)
-    decided.save(out)
+    decided.save(place)
     kept = sum(len(unit.kept) for unit in decided.units.values())
     total = sum(unit.channels for unit in decided.units.values())
     typer.echo(
@@ -79,9 +79,7 @@ def sweep(
     """Narrows MODEL (folder or hub id) to several budgets from one pass of scores, without training, and evaluates what comes of each on a
     task. No model is saved: `prunus plan` on the scores, or a recipe, makes the one that you choose."""
     methods = _methods(method, ratios)
-    place = writable_path(out, "--out")
-    if place.exists() and not place.is_dir():
-        raise PrunusError("--out", str(out), "it is a file; name a folder")
+    place = folder_to_fill(out, "--out")
     chosen, folder = read_task(task, "--task"), local_folder(model)
     chosen.check()
     chosen.check_split("evaluation")
@@ -92,6 +90,7 @@ def sweep(
     if by_loss:
         chosen.check_loss()
     dense = load_model(folder).to(default_device()).eval()
+    refuse_budgets(dense, methods)
     batches, loss = chosen.shown(samples, batch_size, by_loss)
     scores = score_channels(dense, methods[0], batches, latency=cost == "milliseconds", loss=loss)
     scores.save(place / "scores.safetensors")

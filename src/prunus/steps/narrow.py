@@ -13,15 +13,11 @@ from transformers import PreTrainedModel
 from prunus.calibrated import (
     Calibrated,
     Depth,
-    consumers_of,
     drop_blocks,
-    loadable,
     narrow,
-    refuse_compensation,
+    refuse_impossible,
     score_channels,
     stacks_of,
-    units_of,
-    within_reach,
 )
 from prunus.errors import PrunusError
 from prunus.losses import own_loss
@@ -29,7 +25,6 @@ from prunus.steps.bench import Bench
 from prunus.steps.prune import Calibration
 from prunus.steps.step import History, Sketch, Step
 from prunus.storage import write_text
-from prunus.structured import Whole
 from prunus.tasks import Task
 from prunus.unstructured import WalkOptions
 
@@ -68,13 +63,8 @@ class NarrowStep(Step):
     def check(self, before: Sketch) -> Sketch:
         if self.depth is not None and isinstance(before.model, PreTrainedModel):
             stacks_of(before.model, self.depth)
-        if self.method is None:
-            return before
-        _, units, knobs = units_of(before.model, before.anatomy, self.method)
-        refuse_compensation(before.model, self.method, consumers_of(before.model, units, before.survey))
-        if self.depth is None and not self.method.counts_an_example:  # which is run once there are weights
-            whole = Whole(before.anatomy, before.model)
-            within_reach(loadable(before.model, self.method, knobs), whole, units, knobs)
+        if self.method is not None:
+            refuse_impossible(before.model, self.method, before.anatomy, before.survey, shorter=self.depth is not None)
         return before
 
     def suit_data(self, task: Task) -> None:
