@@ -182,9 +182,10 @@ def test_a_folder_is_no_file_of_scores_or_of_a_plan(tmp_path: Path) -> None:
         assert isinstance(refused, PrunusError)
         assert refused.field == "--out"
     found = sweep(case.model, [Calibrated(ratio=0.3)], [case.inputs], options=QUIET, scores=scores, measure=lambda _: 0)
-    for save, place in ((scores.save, tmp_path), (found.save, tmp_path / "taken")):
-        with pytest.raises(PrunusError, match="it is a f"):
-            save(place)
+    with pytest.raises(PrunusError, match="it is a folder"):
+        scores.save(tmp_path)
+    with pytest.raises(PrunusError, match="it is a file"):
+        found.save(tmp_path / "taken")
 
 
 def test_the_command_sweeps_on_a_task(tmp_path: Path) -> None:
