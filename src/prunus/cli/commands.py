@@ -214,7 +214,7 @@ def evaluate(
     """Loads MODEL (folder or hub id) with its stock transformers class and evaluates it on a task."""
     if tasks is None and harness != "lm-eval":
         raise PrunusError("--harness", harness, "name its tasks, with --tasks")
-    place = None if json_path in (None, "", "-") else results_file(json_path, "--json")
+    place = results_file(json_path, "--json") if json_path and json_path != "-" else None
     if tasks is not None:
         scores = {"lm-eval": harness_scores, "lmms-eval": lmms_scores}[harness]
         names = [name.strip() for name in tasks.split(",")]

@@ -142,4 +142,4 @@ def _names(paths: Sequence[str], places: Sequence[Path]) -> list[str]:
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    return paths
+    return list(paths)
