@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from prunus import PrunusError, extract, load_model
 from prunus.cli import app
+from prunus.evaluation import in_fresh_process
 from prunus.export import TOLERANCE, export, export_folder, real_batches
 from prunus.export.checking import difference
 from prunus.export.stages import Stage, stages
@@ -376,3 +377,19 @@ def test_a_narrowed_language_model_speaks_in_onnx(tmp_path: Path) -> None:
     done = export(small, tmp_path / "out", "onnx", batches({"input_ids": ids, "attention_mask": mask}))
     assert [(graph.name, graph.sizes) for graph in done.graphs] == [("prefill", "any"), ("decode", "any")]
     assert max(graph.difference for graph in done.graphs) <= 1e-5
+
+
+def found_of_many_sizes(folder: str) -> list[tuple[str, str, float]]:
+    """Name, sizes and difference of the graphs of a model whose pictures may have any size."""
+    model, inputs = (case := build("qwen2_5_vl", 0)).model, case.inputs
+    given = {name: value for name, value in inputs.items() if name != "labels"}
+    others = {**given, "pixel_values": given["pixel_values"].flip(0)}
+    done = export(model, Path(folder) / "out", "torch", [given, others], graphs="generation")
+    return [(graph.name, graph.sizes, graph.difference) for graph in done.graphs]
+
+
+@pytest.mark.long
+def test_the_first_export_of_a_process_finds_caches_and_what_follows_from_sizes_of_pictures(tmp_path: Path) -> None:
+    found = in_fresh_process(found_of_many_sizes, str(tmp_path))
+    assert [name for name, _, _ in found] == ["image_encoder", "language_model", "lm_head", "decode"]
+    assert max(apart for _, _, apart in found) <= 1e-5

@@ -26,6 +26,7 @@ from prunus import (
     SurgeonCost,
     WalkOptions,
     WeightedNorm,
+    WithinComponent,
     WithinUnit,
     anatomy,
 )
@@ -681,6 +682,29 @@ def test_alignment_is_of_widths_and_not_of_heads() -> None:
             align=16,
             score=ChannelMagnitude(),
         )
+
+
+@pytest.mark.parametrize("name", ["llama", "clip", "t5"])
+@pytest.mark.parametrize("scope", [WithinUnit(), WithinComponent()], ids=lambda scope: scope.scope)
+def test_units_no_wider_than_a_step_stay_whole_and_the_others_make_up_for_them(name: str, scope: Any) -> None:
+    units = anatomy(build(name, 0).model).units
+    align = 8 if any(unit.channels <= 8 for unit in units) else 16
+    costs = {unit.name: unit.channels * unit.channel_cost for unit in units}
+    wide = {unit.name for unit in units if unit.channels > align}
+    assert 0 < len(wide) < len(units)
+    method = Calibrated(ratio=0.4 * sum(costs[one] for one in wide) / sum(costs.values()), scope=scope, align=align)
+    scores = {unit.name: torch.rand(unit.channels, generator=torch.Generator().manual_seed(0)) for unit in units}
+    kept = method.choose(scores, units)
+    assert {one for one, mask in kept.items() if not mask.all()} == wide
+    step = align * max(unit.channel_cost for unit in units)
+    assert (
+        abs(
+            sum(int((~kept[unit.name]).sum()) * unit.channel_cost for unit in units) - method.goal * sum(costs.values())
+        )
+        <= step
+    )
+    with pytest.raises(PrunusError, match=r"at most 0\.0000 can go with min_channels=1 and align=128"):
+        method.model_copy(update={"align": 128}).choose(scores, units)
 
 
 def test_heads_that_no_config_says_are_refused() -> None:

@@ -122,7 +122,8 @@ def refit(
         gates.set(one.shut)
         for consumer in one.consumers:
             if consumer.matrix.name in known:  # else no token was routed to it
-                fit(model, consumer, Moments.of_columns(one.columns(consumer), known[consumer.matrix.name]), damping)
+                found = Moments.of_columns(one.columns(consumer), known.pop(consumer.matrix.name))
+                fit(model, consumer, found, damping)
 
 
 def fit(model: nn.Module, consumer: Consumer, found: Moments, damping: float) -> None:

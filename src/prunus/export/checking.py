@@ -56,9 +56,14 @@ def difference(runner: Any, stage: Stage, name: str) -> float:
     Raises:
         PrunusError: the graph returns something of another form, or the module returns nothing that it could be held against.
     """
-    wanted = reference(stage, name)
-    given = {key: value for key, value in copy.deepcopy(stage.inputs).items() if key in runner.metadata.kwargs}
-    got = tensors_in(runner(**given))
+    from transformers.exporters.utils import precompute_export_inputs
+
+    wanted, inputs = reference(stage, name), copy.deepcopy(stage.inputs)
+    with torch.no_grad():
+        precompute_export_inputs(
+            stage.module, inputs
+        )  # what a graph cannot compute of sizes of images is an input of it
+    got = tensors_in(runner(**{key: value for key, value in inputs.items() if key in runner.metadata.kwargs}))
     shapes = [tuple(one.shape) for one in wanted], [tuple(one.shape) for one in got]
     if shapes[0] != shapes[1]:
         raise PrunusError("graph", name, f"its outputs have shapes {shapes[1]}, and those of the model {shapes[0]}")

@@ -31,7 +31,10 @@ class Stage:
 
     @cached_property
     def outputs(self) -> list[Tensor]:
-        """The tensors that the module returns, in the order of its outputs. What it is given stays as it is."""
+        """The tensors that the module returns, those of its cache too, in the order of its outputs. What it is given stays as it is."""
+        from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model
+
+        register_cache_pytrees_for_model(self.module)  # before the first export nobody else has
         with torch.no_grad():
             return tensors_in(self.module(**copy.deepcopy(self.inputs)))
 

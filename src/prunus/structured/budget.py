@@ -44,8 +44,7 @@ class Budget(Typed):
     """What a channel costs: its true parameters; 1 (the paper); or what the published code charges, with its cut: 36 for
     attention and 1 for MLPs, 12 and 1 where nothing but vision is searched. With `max_…` it is what that counts."""
     align: Literal[1, 8, 16, 32, 64, 128] = 1
-    """Kept widths are multiples of this, inside the same budget. Units narrower than it stay whole; where each unit must lose a
-    share of its own (scope `unit`), such a unit is refused: exclude it."""
+    """Kept widths are multiples of this, inside the same budget. Units no wider than it stay whole, and the others make up for them."""
     min_channels: Count = 1
     """Channels that every unit keeps."""
 

@@ -35,7 +35,7 @@ def select(
 ) -> dict[str, Tensor]:
     """Prunes the highest scores first until the pruned cost is as near `ratio` of the total as it can be.
 
-    Channels of a unit leave in chunks that keep its width a multiple of `align` (a unit narrower than `align` stays
+    Channels of a unit leave in chunks that keep its width a multiple of `align` (a unit no wider than `align` stays
     whole); a chunk is ranked by its mean score. With `align=1` this is UPop's rule: the budget is met to within half
     a channel's cost, and the channel at the cut goes or stays, whichever is nearer.
 

@@ -108,15 +108,15 @@ def inverse_factor(H_CC: Tensor, damping: float) -> Tensor:
     Raises:
         PrunusError: H has no factor even with a thousand times the damping.
     """
-    H_CC = H_CC.clone()
-    H_CC.diagonal()[H_CC.diagonal() == 0] = 1  # an input that is always zero
-    mean = H_CC.diagonal().mean()
+    diagonal_C = H_CC.diagonal().clone()
+    diagonal_C[diagonal_C == 0] = 1  # an input that is always zero
+    reversed_CC = H_CC.flip(0, 1)
     for _ in range(DAMPING_TRIES):
-        damped_CC = H_CC.clone()
-        damped_CC.diagonal().add_(damping * mean)
-        L_CC, failed = torch.linalg.cholesky_ex(damped_CC.flip(0, 1))
+        reversed_CC.diagonal().copy_((diagonal_C + damping * diagonal_C.mean()).flip(0))
+        L_CC, failed = torch.linalg.cholesky_ex(reversed_CC)
         if not failed and bool(torch.isfinite(L_CC.diagonal()).all()):
             R_CC = L_CC.flip(0, 1)
+            del reversed_CC, L_CC  # a wide layer's are hundreds of megabytes
             identity = torch.eye(len(H_CC), dtype=H_CC.dtype, device=H_CC.device)
             U_CC: Tensor = torch.linalg.solve_triangular(R_CC, identity, upper=True)
             return U_CC

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 
 import torch
 from pydantic import Field
@@ -103,6 +103,7 @@ class Apart(Scope):
     ) -> dict[str, Tensor]:  # fmt: skip
         """Every group by itself, the one with the dearest channels first. What rounding leaves over in one is the next one's, so that the sum
         is met to within one channel; or every group's own share is, to half a channel, as far as the floors let it (`meets_every_share`).
+        Where all lose the same share, groups of nothing but units no wider than `align` stay whole, and the others make up for them.
 
         Raises:
             PrunusError: the floors leave less than `asked`.
@@ -111,11 +112,16 @@ class Apart(Scope):
         groups: dict[str, list[str]] = {}
         for unit in sorted(units, key=lambda unit: -dearest([costs[unit.name]])):
             groups.setdefault(self.group(unit), []).append(unit.name)
+        wholes = {unit.name: cost_of(costs[unit.name], unit.channels) for unit in units}
+        if not self.ratios:
+            shares = _made_up(
+                shares, groups, wholes, {unit.name for unit in units if unit.channels <= budget.align > 1}
+            )
         kept: dict[str, Tensor] = {}
         left_over = 0.0
         for group, names in groups.items():
             own, prices = {name: scores[name] for name in names}, {name: costs[name] for name in names}
-            total = sum(cost_of(prices[name], own[name].numel()) for name in names)
+            total = sum(wholes[name] for name in names)
             if shares[group] * total == 0:
                 kept |= {name: torch.ones_like(score, dtype=torch.bool) for name, score in own.items()}
                 continue
@@ -130,7 +136,7 @@ class Apart(Scope):
                 left_over = due - sum(cost_of(prices[name], int((~chosen[name]).sum())) for name in names)
             kept |= chosen
         if left_over > dearest(costs.values()) * budget.align:
-            total = sum(cost_of(costs[unit.name], unit.channels) for unit in units)
+            total = sum(wholes.values())
             raise _out_of_reach("all", budget.goal, budget.goal - left_over / total, budget)
         return {unit.name: kept[unit.name] for unit in units}
 
@@ -140,6 +146,18 @@ class Apart(Scope):
             return dict.fromkeys(groups, default)
         given = self.ratios if self.ratios.keys() <= groups.keys() else by_name(self.ratios, groups, "ratios")
         return {group: given.get(group, 0.0) for group in groups}
+
+
+def _made_up(
+    shares: Mapping[str, float], groups: Mapping[str, Sequence[str]], wholes: Mapping[str, float], whole: Set[str]
+) -> dict[str, float]:
+    """The shares of groups, in which those of units that all stay whole lose nothing, and the others as much more."""
+    stay = {group for group, names in groups.items() if whole.issuperset(names)}
+    costs = {group: sum(wholes[name] for name in names) for group, names in groups.items()}
+    free = sum(cost for group, cost in costs.items() if group not in stay)
+    if not stay or not free:
+        return dict(shares)
+    return {group: 0.0 if group in stay else share * sum(costs.values()) / free for group, share in shares.items()}
 
 
 def _out_of_reach(what: str, asked: float, most: float, budget: Budget) -> PrunusError:
