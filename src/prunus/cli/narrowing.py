@@ -17,7 +17,7 @@ from prunus.cost import human
 from prunus.errors import PrunusError
 from prunus.evaluation import read_task
 from prunus.metric import written
-from prunus.storage import writable_path
+from prunus.storage import results_file, results_folder
 
 
 def plan(
@@ -41,6 +41,7 @@ def plan(
 ) -> None:
     """Which channels stay under a budget, by SCORES (of `prunus.score_channels`, or scores.safetensors of a recipe's step `narrow`).
     Neither data nor weights are read."""
+    place = results_file(out, "--out")
     found = ChannelScores.load(scores)
     amounts = {
         "ratio": ratio, "max_parameters": max_parameters, "max_macs": max_macs, "max_bytes": max_bytes,
@@ -49,7 +50,7 @@ def plan(
     storage = {"dtype": dtype, "cache_tokens": cache_tokens, "cache_batch": cache_batch}
     method = found.method(**amounts, storage=storage, align=align, scope={"scope": scope})
     decided = plan_channels(found, method)
-    decided.save(out)
+    decided.save(place)
     kept = sum(len(unit.kept) for unit in decided.units.values())
     total = sum(unit.channels for unit in decided.units.values())
     typer.echo(
@@ -79,9 +80,7 @@ def sweep(
     """Narrows MODEL (folder or hub id) to several budgets from one pass of scores, without training, and evaluates what comes of each on a
     task. No model is saved: `prunus plan` on the scores, or a recipe, makes the one that you choose."""
     methods = _methods(method, ratios)
-    place = writable_path(out, "--out")
-    if place.exists() and not place.is_dir():
-        raise PrunusError("--out", str(out), "it is a file; name a folder")
+    place = results_folder(out, "--out")
     chosen, folder = read_task(task, "--task"), local_folder(model)
     chosen.check()
     chosen.check_split("evaluation")
