@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 import prunus
+from prunus.sources import Source
+from prunus.steps import Step
+from prunus.tasks import Task
+from prunus.typed import Typed, known
 
 ROOT = Path(__file__).parent.parent
 WRITTEN = re.compile(r"(?<![\w./-])prunus((?:\.[A-Za-z_]\w*)+)(?![\w/])")
@@ -41,3 +45,12 @@ def test_names_are_found_where_they_are_written() -> None:
     assert "prunus.Lesson" in names(ROOT / "docs" / "repair.md")
     assert "prunus.prune" in names(ROOT / "README.md")
     assert all(name in vars(prunus) or name in ("SearchCallback", "convert") for name in prunus.__all__)
+
+
+@pytest.mark.parametrize(
+    ("entry", "base", "tag"), [("model", Source, "source"), ("task", Task, "name"), ("steps", Step, "step")]
+)
+def test_the_library_names_all_that_a_recipe_can_hold(entry: str, base: type[Typed], tag: str) -> None:
+    (line,) = re.findall(rf"(?m)^\| `{entry}` \| .*$", (ROOT / "docs" / "library.md").read_text(encoding="utf-8"))
+    ours = [name for name, cls in known(base, tag).items() if cls.__module__.startswith("prunus.")]
+    assert [name for name in ours if not re.search(rf"`{name}\b", line)] == []

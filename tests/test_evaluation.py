@@ -50,6 +50,8 @@ def test_a_task_is_read_by_name_or_by_settings() -> None:
         read_task("nothing", "--task")
     with pytest.raises(PrunusError, match=r"--task: .*items"):
         read_task('{"name": "noise", "items": "many"}', "--task")
+    with pytest.raises(PrunusError, match=r"^--task = .*noise.*: give a task's name, or settings as JSON"):
+        read_task('{"name": "noise"', "--task")
 
 
 @pytest.mark.parametrize("guarded", [True, False])

@@ -23,6 +23,7 @@ from prunus.evaluation import in_fresh_process
 from prunus.export import TOLERANCE, export, export_folder, real_batches
 from prunus.export.checking import difference
 from prunus.export.stages import Stage, stages
+from prunus.quantise import Quantisation, quantise_folder
 from tests import lookers, speakers
 from tests.families import build
 from tests.test_equivalence import random_plan
@@ -314,6 +315,14 @@ def test_speakers_are_asked_as_their_kind_is(name: str, tmp_path: Path) -> None:
     first, _, _ = real_batches(model, tmp_path / "model")
     given = stages(model, first, generation=False)["model"]
     assert given.outputs[0].isfinite().all()
+
+
+def test_a_quantised_folder_is_refused_for_that(tmp_path: Path) -> None:
+    pytest.importorskip("torchao.quantization")
+    build("llama", 0).model.save_pretrained(tmp_path / "model")
+    quantise_folder(tmp_path / "model", tmp_path / "packed", Quantisation())
+    with pytest.raises(PrunusError, match="quantised"):
+        export_folder(tmp_path / "packed", tmp_path / "out", "torch")
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -81,7 +81,12 @@ def lmms(monkeypatch: pytest.MonkeyPatch) -> Any:
             for document in range(2)[:limit]
         ]
         told.answers = getattr(model, told.kind)(asked)
-        return {"results": {task: {"alias": task, "exact,none": 0.5, "exact_stderr,none": 0.1} for task in tasks}}
+        return {
+            "results": {
+                task: {"alias": task, "exact,none": 0.5, "exact_stderr,none": 0.1, "found,all": 3, "samples": 2}
+                for task in tasks
+            }
+        }
 
     parts: dict[str, dict[str, Any]] = {
         "lmms_eval": {}, "lmms_eval.api": {}, "lmms_eval.api.model": {"lmms": Base},
@@ -97,13 +102,13 @@ def lmms(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_lmms_eval_is_answered_as_our_own_tasks_are(llava: Path, lmms: Any) -> None:
-    assert lmms_scores(llava, ["colours"], batch_size=1) == {"colours exact": 0.5}
+    assert lmms_scores(llava, ["colours"], batch_size=1) == {"colours exact": 0.5, "colours found,all": 3.0}
     assert lmms.answers == [said(llava, "red", 4), said(llava, "blue", 4)]
     assert lmms.given["cli_args"].process_with_media
     whole = lmms.answers[0]
     lmms.how["until"] = [whole[1], "nowhere"]
     told = CliRunner().invoke(
-        app, ["evaluate", str(llava), "--tasks", "colours", "--harness", "lmms-eval", "--limit", "1"]
+        app, ["evaluate", str(llava), "--tasks", " colours ", "--harness", "lmms-eval", "--limit", "1"]
     )
     assert told.exit_code == 0, told.output
     assert "colours exact" in told.output

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -157,6 +159,22 @@ def test_a_report_shows_what_a_person_asks(pages: dict[str, Path]) -> None:
     assert "0.02 s (0.01 to 0.03)" in text
     assert "dense says" in text
     assert "on average vision" in text
+
+
+def test_samples_are_shown_however_long_they_are_and_whichever_way_they_run(tmp_path: Path) -> None:
+    hebrew, endless = "שלום עולם! (123)", "字" * 50_000
+    told = [Exhibit(endless, hebrew, "", [small_jpeg(Image.new("RGB", (2, 900)))])]
+    Sides(
+        headline="plain", metrics={}, folders={}, models={"one": column(0.5, 100)}, samples=tuple(collected({"one": told}))
+    ).save(tmp_path)  # fmt: skip
+    page, data = ((tmp_path / f"comparison.{kind}").read_text(encoding="utf-8") for kind in ("html", "json"))
+    assert f'<dd dir="auto">{hebrew}</dd>' in page
+    assert f'alt="picture of sample 1: {hebrew}"' in page
+    assert 1000 < page.count("字") < 5000
+    assert json.loads(data)["samples"][0]["said"]["one"] == endless
+    style = re.search(r"\.pictures img \{([^}]*)\}", page)
+    assert style is not None
+    assert re.search(r"(?<!min-)height: \d+rem", style[1])  # of a picture of 2 × 900 pixels, too
 
 
 def test_sections_that_have_nothing_to_say_are_left_out(tmp_path: Path) -> None:

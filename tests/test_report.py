@@ -40,6 +40,8 @@ def report(found: dict[str, tuple[float, float]], **more: Any) -> Report:
         (PLAIN, 1.33, 1.2, ("own score", "1.33", "1.20", "-9.8%")),
         (LOWER, 20.0, 25.0, ("own score, lower is better", "20.00", "25.00", "+25.0%")),
         (PLAIN, 0.0, 2.0, ("own score", "0.00", "2.00", "–")),
+        (Metric(), 0.5, float("inf"), ("own score", "50.00%", "inf%", "–")),
+        (PLAIN, 0.5, float("inf"), ("own score", "0.50", "inf", "–")),
         (PLAIN, -0.5, 0.5, ("own score", "-0.50", "0.50", "–")),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from prunus import PrunusError, extract
@@ -61,9 +62,54 @@ def test_a_model_that_is_named_twice_is_refused(folders: list[Path]) -> None:
         side_by_side([folders[0], folders[0]], Noise(items=4), Measure())
 
 
+@pytest.mark.parametrize("other", ["dense/model/", "./dense/model", "narrow/../dense/model", "link"])
+def test_a_model_that_is_named_twice_in_other_words_is_refused(
+    other: str, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folders[0].parent.parent)
+    Path("link").symlink_to("dense/model")
+    with pytest.raises(PrunusError, match="named twice, the first time as dense/model"):
+        side_by_side(["dense/model", other], Noise(items=4), Measure())
+
+
+def test_every_model_has_a_name_of_which_no_letter_is_lost(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = folders[0].parent / "[final] ü"
+    folders[0].rename(odd)
+    monkeypatch.chdir(folders[1])
+    task: Any = Noise(items=4, length=8)
+    sides = side_by_side([odd, "."], task, Measure(batch_size=1, repeats=1))
+    assert list(sides.models) == ["[final] ü", "model"]
+    console = Console(record=True, width=80)
+    console.print(sides.table())
+    assert "[final] ü" in console.export_text()
+    narrow = Console(record=True, width=24)
+    narrow.print(sides.table())
+    assert "…" not in narrow.export_text()
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    command = ["compare", "nothing", "--task", "easy_vqa", "--out", str(tmp_path / "taken")]
-    refused = CliRunner().invoke(app, command).exception
+    (tmp_path / "folder").mkdir()
+    task = ["--task", "easy_vqa"]
+    for command, place, option in (
+        (["compare", "nothing", *task], "taken", "--out"),
+        (["compare", "nothing", *task], "taken/inside", "--out"),
+        (["sweep", "nothing", *task], "taken/inside", "--out"),
+        (["plan", "nothing"], "folder", "--out"),
+        (["plan", "nothing"], "taken/plan.json", "--out"),
+        (["evaluate", "nothing", *task], "folder", "--json"),
+        (["evaluate", "nothing", *task], "taken/figures.json", "--json"),
+    ):
+        refused = CliRunner().invoke(app, [*command, option, str(tmp_path / place)]).exception
+        assert isinstance(refused, PrunusError)
+        assert refused.field == option
+
+
+@pytest.mark.parametrize("command", ["compare", "sweep", "evaluate"])
+def test_a_folder_that_is_no_model_is_called_so(command: str, tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, [command, str(tmp_path), "--task", "noise"]).exception
     assert isinstance(refused, PrunusError)
-    assert refused.field == "--out"
+    assert (refused.field, refused.value) == ("model", str(tmp_path))
+    assert "no config.json" in refused.remedy

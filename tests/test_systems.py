@@ -1,8 +1,10 @@
-"""What one operating system has and another lacks: locks and peak memory, each with its other way."""
+"""What one operating system has and another lacks: locks, memory, encodings, each with its other way."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import io
 import os
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 import pytest
 
 import prunus
+from prunus import cli
+from prunus.checkpoint import memory
 from prunus.errors import PrunusError
 
 PACKAGE = Path(prunus.__file__).parent
@@ -72,6 +76,67 @@ def test_peak_memory_without_proc(platform: str, bytes_: int, monkeypatch: pytes
     monkeypatch.setattr(cost.Path, "exists", lambda path: False)
     monkeypatch.setattr(cost.sys, "platform", platform)
     assert cost.peak_memory() == bytes_
+
+
+def test_a_machine_knows_its_memory_where_there_is_no_sysconf(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = memory()
+    monkeypatch.delattr(os, "sysconf")
+    assert memory() == known > 1 << 28
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
+def test_what_an_encoding_lacks_is_written_otherwise(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+    monkeypatch.setattr(cli, "app", lambda: print("24kB → 12kB in fol\udce4er"))
+    cli.main()
+    sys.stdout.flush()
+    arrow = "\\u2192" if encoding == "cp1252" else "→"
+    assert written.getvalue().decode(encoding).strip() == f"24kB {arrow} 12kB in fol\\udce4er"
+
+
+ELSEWHERE = {
+    "fork", "forkpty", "getuid", "geteuid", "getgid", "killpg", "sysconf", "statvfs", "uname", "mkfifo", "nice", "getloadavg",
+    "sched_getaffinity", "posix_fadvise", "register_at_fork", "setsid", "SIGKILL", "SIGALRM", "SIGUSR1", "alarm", "setitimer", "pwd", "grp",
+}  # fmt: skip
+"""Of `os`, `signal` and the library, what Windows lacks."""
+
+
+def called(call: ast.Call) -> str:
+    return ast.unparse(call.func).rpartition(".")[2]
+
+
+def is_text_of_no_encoding(call: ast.Call) -> bool:
+    """Whether a call reads or writes text as the system would have it."""
+    given, mode = {keyword.arg for keyword in call.keywords}, ast.unparse(call.args[-1]) if call.args else ""
+    files = isinstance(call.func, ast.Attribute) and called(call) in ("read_text", "write_text")
+    opened = ast.unparse(call.func) in ("open", "os.fdopen") and "mode" not in mode and "b'" not in mode
+    pipes = called(call) in ("Popen", "run") and "text" in given
+    return (files or opened or pipes) and "encoding" not in given
+
+
+@pytest.mark.parametrize("room", sorted({file.relative_to(PACKAGE).parts[0] for file in PACKAGE.rglob("*.py")}))
+def test_nothing_asks_for_one_system_or_for_its_encoding(room: str) -> None:
+    wrong = []
+    for file in [PACKAGE / room] if room.endswith(".py") else (PACKAGE / room).rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        for node in nodes:
+            named = [node.attr] if isinstance(node, ast.Attribute) else []
+            named += [name.name for name in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            wrong += [(file.name, name) for name in named if name in ELSEWHERE]
+        calls = [node for node in nodes if isinstance(node, ast.Call)]
+        ascii_text = {
+            id(part)
+            for call in calls
+            if called(call) in ("loads", "write_text") and "json" in ast.unparse(call)
+            for part in ast.walk(call)
+        }
+        wrong += [
+            (file.name, ast.unparse(call))
+            for call in calls
+            if is_text_of_no_encoding(call) and id(call) not in ascii_text
+        ]
+    assert wrong == []
 
 
 def test_loggers_of_a_training_are_there_or_refused() -> None:

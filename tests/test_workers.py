@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,11 @@ from torch.utils.data import Dataset
 
 from prunus import PrunusError, Training
 from prunus.data import BrokenImage
+from prunus.evaluation import read_task
+from prunus.extensions import load_extension
 from prunus.training import finetune
+from prunus.training.workers import Carried, Carrying
+from tests import lookers
 from tests.families import build
 
 STEPS = 8
@@ -80,3 +87,25 @@ def test_what_a_worker_refuses_is_said_as_it_is(workers: int, tmp_path: Path) ->
 
     with pytest.raises(PrunusError, match="text = 5: give text"):
         trained(tmp_path / "batch", workers, collate=collate)
+
+
+def test_what_is_not_forked_is_handed_the_classes_of_others(tmp_path: Path) -> None:
+    file = tmp_path / "own_items.py"
+    file.write_text("class Squares(list):\n    pass\n\n\ndef total(rows):\n    return {'total': sum(rows)}\n")
+    module = load_extension(file)
+    handed = pickle.dumps((Carried(module.Squares([1, 4, 9])), Carrying(module.total)))
+    del sys.modules[module.__name__]
+    data, collate = pickle.loads(handed)
+    assert collate([data[1], data[2]]) == {"total": 13}
+
+
+def test_what_is_not_forked_is_handed_a_task_over_data(tmp_path: Path) -> None:
+    rows = lookers.captioned(tmp_path / "rows")
+    settings = {"name": "retrieval", "train": str(rows), "augment": {"augmentation": "blip"}}
+    task = read_task(json.dumps(settings)).for_model(lookers.saved("clip", tmp_path / "model"))
+    data, collate = Carried(task.train_data()), Carrying(task.collate)
+    wanted = collate([data[0], data[1]])
+    again, recollate = pickle.loads(pickle.dumps((data, collate)))
+    found = recollate([again[0], again[1]])
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)

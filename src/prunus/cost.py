@@ -243,7 +243,7 @@ def peak_memory() -> int:
     """
     status = Path("/proc/self/status")
     if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     if resource is None:
         return int(psutil.Process().memory_info().peak_wset)  # Windows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -30,7 +31,9 @@ class Metric(Typed):
 
     def change(self, before: float, after: float) -> str:
         """From one value to another: of a share in points, of a plain number relative to the first."""
-        return f"{100 * (after - before):+.2f} points" if self.unit == "share" else relative(before, after)
+        if self.unit == "share":
+            return f"{100 * (after - before):+.2f} points" if math.isfinite(after - before) else "–"
+        return relative(before, after)
 
     def title(self, name: str) -> str:
         """A metric's name for tables and axes; that less is better is said, as it is not what one expects."""
@@ -43,7 +46,7 @@ UNDECLARED = Metric(unit="plain")
 
 def relative(before: float, after: float) -> str:
     """Growth in percent; a dash where there is nothing to compare with."""
-    return f"{(after / before - 1):+.1%}" if before > 0 else "–"
+    return f"{(after / before - 1):+.1%}" if before > 0 and math.isfinite(after / before) else "–"
 
 
 def written(found: Mapping[str, float], metrics: Mapping[str, Metric]) -> dict[str, str]:

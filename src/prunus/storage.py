@@ -89,40 +89,41 @@ def vacant_place(path: str | Path, field: str = "folder") -> Path:
     """
     place = writable_path(path, field)
     refuse_taken(place, field)
-    _refuse_closed(place, field)
+    _refuse_closed(Path(os.path.realpath(place)).parent, path, field)
     return place
 
 
-def folder_to_fill(path: str | Path, field: str = "folder") -> Path:
-    """As `writable_path`, of a folder that files are put into, and that may hold others already.
+def results_folder(path: str | Path, field: str = "folder") -> Path:
+    """As `writable_path`, of a folder that files are put into, whatever else it holds: said before what is to be written is known.
 
     Raises:
-        PrunusError: as `writable_path`, or it is a file, or nothing can be made in it.
+        PrunusError: as `writable_path`; it is a file, or nothing can be made in it.
     """
     place = writable_path(path, field)
-    if os.path.exists(place) and not place.is_dir():
+    if place.exists() and not place.is_dir():
         raise PrunusError(field, str(path), "it is a file; name a folder")
-    _refuse_closed(place / "any", field)
+    _refuse_closed(Path(os.path.realpath(place)), path, field)
     return place
 
 
-def file_to_write(path: str | Path, field: str = "path") -> Path:
-    """A path of one file to write, or to write over, with `~` expanded.
+def results_file(path: str | Path, field: str = "path") -> Path:
+    """As `results_folder`, of a file, which is replaced if it is there.
 
     Raises:
-        PrunusError: it is a folder, no name that a file system takes, or nothing can be made around it.
+        PrunusError: as `writable_path`; it is a folder, or no file can be made there.
     """
-    if os.path.isdir(os.path.expanduser(path)):
-        raise PrunusError(field, str(path), "it is a folder; name a file")
     place = writable_path(path, field)
-    _refuse_closed(place, field)
+    if place.is_dir():
+        raise PrunusError(field, str(path), "it is a folder; name a file")
+    _refuse_closed(Path(os.path.realpath(place)).parent, path, field)
     return place
 
 
-def _refuse_closed(place: Path, field: str) -> None:
-    around = next(folder for folder in Path(os.path.realpath(place)).parents if folder.exists())
+def _refuse_closed(folder: Path, path: str | Path, field: str) -> None:
+    """Refuses a folder, which need not be there yet, that nothing can be made in."""
+    around = next(place for place in (folder, *folder.parents) if place.exists())
     if not around.is_dir() or not os.access(around, os.W_OK):
-        raise PrunusError(field, str(place), f"nothing can be made in {around}; take another place")
+        raise PrunusError(field, str(path), f"nothing can be made in {around}; take another place")
 
 
 def refuse_taken(place: Path, field: str) -> None:
@@ -206,7 +207,7 @@ def locked(folder: Path, field: str = "output", wait: bool = False) -> Iterator[
         PrunusError: another process has it, unless this one may `wait`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a+") as file:
+    with open(folder / LOCK, "a+", encoding="utf-8") as file:
         try:
             _lock(file, wait)
         except (BlockingIOError, PermissionError):

@@ -17,7 +17,7 @@ from prunus.anatomy import Anatomy, Unit
 from prunus.calibrated.method import Calibrated
 from prunus.errors import PrunusError
 from prunus.fingerprint import digest_of
-from prunus.storage import file_to_write, refuse_newer, write_bytes
+from prunus.storage import refuse_newer, results_file, write_bytes
 from prunus.structured import Cached, Example, LatencyTable, Price, Whole
 from prunus.typed import Typed
 
@@ -63,7 +63,7 @@ class ChannelScores:
         Raises:
             PrunusError: nothing can be written there.
         """
-        write_bytes(file_to_write(path), save(dict(self.worth), {"prunus": self.header.model_dump_json()}))
+        write_bytes(results_file(path), save(dict(self.worth), {"prunus": self.header.model_dump_json()}))
 
     @classmethod
     def load(cls, path: str | Path) -> ChannelScores:

@@ -25,7 +25,7 @@ from prunus.modules import evaluating
 from prunus.parallel import agreeing, of_first
 from prunus.plan import Plan
 from prunus.refusals import expect
-from prunus.storage import folder_to_fill, write_bytes, write_text
+from prunus.storage import results_folder, write_bytes, write_text
 from prunus.structured import Price, Whole, cost_of, searchable
 from prunus.typed import Typed
 from prunus.unstructured import Call, WalkOptions
@@ -73,7 +73,7 @@ class Sweep(Typed):
         Raises:
             PrunusError: that cost was not measured, or nothing can be written there.
         """
-        place, picture = folder_to_fill(folder), self._picture(cost)
+        place, picture = results_folder(folder), self._picture(cost)
         write_text(place / "pareto.json", json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
         write_bytes(place / "pareto.png", picture)
 

@@ -156,7 +156,7 @@ def restore_records(folder: Path, config: PreTrainedConfig) -> bool:
     if not (folder / COPY).exists():
         return False
     try:
-        text = (folder / COPY).read_text()
+        text = (folder / COPY).read_text(encoding="utf-8")
         refuse_newer(COPY, text[:200], FORMAT)
         noted = json.loads(text)
         assert noted["format"] == FORMAT
@@ -232,7 +232,7 @@ def _entries(config: PreTrainedConfig) -> dict[str, Any]:
 def _is_ours(path: Path) -> bool:
     """Whether a file may be written: there is none, or prunus wrote it."""
     try:
-        return not path.exists() or MARK in path.read_text(errors="replace")
+        return not path.exists() or MARK in path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
 

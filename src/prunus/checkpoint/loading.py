@@ -119,9 +119,10 @@ def local_folder(path: str | Path) -> Path:
     """The folder of a model, which is fetched if the path is a hub id.
 
     Raises:
-        PrunusError: it is neither a folder nor a hub id that can be reached.
+        PrunusError: it is neither the folder of a model nor a hub id that can be reached.
     """
     if Path(path).is_dir():
+        _refuse_without_config(Path(path))
         return Path(path)
     try:
         return Path(snapshot_download(str(path), ignore_patterns=["*.bin", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]))
@@ -129,6 +130,11 @@ def local_folder(path: str | Path) -> Path:
         raise PrunusError(
             "model", str(path), f"it is no local folder or hub id that can be reached: {reason(error)}"
         ) from None
+
+
+def _refuse_without_config(folder: Path) -> None:
+    if not (folder / "config.json").exists():
+        raise PrunusError("model", str(folder), "the folder has no config.json; give a folder made by save_pretrained")
 
 
 def bare_model(path: str) -> PreTrainedModel:
@@ -152,7 +158,7 @@ def random_model(config: dict[str, Any]) -> PreTrainedModel:
     check_config(config, field)
     _ask_packages(config)
     with tempfile.TemporaryDirectory() as folder, understood(field, config):
-        (Path(folder) / "config.json").write_text(json.dumps(config))
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
         read = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         cls = _class_of(read)
         if cls is None and read.architectures:
@@ -192,10 +198,8 @@ def _config_and_class(path: str | Path) -> tuple[Any, Any]:
     path = Path(path) if os.path.exists(path) else path
     entries: dict[str, Any] = {}
     if isinstance(path, Path):
-        if path.is_dir() and not (path / "config.json").exists():
-            raise PrunusError(
-                "model", str(path), "the folder has no config.json; give a folder made by save_pretrained"
-            )
+        if path.is_dir():
+            _refuse_without_config(path)
         entries = read_config(path / "config.json" if path.is_dir() else path)
     try:
         with understood(str(path), entries, "read the config"):

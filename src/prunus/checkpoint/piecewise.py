@@ -21,7 +21,7 @@ from prunus.errors import PrunusError, refusing
 from prunus.parallel import agreeing, is_first, type_of, whole
 from prunus.plan import Plan, plan_of, write_record
 from prunus.refusals import unwrapped
-from prunus.storage import vacant_folder, vacant_place
+from prunus.storage import vacant_folder, vacant_place, write_text
 from prunus.structured import gate_factors, narrow
 from prunus.unstructured import sparsity_of
 
@@ -157,7 +157,7 @@ class _Files:
         if len(names) > 1:
             places = {tensor: name for name, inside in zip(names, self._written, strict=True) for tensor in inside}
             index = {"metadata": {"total_size": self._total}, "weight_map": places}
-            (self._folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+            write_text(self._folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
 
     def _close(self) -> None:
         save_file(self._waiting, self._folder / f"{len(self._written)}.part", metadata={"format": "pt"})

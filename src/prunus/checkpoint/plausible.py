@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from transformers import CONFIG_MAPPING, AutoConfig
@@ -140,7 +140,7 @@ def bounded(elements: float, remedy: str, field: str = "model", value: object = 
 
 def memory() -> int:
     """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(psutil.virtual_memory().total)
 
 
 @contextmanager

@@ -149,7 +149,7 @@ class _Work(Work):
     def complete(self, model: PreTrainedModel, output: Path) -> None:
         """Gives the folder its record and its name."""
         with self.writing():
-            config = json.loads((self.folder / "config.json").read_text())
+            config = json.loads((self.folder / "config.json").read_bytes())
             record = getattr(model.config, RECORD)
             write_text(self.folder / "config.json", json.dumps({**config, RECORD: record}, indent=2) + "\n")
             describe(self.folder, model)

@@ -73,7 +73,7 @@ class Work:
         with self.understood():
             if not path.exists():
                 return None
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_bytes())
             if not isinstance(found, dict):
                 raise TypeError("it is no mapping")
             return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 from rich.console import Console
@@ -16,6 +17,8 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Entry point: a refused request is one line on standard error and status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is written as on standard error
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except SystemExit as ended:

@@ -28,7 +28,7 @@ from prunus.plan import SparsityPlan
 from prunus.recipe import Recipe, demo_recipe, load_recipe
 from prunus.report import Report, terminal_table, write_report
 from prunus.run import check_all, run
-from prunus.storage import file_to_write, write_text
+from prunus.storage import results_file, write_text
 from prunus.studies import carry_out, folder_of, load_study, results_of, study_file, weighed, write_page
 from prunus.unstructured import recorded_sparsity
 
@@ -105,7 +105,7 @@ def _compress(recipe: Recipe) -> None:
     if report is None:
         return
     console.print(_table(report))
-    console.print(f"report: {recipe.output / 'report.html'}   model: {report.folders['compressed']}")
+    typer.echo(f"report: {recipe.output / 'report.html'}   model: {report.folders['compressed']}")
 
 
 def _table(report: Report) -> object:
@@ -193,7 +193,7 @@ def _say_what_differs(recorded: SparsityPlan, counted: SparsityPlan) -> None:
 
 @app.command()
 def evaluate(
-    model: Path,
+    model: str,
     task: Annotated[str, typer.Option(help="A task's name, or its settings as JSON.")] = "easy_vqa",
     tasks: Annotated[
         str | None, typer.Option(help="Tasks of lm-evaluation-harness instead, such as mmlu,arc_easy (extra `eval`).")
@@ -211,17 +211,18 @@ def evaluate(
     ] = None,
     extensions: ImportOption = None,
 ) -> None:
-    """Loads MODEL with its stock transformers class and evaluates it on a task."""
-    place = file_to_write(json_path, "--json") if json_path and json_path != "-" else None
+    """Loads MODEL (folder or hub id) with its stock transformers class and evaluates it on a task."""
     if tasks is None and harness != "lm-eval":
         raise PrunusError("--harness", harness, "name its tasks, with --tasks")
+    place = results_file(json_path, "--json") if json_path and json_path != "-" else None
     if tasks is not None:
         scores = {"lm-eval": harness_scores, "lmms-eval": lmms_scores}[harness]
-        figures: dict[str, Any] = {"metrics": scores(model, tasks.split(","), limit, batch_size)}
+        names = [name.strip() for name in tasks.split(",")]
+        figures: dict[str, Any] = {"metrics": scores(local_folder(model), names, limit, batch_size)}
         texts = {name: f"{value:.4f}" for name, value in figures["metrics"].items()}  # as the harness writes them
     else:
         chosen = read_task(task, "--task")
-        figures = asdict(evaluate_here(model, chosen, batch_size, limit))
+        figures = asdict(evaluate_here(local_folder(model), chosen, batch_size, limit))
         texts = written(figures["metrics"], chosen.metrics)
     text = json.dumps(figures)
     if json_path == "-":

@@ -17,7 +17,7 @@ from prunus.cost import human
 from prunus.errors import PrunusError
 from prunus.evaluation import read_task
 from prunus.metric import written
-from prunus.storage import file_to_write, folder_to_fill
+from prunus.storage import results_file, results_folder
 
 
 def plan(
@@ -41,7 +41,8 @@ def plan(
 ) -> None:
     """Which channels stay under a budget, by SCORES (of `prunus.score_channels`, or scores.safetensors of a recipe's step `narrow`).
     Neither data nor weights are read."""
-    place, found = file_to_write(out, "--out"), ChannelScores.load(scores)
+    place = results_file(out, "--out")
+    found = ChannelScores.load(scores)
     amounts = {
         "ratio": ratio, "max_parameters": max_parameters, "max_macs": max_macs, "max_bytes": max_bytes,
         "max_milliseconds": max_milliseconds,
@@ -79,7 +80,7 @@ def sweep(
     """Narrows MODEL (folder or hub id) to several budgets from one pass of scores, without training, and evaluates what comes of each on a
     task. No model is saved: `prunus plan` on the scores, or a recipe, makes the one that you choose."""
     methods = _methods(method, ratios)
-    place = folder_to_fill(out, "--out")
+    place = results_folder(out, "--out")
     chosen, folder = read_task(task, "--task"), local_folder(model)
     chosen.check()
     chosen.check_split("evaluation")

@@ -16,7 +16,7 @@ from prunus.export import Graphs, export_folder, write_gguf
 from prunus.quantise import Quantisation, quantise_folder
 from prunus.recipe import Measure
 from prunus.report import side_by_side
-from prunus.storage import folder_to_fill
+from prunus.storage import results_folder
 
 
 def export(
@@ -107,7 +107,7 @@ def compare(
     """Puts MODELS (folders or hub ids, dense or not) side by side: quality on a task, parameters, multiply-accumulates, bytes, latency,
     memory, with a picture."""
     measure = Measure(batch_size=batch_size, repeats=repeats)
-    place = folder_to_fill(out, "--out")
+    place = results_folder(out, "--out")
     found = side_by_side(models, read_task(task, "--task"), measure, limit)
     found.save(place)
     Console().print(found.table())

@@ -12,9 +12,9 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from prunus.batches import default_device
-from prunus.checkpoint import load_model
+from prunus.checkpoint import load_model, local_folder
 from prunus.cost import peak_memory
-from prunus.errors import refusing
+from prunus.errors import PrunusError, refusing
 from prunus.evaluation.fresh import in_fresh_process
 from prunus.tasks import AnyTask, Exhibit, Task
 from prunus.typed import Typed, first_problem, places_in, refuse_nameless
@@ -48,11 +48,12 @@ def evaluate_here(
     Raises:
         PrunusError: the task has no data, or is not one for this model.
     """
-    task = task.for_model(Path(path))
+    folder = local_folder(path)
+    task = task.for_model(folder)
     task.check()
     task.check_split("evaluation")
-    task.check_model(Path(path))
-    model = load_model(path).eval()
+    task.check_model(folder)
+    model = load_model(folder).eval()
     with refusing("task", task.name, f"a {type(model).__name__} cannot be evaluated on it, so name another task"):
         task.example(model, batch_size)()
         peak = peak_memory()
@@ -89,5 +90,8 @@ def read_task(text: str, source: str = "task") -> Task:
     try:
         task: Task = TypeAdapter[Task](AnyTask).validate_json(settings)
     except ValidationError as error:
+        problem = error.errors()[0]
+        if problem["type"] == "json_invalid":
+            raise PrunusError(source, text, f"give a task's name, or settings as JSON: {problem['msg']}") from None
         raise first_problem(error, Typed, source) from None
     return task

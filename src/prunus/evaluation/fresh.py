@@ -50,7 +50,7 @@ def in_fresh_process(
         [sys.executable, "-P", "-m", "prunus.evaluation"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         env={
             **_without_launcher(),
             **(environment or {}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,10 @@ def _wrapped(model: Any, folder: Path, batch_size: int) -> Any:
 
 
 def numbers_in(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The scores among what a harness says of its tasks, as {"task metric": value}; standard errors are left out."""
+    """The scores among what a harness says of its tasks, "metric,filter", as {"task metric": value}; standard errors are left out."""
     return {
         f"{task} {name.removesuffix(',none')}": float(value)
         for task, values in results.items()
         for name, value in values.items()
-        if isinstance(value, float) and "stderr" not in name
+        if isinstance(value, Real) and "," in name and "stderr" not in name
     }

@@ -69,6 +69,7 @@ def export_folder(
     _refuse(to, folder)
     source = local_folder(path)
     model = load_model(source)
+    refuse_unusable(model, "")
     return export(model, folder, to, real_batches(model, source, task), graphs, source)
 
 

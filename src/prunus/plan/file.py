@@ -11,7 +11,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from prunus.errors import PrunusError
-from prunus.storage import file_to_write, refuse_newer, write_text
+from prunus.storage import refuse_newer, results_file, write_text
 
 LIMIT = 100 << 20
 """Characters of a plan; one of a thousand matrices has two hundred thousand."""
@@ -43,7 +43,7 @@ class PlanFile(BaseModel):
         Raises:
             PrunusError: nothing can be written there.
         """
-        write_text(file_to_write(path), json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
+        write_text(results_file(path), json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -28,7 +28,7 @@ pre { background: var(--panel); padding: 1rem; overflow: auto; font-size: .875re
 .samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(15rem, 100%), 1fr)); gap: 1rem; padding: 0; list-style: none }
 .samples > li { background: var(--panel); padding: .75rem; min-width: 0 }
 .pictures { display: flex; flex-wrap: wrap; gap: .5rem }
-.pictures img { width: 9rem }
+.pictures img { height: 9rem; object-fit: contain }
 dl { margin: .5rem 0 0 }
 dt { color: var(--soft); font-size: .9rem }
 dd { margin: 0 0 .4rem }
@@ -92,8 +92,9 @@ def embedded(alternative: str, picture: bytes) -> str:
 
 
 def described(pairs: Mapping[str, str]) -> str:
-    """Terms with what is said of each."""
-    return "<dl>" + "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in pairs.items()) + "</dl>"
+    """Terms with what is said of each, in whichever direction its language runs."""
+    each = (f'<dt>{escape(term)}</dt><dd dir="auto">{escape(text)}</dd>' for term, text in pairs.items())
+    return f"<dl>{''.join(each)}</dl>"
 
 
 def code(text: str, about: str) -> str:

@@ -25,6 +25,8 @@ MEASURED = (
     "process of its own, and evaluated there."
 )
 """How figures came about, for the pages that show them."""
+LONGEST, LONGEST_NAME = 2000, 200
+"""Characters that are shown of what is said of a sample, and of a picture in words; all of it stands in the JSON."""
 
 
 def render_page(report: Report, plots: Mapping[str, bytes]) -> str:
@@ -58,12 +60,18 @@ def samples_of(samples: Sequence[Sample]) -> str:
     """Items with what every model makes of them, as cards; empty if there are none."""
     cards = []
     for number, sample in enumerate(samples, start=1):
-        about = f"picture of sample {number}: {sample.asked or sample.right}"
+        shown = " – ".join(filter(None, (sample.asked, sample.right)))
+        about = _cut(f"picture of sample {number}: {shown}", LONGEST_NAME)
         pictures = "".join(image(about, picture, "jpeg") for picture in sample.pictures)
         said = ({"given": sample.asked} if sample.asked else {}) | {"right": sample.right}
         said |= {f"{model} says": text or "nothing" for model, text in sample.said.items()}
-        cards.append(f'<li><div class="pictures">{pictures}</div>{described(said)}</li>')
+        texts = {term: _cut(text, LONGEST) for term, text in said.items()}
+        cards.append(f'<li><div class="pictures">{pictures}</div>{described(texts)}</li>')
     return f'<ul class="samples">{"".join(cards)}</ul>' if cards else ""
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def said_of_sides(models: Mapping[str, Mapping[str, Any]], headline: str, metrics: Mapping[str, Metric]) -> str:

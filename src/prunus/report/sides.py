@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from prunus.anatomy import anatomy
 from prunus.checkpoint import load_model, local_folder
@@ -61,11 +63,11 @@ class Sides(Typed):
     def table(self) -> Table:
         """The rows for a terminal."""
         table = Table()
-        table.add_column("")
+        table.add_column("", overflow="fold")
         for name in self.models:
-            table.add_column(name, justify="right")
+            table.add_column(Text(name), justify="right", overflow="fold")
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         return table
 
     def save(self, folder: Path) -> None:
@@ -107,8 +109,8 @@ def side_by_side(paths: Sequence[str | Path], task: Task, measure: Measure, limi
     Raises:
         PrunusError: a model is named twice, or the task is not one for it.
     """
-    names = _names([str(path) for path in paths])
-    folders = {name: local_folder(path) for name, path in zip(names, paths, strict=True)}
+    places = [local_folder(path) for path in paths]
+    folders = dict(zip(_names([str(path) for path in paths], places), places, strict=True))
     task.check()
     task.check_split("evaluation")
     tasks = {name: task.for_model(folder) for name, folder in folders.items()}
@@ -123,14 +125,21 @@ def side_by_side(paths: Sequence[str | Path], task: Task, measure: Measure, limi
     )  # fmt: skip
 
 
-def _names(paths: list[str]) -> list[str]:
-    """The last parts of paths, as many as tell them apart."""
-    twice = next((path for path in paths if paths.count(path) > 1), None)
-    if twice is not None:
-        raise PrunusError("models", twice, "it is named twice; name each once")
-    parts = [Path(path).parts for path in paths]
+def _names(paths: Sequence[str], places: Sequence[Path]) -> list[str]:
+    """The last parts of paths, as many as tell them apart.
+
+    Args:
+        places: where the models lie, each once.
+    """
+    seen: dict[str, str] = {}
+    for path, place in zip(paths, places, strict=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            raise PrunusError("models", path, f"it is named twice, the first time as {seen[real]}; name each once")
+        seen[real] = path
+    parts = [Path(os.path.abspath(path) if os.path.isdir(path) else path).parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    return paths
+    return list(paths)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from prunus.cost import human
 from prunus.metric import UNDECLARED, Metric, relative, written
@@ -47,9 +48,9 @@ def seconds(latency: Mapping[str, float]) -> str:
 
 def terminal_table(rows: Sequence[Row], title: str) -> Table:
     """The comparison as a rich table."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for column, justify in zip(HEADER, ("left", "right", "right", "right"), strict=True):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table

@@ -30,7 +30,7 @@ def dense_folder(source: Source, task: Task, seed: int, console: Console) -> Pat
     bench = Bench(task, seed, folder, current=start, unpruned=start, dense=start)
     with in_first(locked(folder, "cache", wait=True)):
         if of_first(bench.output.exists()):
-            console.print(f"dense model: cached in {folder}")
+            console.print(f"dense model: cached in {folder}", markup=False, soft_wrap=True)
             return bench.output
         console.rule("dense model")
         bench.seed_generators()

@@ -1,7 +1,9 @@
-"""Items that worker processes make, and errors that come back from there as themselves."""
+"""Items that worker processes make, and errors that come back from there as themselves. Workers are forked, or begin anew and are handed what
+they need (Windows, macOS, and Python 3.14)."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from prunus.errors import PrunusError
+from prunus.extensions import load_extension, loaded_extensions
 
 FAILED = "failed"
 """Key of a batch that could not be made."""
@@ -30,6 +33,9 @@ class Carried(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.data)
 
+    def __reduce__(self) -> Any:
+        return _handed, (Carried, loaded_extensions(), pickle.dumps(self.data))
+
     def __getitem__(self, index: int) -> Any:
         try:
             return self.data[index]
@@ -43,6 +49,9 @@ class Carrying:
     def __init__(self, collate: Callable[[list[Any]], dict[str, Any]]):
         self.collate = collate
 
+    def __reduce__(self) -> Any:
+        return _handed, (Carrying, loaded_extensions(), pickle.dumps(self.collate))
+
     def __call__(self, items: list[Any]) -> dict[str, Any]:
         failure = next((item for item in items if isinstance(item, Failure)), None)
         if failure is not None:
@@ -51,6 +60,13 @@ class Carrying:
             return self.collate(items)
         except PrunusError as error:
             return {FAILED: Failure(error)}
+
+
+def _handed(kind: Callable[[Any], Any], extensions: tuple[str, ...], content: bytes) -> Any:
+    """What a worker makes of what it is handed, once it knows the classes of others."""
+    for name in extensions:
+        load_extension(name)
+    return kind(pickle.loads(content))
 
 
 def refuse_failed(batch: Mapping[str, Any]) -> None:
