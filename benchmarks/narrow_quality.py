@@ -50,6 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "OBS, refit": {"score": SurgeonCost()},
     "OBS, refit, shares of OWL": {"allocation": OWL()},
     "OBS, refit, shares of ECoFLaP": {"allocation": ECoFLaP()},
+    "OBS, refit, align 32": {"align": 32},
     "OBS, refit, plain, whole heads": {"plain": True, "attention": "heads"},
     "fewer blocks, by cosine": {"by": "cosine"},
     "fewer blocks, by loss": {"by": "loss"},
