@@ -728,6 +728,16 @@ def test_units_no_wider_than_a_step_stay_whole_and_the_others_make_up_for_them(n
         method.model_copy(update={"align": 128}).choose(scores, units)
 
 
+def test_units_just_as_wide_as_a_step_stay_whole() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 2, "num_key_value_heads": 1}
+    units = anatomy(
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_hidden_layers=2, vocab_size=20))
+    ).units
+    assert {unit.channels for unit in units if unit.is_attention} == {8}
+    kept = Calibrated(ratio=0.3, align=8).choose({unit.name: torch.rand(unit.channels) for unit in units}, units)
+    assert all(bool(kept[unit.name].all()) == unit.is_attention for unit in units)
+
+
 def test_heads_that_no_config_says_are_refused() -> None:
     with pytest.raises(PrunusError, match="plain: true"):
         Calibrated(ratio=0.3, attention="heads")

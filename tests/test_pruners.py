@@ -149,6 +149,17 @@ def test_the_factor_is_that_of_the_damped_inverse() -> None:
     torch.testing.assert_close(factor.T @ factor, damped.inverse())
 
 
+def test_an_input_that_is_always_zero_counts_as_one() -> None:
+    x = torch.randn(100, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x[:, 3] = 0
+    gram = x.T @ x
+    factor = inverse_factor(gram, 0.01)
+    assert gram[3, 3] == 0
+    gram[3, 3] = 1
+    damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(24)
+    torch.testing.assert_close(factor.T @ factor, damped.inverse())
+
+
 def test_sparsegpt_takes_more_damping_before_it_gives_up() -> None:
     x = torch.ones(4, 3, 8) * 1e3  # rank one
     new, _ = prune_matrix(torch.randn(6, 8), x, SparseGPT(damping=1e-8))

@@ -47,4 +47,9 @@ def shown(value: object) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits; a list that holds itself a thousand times
         return f"a {type(value).__name__} that is too long to be printed"
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return shortened(text)
+
+
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """So many characters of a text, and a sign that there are more."""
+    return text if len(text) <= longest else f"{text[:longest]}…"

@@ -222,7 +222,7 @@ def evaluate(
         texts = {name: f"{value:.4f}" for name, value in figures["metrics"].items()}  # as the harness writes them
     else:
         chosen = read_task(task, "--task")
-        figures = asdict(evaluate_here(local_folder(model), chosen, batch_size, limit))
+        figures = asdict(evaluate_here(model, chosen, batch_size, limit))
         texts = written(figures["metrics"], chosen.metrics)
     text = json.dumps(figures)
     if json_path == "-":

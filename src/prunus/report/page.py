@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from prunus.errors import shortened
 from prunus.metric import UNDECLARED, Metric
 from prunus.report.markup import code, described, document, embedded, html_table, image, paragraph, section
 from prunus.report.table import HEADER
@@ -61,17 +62,13 @@ def samples_of(samples: Sequence[Sample]) -> str:
     cards = []
     for number, sample in enumerate(samples, start=1):
         shown = " – ".join(filter(None, (sample.asked, sample.right)))
-        about = _cut(f"picture of sample {number}: {shown}", LONGEST_NAME)
+        about = shortened(f"picture of sample {number}: {shown}", LONGEST_NAME)
         pictures = "".join(image(about, picture, "jpeg") for picture in sample.pictures)
         said = ({"given": sample.asked} if sample.asked else {}) | {"right": sample.right}
         said |= {f"{model} says": text or "nothing" for model, text in sample.said.items()}
-        texts = {term: _cut(text, LONGEST) for term, text in said.items()}
+        texts = {term: shortened(text, LONGEST) for term, text in said.items()}
         cards.append(f'<li><div class="pictures">{pictures}</div>{described(texts)}</li>')
     return f'<ul class="samples">{"".join(cards)}</ul>' if cards else ""
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def said_of_sides(models: Mapping[str, Mapping[str, Any]], headline: str, metrics: Mapping[str, Metric]) -> str:

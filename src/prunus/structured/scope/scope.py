@@ -149,10 +149,10 @@ class Apart(Scope):
 
 
 def _made_up(
-    shares: Mapping[str, float], groups: Mapping[str, Sequence[str]], wholes: Mapping[str, float], whole: Set[str]
+    shares: Mapping[str, float], groups: Mapping[str, Sequence[str]], wholes: Mapping[str, float], fixed: Set[str]
 ) -> dict[str, float]:
-    """The shares of groups, in which those of units that all stay whole lose nothing, and the others as much more."""
-    stay = {group for group, names in groups.items() if set(names) <= whole}
+    """The shares of groups, in which those of nothing but `fixed` units lose nothing, and the others as much more."""
+    stay = {group for group, names in groups.items() if set(names) <= fixed}
     costs = {group: sum(wholes[name] for name in names) for group, names in groups.items()}
     free = sum(cost for group, cost in costs.items() if group not in stay)
     if not stay or not free:
