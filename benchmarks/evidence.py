@@ -29,7 +29,7 @@ def page() -> str:
     for name in STUDIES:
         file = DOCS / "evidence" / f"{name}.json"
         study = load_study(study_file(name), data="DATA")
-        results = Results.parse(file.read_bytes(), str(file)) if file.exists() else nothing(name, study)
+        results = Results.load(file) if file.exists() else nothing(name, study)
         pictures = [f"evidence/{name}-{picture}" for picture in pictures_of(results.outcomes)]
         parts.append(markdown_page(results, study.findings, pictures))
     return "\n".join(parts)
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--of", choices=STUDIES, help="which study")
     arguments = parser.parse_args()
     if arguments.results is not None:
-        results = Results.parse(arguments.results.read_bytes(), str(arguments.results))
+        results = Results.load(arguments.results)
         write_text(DOCS / "evidence" / f"{arguments.of}.json", results.model_dump_json(indent=1) + "\n")
         for name, picture in pictures_of(results.outcomes).items():
             write_bytes(DOCS / "evidence" / f"{arguments.of}-{name}", picture)

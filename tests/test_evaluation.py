@@ -79,3 +79,34 @@ def test_a_new_process_ends_with_the_one_that_started_it() -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         process.communicate(json.dumps(request) + "\n", timeout=50)
         assert process.returncode == 1
+
+
+def test_an_evaluation_that_is_kept_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the weights, or what is asked, are others."""
+    folder, kept = tmp_path / "model", tmp_path / "kept"
+    folder.mkdir()
+    asked: list[object] = []
+
+    def found(*arguments: object, **_: object) -> dict[str, object]:
+        asked.append(arguments)
+        return {
+            "metrics": {"loss": len(asked)},
+            "peak_memory": 1,
+            "seconds": 0.5,
+            "exhibits": [{"said": "a", "right": "b"}],
+        }
+
+    monkeypatch.setattr("prunus.evaluation.evaluate.in_fresh_process", found)
+
+    def loss(batch_size: int = 2, kept: Path | None = kept) -> float:
+        return evaluate_elsewhere(folder, Noise(), batch_size, kept=kept).metrics["loss"]
+
+    assert [loss(), loss()] == [1, 2], "nothing tells which weights these are"
+    (folder / "prunus-checksums.json").write_text("one")
+    assert [loss(), loss(), loss(kept=None), loss(batch_size=3), loss()] == [3, 3, 4, 5, 3]
+    (folder / "prunus-checksums.json").write_text("other")
+    assert [loss(), loss()] == [6, 6]
+    for file in kept.iterdir():
+        file.write_text("{")
+    assert [loss(), loss()] == [7, 7]
+    assert evaluate_elsewhere(folder, Noise(), 2, kept=kept).exhibits[0].right == "b"

@@ -438,6 +438,44 @@ def test_a_study_goes_on_where_it_was(
     assert (tmp_path / "study/noise-pareto.png").exists()
 
 
+def test_what_is_known_from_elsewhere_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same recipe, wherever it and the data lie; and it is said where it was found out."""
+    begun: list[str] = []
+    monkeypatch.setattr(carrying_out, "in_fresh_process", lambda function, recipe, *_, **__: begun.append(recipe) or "")
+    part = STUDY["parts"]["noise"]
+    recipe = {**part["recipe"], "steps": [{**part["recipe"]["steps"][0], "calibration": {"samples": 4}}]}
+    there = load_study(study_in(tmp_path, parts={"noise": {**part, "recipe": recipe}}), output=str(tmp_path / "there"))
+    told = [
+        outcome("wanda", "", seed, 0.7, part="noise", labels={"method": "wanda", "sparsity": "half"}, recipe=cell.identity)
+        for seed, cell in enumerate(cells_of(there)[:2])
+    ]  # fmt: skip
+    told[1] = told[1].model_copy(update={"recipe": "another"})
+    far = {"processor": "far"}
+    known = Results(title="", note="", command="", machine=far, planned=6, failed={}, outcomes=told)
+    study = load_study(study_in(tmp_path), output=str(tmp_path / "here"))
+    results = carry_out(study, known=known, command="prunus bench it")
+    assert len(begun) == 5
+    assert results.outcomes == [told[0].model_copy(update={"machine": far})]
+    assert results_of(study, command="prunus bench it", known=known) == results
+    page = markdown_page(results, [])
+    assert "1 of 6 cells. processor far" in page
+    both = results.model_copy(update={"outcomes": [*results.outcomes, told[1]]})
+    assert "1 of them: processor far. 1 of them: processor " in markdown_page(both, [])
+    again = carry_out(study, known=known.model_copy(update={"machine": results.machine}), only=lambda name: False)
+    assert again.outcomes[0].machine == {}, "it was here"
+    with pytest.raises(PrunusError, match="cannot be read"):
+        Results.load(tmp_path / "absent.json")
+
+
+def test_a_recipe_has_one_identity_wherever_its_files_lie(tmp_path: Path) -> None:
+    names = []
+    for data, output in (("/a", "x"), ("/b/c", "y")):
+        study = load_study(study_file("structured"), data=data, output=str(tmp_path / output))
+        names.append([cell.identity for cell in cells_of(study)])
+    assert names[0] == names[1]
+    assert len(set(names[0])) == len(names[0])
+
+
 def run_cli(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
     try:
         app(arguments, standalone_mode=False)

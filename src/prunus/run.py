@@ -31,9 +31,12 @@ RECORD = "recipe.yaml"
 """Says which run a folder belongs to."""
 
 
-def run(recipe: Recipe, console: Console | None = None) -> Report | None:
+def run(recipe: Recipe, console: Console | None = None, kept: Path | None = None) -> Report | None:
     """Carries out a recipe, or goes on with it. Under `torchrun` all processes take part in its steps, and the first writes, evaluates and
     reports.
+
+    Args:
+        kept: folder of evaluations of dense models, for runs that start from the same one: there they are looked for, and put.
 
     Returns:
         The report, which also lies in the run folder as `report.json` and `report.html`; None in all processes but the first.
@@ -53,7 +56,7 @@ def run(recipe: Recipe, console: Console | None = None) -> Report | None:
             return None
         with disk_errors(recipe.output, "the run goes on once it can"), alone():  # the others are done
             console.rule("evaluation")
-            report = compare(*done)
+            report = compare(*done, kept)
             write_report(report, recipe.output)
             return report
 

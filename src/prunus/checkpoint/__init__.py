@@ -1,6 +1,6 @@
 """Checkpoints: plain transformers folders, loaded whole, built without weights, or read and written block by block."""
 
-from prunus.checkpoint.checksums import verify, write_checksums
+from prunus.checkpoint.checksums import CHECKSUMS, verify, write_checksums
 from prunus.checkpoint.described import describe, how_to_load
 from prunus.checkpoint.hollow import Hollow
 from prunus.checkpoint.loading import bare_model, load_model, local_folder, random_model, without_weights
@@ -15,7 +15,7 @@ from prunus.checkpoint.zeros import sparsity_in
 from prunus.plan import plan_of
 
 __all__ = [
-    "Group", "Hollow", "Parts", "Shards", "Work", "bare_model", "check_config", "copy_beside_weights", "describe", "extract", "extract_to", "hashed",
+    "CHECKSUMS", "Group", "Hollow", "Parts", "Shards", "Work", "bare_model", "check_config", "copy_beside_weights", "describe", "extract", "extract_to", "hashed",
     "how_to_load", "identity", "load_model", "local_folder", "memory", "plan_of", "prune_folder", "random_model", "refuse_places", "sparsity_in", "understood",
     "verify", "without_weights", "write_checksums",
 ]  # fmt: skip

@@ -29,7 +29,7 @@ from prunus.recipe import Recipe, demo_recipe, load_recipe
 from prunus.report import Report, terminal_table, write_report
 from prunus.run import check_all, run
 from prunus.storage import results_file, write_text
-from prunus.studies import carry_out, folder_of, load_study, results_of, study_file, weighed, write_page
+from prunus.studies import Results, carry_out, folder_of, load_study, results_of, study_file, weighed, write_page
 from prunus.unstructured import recorded_sparsity
 
 app = typer.Typer(
@@ -276,15 +276,21 @@ def bench(
     drawn: Annotated[
         bool, typer.Option("--draw", help="Draw the page of what is there, and carry nothing out.")
     ] = False,
+    known: Annotated[
+        Path | None, typer.Option(help="A results.json of this study from elsewhere: its cells are done.")
+    ] = None,
     extensions: ImportOption = None,
 ) -> None:
     """Carries out a STUDY: recipes repeated with other methods, budgets and seeds. What is done is not done again."""
     chosen = load_study(study_file(study), None if data is None else str(data), None if output is None else str(output))
     command = f"prunus bench {study}" + (" --data DATA" if data else "") + (" --smoke" if smoke else "")
+    elsewhere = None if known is None else Results.load(known)
     results = (
-        results_of(chosen, smoke, command)
+        results_of(chosen, smoke, command, elsewhere)
         if drawn
-        else carry_out(chosen, smoke, lambda name: fnmatchcase(name, only), devices.split(","), command)
+        else carry_out(
+            chosen, smoke, lambda name: fnmatchcase(name, only), devices.split(","), command, known=elsewhere
+        )
     )
     page = write_page(results, chosen.findings, folder_of(chosen, smoke))
     for finding, evidence in weighed(results, chosen.findings):

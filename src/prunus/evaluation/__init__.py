@@ -4,6 +4,7 @@ from prunus.evaluation.evaluate import Evaluation, evaluate_elsewhere, evaluate_
 from prunus.evaluation.fresh import in_fresh_process
 from prunus.evaluation.harness import harness_scores
 from prunus.evaluation.lmms import lmms_scores
+from prunus.evaluation.warm import keeping_warm
 
 __all__ = [
     "Evaluation",
@@ -11,6 +12,7 @@ __all__ = [
     "evaluate_here",
     "harness_scores",
     "in_fresh_process",
+    "keeping_warm",
     "lmms_scores",
     "read_task",
 ]

@@ -10,23 +10,33 @@ from operator import attrgetter
 from types import ModuleType
 
 from prunus.errors import PrunusError
-from prunus.evaluation import fresh
+from prunus.evaluation import fresh, warm
 from prunus.extensions import load_extension
 
 
 def main() -> None:
+    if sys.argv[1:]:
+        warm.serve(sys.argv[1], sys.argv[2:], answer)
+    else:
+        answer()
+
+
+def answer() -> None:
+    """Reads what to call, calls it, and says what it returned."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # where everything else goes that is printed
     request = json.loads(sys.stdin.buffer.readline())
+    warm.take_place(request)
     threading.Thread(target=_end_with_caller, daemon=True).start()
     try:
         for name in request["imports"]:
             _load(name)
         function = attrgetter(request["function"])(_load(request["module"]))
-        answer = {"returned": function(*request["arguments"])}
+        said = {"returned": function(*request["arguments"])}
     except PrunusError as error:
-        answer = {"refused": [error.field, error.value, error.remedy]}
-    answers.write(json.dumps(answer, default=str))
+        said = {"refused": [error.field, error.value, error.remedy]}
+    answers.write(json.dumps(said, default=str))
+    answers.close()
 
 
 def _end_with_caller() -> None:

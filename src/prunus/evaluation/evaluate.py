@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from prunus.batches import default_device
-from prunus.checkpoint import load_model, local_folder
+from prunus.checkpoint import CHECKSUMS, load_model, local_folder
 from prunus.cost import peak_memory
 from prunus.errors import PrunusError, refusing
 from prunus.evaluation.fresh import in_fresh_process
+from prunus.storage import write_text
 from prunus.tasks import AnyTask, Exhibit, Task
 from prunus.typed import Typed, first_problem, places_in, refuse_nameless
 
@@ -67,13 +69,41 @@ def evaluate_here(
 
 
 def evaluate_elsewhere(
-    path: Path, task: Task, batch_size: int, limit: int | None = None, exhibits: int = 0
+    path: Path, task: Task, batch_size: int, limit: int | None = None, exhibits: int = 0, kept: Path | None = None
 ) -> Evaluation:
-    """As `evaluate_here`, in a new process, which proves that the files suffice."""
+    """As `evaluate_here`, in a new process, which proves that the files suffice.
+
+    Args:
+        kept: a folder of evaluations: one of the same weights, task and data that lies there is taken as it is, and a new one put there. A
+            model without checksums is evaluated anew.
+    """
     places, settings = places_in(task), task.model_dump_json()
     refuse_nameless(task, read_task(settings))
-    found = in_fresh_process(_evaluate, str(path), settings, batch_size, limit, exhibits, imports=places)
+    file = None if kept is None else _place(kept, path, settings, task.data_state(), batch_size, limit, exhibits)
+    found = None if file is None else _read(file)
+    if found is None:
+        found = in_fresh_process(_evaluate, str(path), settings, batch_size, limit, exhibits, imports=places)
+        if file is not None:
+            write_text(file, json.dumps(found))
     return Evaluation(**found | {"exhibits": [Exhibit(**one) for one in found["exhibits"]]})
+
+
+def _place(kept: Path, path: Path, *asked: Any) -> Path | None:
+    """The file of an evaluation: its name tells weights and all that was asked; none where nothing tells the weights."""
+    weights = path / CHECKSUMS
+    if not weights.is_file():
+        return None
+    key = hashlib.sha256(weights.read_bytes() + json.dumps(asked).encode()).hexdigest()[:16]
+    return kept / f"{key}.json"
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """An evaluation that was kept; none where there is none, or it is damaged."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.keys() == {one.name for one in fields(Evaluation)} else None
 
 
 def _evaluate(path: str, settings: str, batch_size: int, limit: int | None, exhibits: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from prunus.errors import PrunusError
+from prunus.evaluation.warm import ask
 from prunus.extensions import loaded_extensions, place_of
 
 importing = False
@@ -46,16 +47,25 @@ def in_fresh_process(
         "function": function.__qualname__,
         "arguments": arguments,
     }
+    told = {**_without_launcher(), **(environment or {})}
+    said, status = ask(request, told) or _started(request, told)
+    if status:
+        raise PrunusError("new process", function.__qualname__, _ended(status))
+    answer = json.loads(said)
+    if "refused" in answer:
+        raise PrunusError(*answer["refused"])
+    return answer["returned"]
+
+
+def _started(request: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[str, int]:
+    """What a process says that is started for it, and how it ended."""
+    path = os.pathsep.join(place or os.getcwd() for place in sys.path)
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "prunus.evaluation"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         encoding="utf-8",
-        env={
-            **_without_launcher(),
-            **(environment or {}),
-            "PYTHONPATH": os.pathsep.join(place or os.getcwd() for place in sys.path),
-        },
+        env={**environment, "PYTHONPATH": path},
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -66,12 +76,7 @@ def in_fresh_process(
         status = process.wait()
         with suppress(BrokenPipeError):
             process.stdin.close()
-    if status:
-        raise PrunusError("new process", function.__qualname__, _ended(status))
-    answer = json.loads(said)
-    if "refused" in answer:
-        raise PrunusError(*answer["refused"])
-    return answer["returned"]
+    return said, status
 
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,18 +27,21 @@ SHOWN = 6
 """Items of the evaluation split that a report shows."""
 
 
-def compare(recipe: Recipe, dense: Path, compressed: Path, courses: list[dict[str, Any]]) -> Report:
+def compare(
+    recipe: Recipe, dense: Path, compressed: Path, courses: list[dict[str, Any]], kept: Path | None = None
+) -> Report:
     """Measures two saved models: metrics and memory of each in a new process, costs and latency here, in turn.
 
     Args:
         recipe: names the task and how to measure.
         courses: per step, its name and its history.
+        kept: folder of evaluations of dense models, which are not repeated.
     """
     folders, task = {"dense": dense, "compressed": compressed}, recipe.task
     models = {name: load_model(folder).eval() for name, folder in folders.items()}
     parts = {name: anatomy(model) for name, model in models.items()}
     tasks = dict.fromkeys(folders, task)
-    columns, samples = measured(folders, models, parts, tasks, recipe.measure, recipe.evaluate_limit)
+    columns, samples = measured(folders, models, parts, tasks, recipe.measure, recipe.evaluate_limit, {"dense": kept})
     plan = plan_of(models["compressed"]) or Plan(model=type(models["dense"]).__name__, ratio=0.0, units={})
     sparsity = sparsity_of(models["compressed"])
     return Report(
@@ -59,7 +63,8 @@ def compare(recipe: Recipe, dense: Path, compressed: Path, courses: list[dict[st
 
 
 def measured(
-    folders: Mapping[str, Path], models: Mapping[str, PreTrainedModel], parts: Mapping[str, Anatomy], tasks: Mapping[str, Task], measure: Measure, limit: int | None
+    folders: Mapping[str, Path], models: Mapping[str, PreTrainedModel], parts: Mapping[str, Anatomy], tasks: Mapping[str, Task], measure: Measure, limit: int | None,
+    kept: Mapping[str, Path | None] = MappingProxyType({}),
 ) -> tuple[dict[str, dict[str, Any]], list[Sample]]:  # fmt: skip
     """What is shown of saved models, by name: `metrics` and `peak_memory`, each found in a process of its own; `parameters`,
     `multiply_accumulates`, `bytes`, and `latency`, which is taken here and in turn. And items, with what each makes of them.
@@ -69,9 +74,10 @@ def measured(
         parts: what they are made of.
         tasks: of each.
         limit: items of the evaluation split; None takes all.
+        kept: where evaluations lie that are not repeated, of some of them.
     """
     evaluations = {
-        name: evaluate_elsewhere(folder, tasks[name], measure.batch_size, limit, SHOWN)
+        name: evaluate_elsewhere(folder, tasks[name], measure.batch_size, limit, SHOWN, kept.get(name))
         for name, folder in folders.items()
     }
     examples = {name: tasks[name].example(model, measure.batch_size) for name, model in models.items()}

@@ -18,7 +18,7 @@ import transformers
 from rich.console import Console
 
 from prunus.errors import PrunusError
-from prunus.evaluation import in_fresh_process
+from prunus.evaluation import in_fresh_process, keeping_warm
 from prunus.recipe import dump_recipe, parse_recipe
 from prunus.run import finished, run
 from prunus.storage import cache_folder, claim_folder, disk_errors, is_full, locked, write_text
@@ -26,8 +26,10 @@ from prunus.studies.outcome import Outcome, Results, outcome_of
 from prunus.studies.study import Cell, Study, cells_of, folder_of, telling_first
 from prunus.typed import places_in
 
-RECORD, RESULTS = "study.json", "results.json"
+RECORD, RESULTS, KEPT = "study.json", "results.json", "dense"
 GOES_ON = "start it again, and it goes on where it was"
+IMPORTED = ("prunus.studies", "prunus.training.trainer", "datasets", "matplotlib.pyplot")
+"""What every cell needs, and takes long to import."""
 LITTLE = 64 << 20
 """Bytes: where a cell has failed with less than this free, the disk counts as full."""
 
@@ -39,6 +41,7 @@ def carry_out(
     devices: Sequence[str] = ("",),
     command: str = "",
     console: Console | None = None,
+    known: Results | None = None,
 ) -> Results:
     """Carries out the cells of a study that are not done yet, each in a process of its own, the most telling first.
 
@@ -51,6 +54,7 @@ def carry_out(
         devices: one process at a time for each: "" (this machine's own choice), "cpu", or numbers of GPUs such as "0". Where "cpu" stands
             several times, each has its share of the cores.
         command: what the results say they come from.
+        known: results of this study from elsewhere: cells that have an outcome there, of the same recipe, are done.
 
     Returns:
         Everything that is known now, as it also lies in the study's folder as `results.json`.
@@ -66,13 +70,16 @@ def carry_out(
     folder = folder_of(study, smoke)
     with disk_errors(folder, GOES_ON), locked(folder):
         write_text(study.output / RECORD, study.model_dump_json(indent=2) + "\n")
-        return _carry_out(study, folder, cells, only, devices, command, console)
+        with keeping_warm(IMPORTED):
+            return _carry_out(study, folder, cells, only, devices, command, console, known)
 
 
 def _carry_out(
-    study: Study, folder: Path, cells: Sequence[Cell], only: Callable[[str], bool], devices: Sequence[str], command: str, console: Console
+    study: Study, folder: Path, cells: Sequence[Cell], only: Callable[[str], bool], devices: Sequence[str], command: str, console: Console,
+    known: Results | None,
 ) -> Results:  # fmt: skip
-    done = _done(cells)
+    here = machine(devices)
+    done = _from_elsewhere(cells, known, here) | _done(cells)
     failed: dict[str, str] = {}
     full: list[str] = []
     waiting = [cell for cell in telling_first(study, cells) if only(cell.name) and cell.name not in done]
@@ -88,7 +95,9 @@ def _carry_out(
                 return cell
             console.print(f"begins: {cell.name}{f' on {device}' if device else ''}")
             recipe, imports = dump_recipe(cell.recipe), places_in(cell.recipe)
-            why = in_fresh_process(run_cell, recipe, imports=imports, environment=_environment(device, devices))
+            why = in_fresh_process(
+                run_cell, recipe, str(folder / KEPT), imports=imports, environment=_environment(device, devices)
+            )
             full.extend([why] if why else [])
         except PrunusError as error:
             failed[cell.name] = str(error)
@@ -100,7 +109,6 @@ def _carry_out(
     for cell in cells:
         if cell.name in done:
             _tidy(study, cell)
-    here = machine(devices)
     results = _results(study, cells, done, failed, command, here)
     _write(folder, results)
     pool = ThreadPoolExecutor(len(devices))
@@ -127,15 +135,18 @@ def _environment(device: str, devices: Sequence[str]) -> dict[str, str] | None:
     return {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
 
 
-def run_cell(recipe: str) -> str:
+def run_cell(recipe: str, kept: str) -> str:
     """One cell, in the process that is made for it; its recipe is YAML.
+
+    Args:
+        kept: folder of the dense models' evaluations.
 
     Returns:
         Why no other cell can go on, either, because the disk is full; else nothing.
     """
     cell = parse_recipe(recipe, "cell")
     try:
-        run(cell)
+        run(cell, kept=Path(kept))
     except Exception as error:  # the others are to go on
         if any(is_full(error, folder, LITTLE) for folder in (cell.output, cache_folder())):
             return str(error)
@@ -154,11 +165,15 @@ def _tidy(study: Study, cell: Cell) -> None:
                 shutil.rmtree(inside)
 
 
-def results_of(study: Study, smoke: bool = False, command: str = "") -> Results:
-    """What the study's folder holds now, and what was last said of the cells that failed and of the machine; nothing is carried out."""
-    cells = cells_of(study, smoke)
-    done, file = _done(cells), folder_of(study, smoke) / RESULTS
-    last = Results.parse(file.read_bytes(), str(file)) if file.exists() else None
+def results_of(study: Study, smoke: bool = False, command: str = "", known: Results | None = None) -> Results:
+    """What the study's folder holds now, and what was last said of the cells that failed and of the machine; nothing is carried out.
+
+    Args:
+        known: as of `carry_out`.
+    """
+    cells, file = cells_of(study, smoke), folder_of(study, smoke) / RESULTS
+    last = Results.load(file) if file.exists() else None
+    done = _from_elsewhere(cells, known, last.machine if last else machine()) | _done(cells)
     failed = {name: why for name, why in last.failed.items() if name not in done} if last else {}
     return _results(study, cells, done, failed, command, last.machine if last else machine())
 
@@ -167,10 +182,22 @@ def _done(cells: Sequence[Cell]) -> dict[str, Outcome]:
     """Name → outcome, of the cells that have one."""
     reports = [(cell, finished(cell.recipe)) for cell in cells]
     return {
-        cell.name: outcome_of(report, cell.part, dict(cell.labels), cell.seed)
+        cell.name: outcome_of(report, cell.part, dict(cell.labels), cell.seed, cell.identity)
         for cell, report in reports
         if report is not None
     }
+
+
+def _from_elsewhere(cells: Sequence[Cell], known: Results | None, here: dict[str, str]) -> dict[str, Outcome]:
+    """Name → outcome that another machine, or another folder, has of the same recipe; it says which machine, if not this one."""
+    found = {}
+    outcomes = {frozenset(one.everything().items()): one for one in (known.outcomes if known else ())}
+    for cell in cells:
+        one = outcomes.get(frozenset({"part": cell.part, **cell.labels, "seed": str(cell.seed)}.items()))
+        if known is not None and one is not None and one.recipe == cell.identity:
+            place = one.machine or known.machine
+            found[cell.name] = one.model_copy(update={"machine": {} if place == here else place})
+    return found
 
 
 def _results(

@@ -6,10 +6,11 @@ import hashlib
 import json
 import math
 from fnmatch import fnmatchcase
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prunus.errors import PrunusError
 from prunus.metric import UNDECLARED, Metric
@@ -44,6 +45,10 @@ class Outcome(BaseModel):
     """Component → share of weights kept, block by block."""
     origin: str = ""
     """What tells the dense models of a study apart, but for their seeds: models of one origin differ by seed only."""
+    recipe: str = ""
+    """What tells the cell's recipe from others (`Cell.identity`)."""
+    machine: dict[str, str] = Field(default_factory=dict)
+    """Where it was carried out, if not where the results say."""
 
     def label(self, axis: str) -> str | None:
         """The cell's label on an axis; `part` is one, too."""
@@ -121,8 +126,22 @@ class Results(BaseModel):
     outcomes: list[Outcome]
 
     @classmethod
-    def parse(cls, text: str | bytes, source: str) -> Results:
+    def load(cls, file: str | Path) -> Results:
         """Reads the file.
+
+        Raises:
+            PrunusError: it cannot be read, or is damaged.
+        """
+        try:
+            return cls.parse(Path(file).read_bytes(), str(file))
+        except OSError as error:
+            raise PrunusError(
+                "results", str(file), f"it cannot be read ({error.strerror}); give the results.json of a study"
+            ) from None
+
+    @classmethod
+    def parse(cls, text: str | bytes, source: str) -> Results:
+        """Reads the text of such a file.
 
         Raises:
             PrunusError: it is damaged.
@@ -133,8 +152,12 @@ class Results(BaseModel):
             raise PrunusError("results", source, f"the file is damaged: {error.errors()[0]['msg']}") from None
 
 
-def outcome_of(report: Report, part: str, labels: dict[str, str], seed: int) -> Outcome:
-    """The figures of a finished run."""
+def outcome_of(report: Report, part: str, labels: dict[str, str], seed: int, recipe: str = "") -> Outcome:
+    """The figures of a finished run.
+
+    Args:
+        recipe: `Cell.identity`.
+    """
 
     def figures(model: dict[str, Any]) -> dict[str, float]:
         return {
@@ -158,6 +181,7 @@ def outcome_of(report: Report, part: str, labels: dict[str, str], seed: int) -> 
         sparsity=report.sparsity,
         retained=report.retained,
         origin=_origin(report),
+        recipe=recipe,
     )
 
 

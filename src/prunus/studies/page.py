@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -79,9 +80,17 @@ def _tables(results: Results, findings: Sequence[Finding]) -> list[TableOf]:
 
 
 def _provenance(results: Results) -> str:
-    machine = ", ".join(f"{name} {value}" for name, value in results.machine.items())
     command = f"Command: {results.command}. " if results.command else ""
-    return f"{command}{len(results.outcomes)} of {results.planned} cells." + (f" {machine}." if machine else "")
+    said = f"{command}{len(results.outcomes)} of {results.planned} cells."
+    places = Counter(tuple((one.machine or results.machine).items()) for one in results.outcomes)
+    if len(places) > 1:
+        return " ".join([said, *(f"{count} of them: {_machine(place)}." for place, count in places.items())])
+    (place,) = places or [tuple(results.machine.items())]
+    return said + (f" {_machine(place)}." if place else "")
+
+
+def _machine(place: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in place)
 
 
 def _title(picture: str) -> str:

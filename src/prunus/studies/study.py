@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from itertools import product
 from pathlib import Path
@@ -141,6 +144,20 @@ class Cell:
     def name(self) -> str:
         """Such as vqa/upop/2x/seed-0."""
         return "/".join([self.part, *self.labels.values(), f"seed-{self.seed}"])
+
+    @cached_property
+    def identity(self) -> str:
+        """What tells its recipe from others on any machine: settings without the output, and files by their names alone."""
+        settings = json.dumps(_by_names(self.recipe.model_dump(mode="json", exclude={"output"})), sort_keys=True)
+        return hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+
+def _by_names(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _by_names(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_by_names(entry) for entry in value]
+    return Path(value).name if isinstance(value, str) and "/" in value else value
 
 
 def study_file(name: str) -> Path:

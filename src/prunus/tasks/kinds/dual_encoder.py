@@ -1,4 +1,4 @@
-"""Models that lay pictures and texts into one space: CLIP, SigLIP and their like, and BLIP for retrieval, which can also read a text
+"""Models that lay pictures and texts into one space: CLIP, SigLIP and their like, any two encoders that transformers ties together, and BLIP for retrieval, which can also read a text
 again while it looks at a picture.
 """
 
@@ -132,7 +132,9 @@ class Towers(DualEncoder):
     @classmethod
     def fits(cls, config: Any) -> bool:
         name = architecture(config)
-        return name == "CLIPForRetrieval" or (name.endswith("Model") and name in MATCHING.values())
+        return name in ("CLIPForRetrieval", "VisionTextDualEncoderModel") or (
+            name.endswith("Model") and name in MATCHING.values()
+        )
 
     @torch.no_grad()
     def embed_images(self, model: Any, images: Sequence[Image]) -> tuple[Tensor, Tensor | None]:
