@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import shutil
+from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,6 +166,13 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
         carry_out(study)
 
 
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process is begun, so that none need be kept warm."""
+    monkeypatch.setattr(carrying_out, "keeping_warm", lambda _: nullcontext())
+
+
+@pytest.mark.usefixtures("cold")
 def test_a_full_disk_ends_a_study_with_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, begun = load_study(study_in(tmp_path)), []
 
@@ -438,6 +446,7 @@ def test_a_study_goes_on_where_it_was(
     assert (tmp_path / "study/noise-pareto.png").exists()
 
 
+@pytest.mark.usefixtures("cold")
 def test_what_is_known_from_elsewhere_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the same recipe, wherever it and the data lie; and it is said where it was found out."""
     begun: list[str] = []
@@ -465,6 +474,23 @@ def test_what_is_known_from_elsewhere_is_not_done_again(tmp_path: Path, monkeypa
     assert again.outcomes[0].machine == {}, "it was here"
     with pytest.raises(PrunusError, match="cannot be read"):
         Results.load(tmp_path / "absent.json")
+
+
+def test_no_cell_waits_for_another_that_trains_the_dense_model_of_both(tmp_path: Path) -> None:
+    part = STUDY["parts"]["noise"]
+    trained = {**part["recipe"], "model": {"random": VIT, "train": [{"steps": 1, "learning_rate": 0.1}]}}
+    parts = {"one": {**part, "recipe": trained}, "given": part}
+    cells = {cell.name: cell for cell in cells_of(load_study(study_in(tmp_path, parts=parts)))}
+    waiting = carrying_out.Waiting(cells.values())
+    taken = [waiting.take().name for _ in range(9)]
+    assert taken[:2] == ["one/wanda/half/seed-0", "one/wanda/half/seed-1"], "models of two seeds are two models"
+    assert taken[2:8] == [name for name in cells if name.startswith("given")]
+    assert taken[8] == "one/wanda/most/seed-0", "there is nothing else to do"
+    assert len(waiting) == 3
+    waiting.ended(cells["one/wanda/half/seed-1"])
+    assert waiting.take().name == "one/wanda/most/seed-1"
+    waiting.ended(cells["one/wanda/half/seed-0"])
+    assert [waiting.take().name, waiting.take().name] == ["one/magnitude/half/seed-0", "one/magnitude/half/seed-1"]
 
 
 def test_a_recipe_has_one_identity_wherever_its_files_lie(tmp_path: Path) -> None:

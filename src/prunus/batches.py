@@ -39,6 +39,29 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def has_bf16(device: str) -> bool:
+    """Whether a kind of device has instructions for bf16; a CPU without them (x86 before AVX-512) takes nine times as long as in fp32."""
+    if device != "cpu":
+        return True
+    knows = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(knows and knows())
+
+
+def runs_in_bf16(model: nn.Module, wanted: bool) -> bool:
+    """Whether a model that is wanted in bf16 runs in it, where it lies."""
+    return wanted and has_bf16(input_device(model).type)
+
+
+def bf16_autocast(model: nn.Module, wanted: bool, cached: bool = False) -> torch.autocast:
+    """For running a model in bf16, where that is wanted and its device has instructions for it.
+
+    Args:
+        cached: whether cast weights are kept while it is open, which is half a second copy of the model.
+    """
+    device, runs = input_device(model).type, runs_in_bf16(model, wanted)
+    return torch.autocast(device, torch.bfloat16, enabled=runs, cache_enabled=cached)
+
+
 def input_dtype(model: nn.Module) -> torch.dtype | None:
     """The type in which a model takes pixels, sounds or embeddings: that of its first convolution, which makes patches or
     frames, or else of its first floating parameter; None if it has none."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from prunus.allocation.allocator import Allocator, Question
 from prunus.anatomy import matrices
-from prunus.batches import checked
+from prunus.batches import checked, runs_in_bf16
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint, refuse_other_models
 from prunus.losses import Loss, own_loss
@@ -59,7 +59,9 @@ def allocate(
         raise PrunusError("batches", "none", f"{type(method).__name__} looks at data; give calibration batches")
     answer = of_first(method.answer(Question(model, chosen, held, loss, bf16, progress)))
     by_batch = {"depends_on_batch_size": seen.largest} if method.by_batch else {}
-    decided = Entry.of("allocation", method, scores=answer.scores, data=seen.summary(bf16=bf16), **by_batch)
+    decided = Entry.of(
+        "allocation", method, scores=answer.scores, data=seen.summary(bf16=runs_in_bf16(model, bf16)), **by_batch
+    )
     return SparsityPlan(
         model=type(model).__name__,
         history=(decided,),

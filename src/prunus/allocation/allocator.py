@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunus.allocation.grouping import Aggregate, Granularity, budgets, kept_by_matrix
 from prunus.anatomy import Matrix, choose, per_tower
-from prunus.batches import input_device
+from prunus.batches import bf16_autocast
 from prunus.errors import PrunusError
 from prunus.losses import Loss, own_loss
 from prunus.parallel import is_ours
@@ -45,8 +45,7 @@ class Question:
 
     def autocast(self) -> torch.autocast:
         """For running the model; without the cache of cast weights, which would be half a second copy of it."""
-        device = input_device(self.model).type
-        return torch.autocast(device, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
+        return bf16_autocast(self.model, self.bf16)
 
     def refuse_absent_weights(self) -> None:
         """For methods that look at weights or their gradients.

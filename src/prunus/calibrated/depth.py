@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunus.anatomy import anatomy, locate
-from prunus.batches import calls_the_model, checked, input_device
+from prunus.batches import bf16_autocast, calls_the_model, checked
 from prunus.calibrated.plain import Built, built, built_with, take_stock_sizes, write_entries
 from prunus.errors import PrunusError
 from prunus.fingerprint import refuse_other_models, taken
@@ -168,9 +168,8 @@ def distances(
 ) -> dict[str, float]:
     """The mean of 1 − cos(x, y) over the tokens that are no padding, for every block."""
     found: dict[str, float] = {}
-    towers, device = locate(model), input_device(model).type
-    autocast = torch.autocast(device, torch.bfloat16, enabled=options.bf16, cache_enabled=False)
-    with autocast, Walk(model, batches, list(blocks), call, sequential=False) as walk:
+    towers = locate(model)
+    with bf16_autocast(model, options.bf16), Walk(model, batches, list(blocks), call, sequential=False) as walk:
         for stop in walk:
             total, tokens = 0.0, 0
             text_mask = mask_of_text(model, towers[stop.block].tower)

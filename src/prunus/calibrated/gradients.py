@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.anatomy import Unit
-from prunus.batches import input_device, naming_batch
+from prunus.batches import bf16_autocast, naming_batch
 from prunus.calibrated.scores import GradientTimesGate
 from prunus.errors import PrunusError
 from prunus.losses import Loss, scalar
@@ -29,7 +29,7 @@ def by_gradient(
     worth = {unit.name: torch.zeros(unit.channels) for unit in units}
     is_used = dict.fromkeys(worth, False)
     gates = Gates(model, units, exact=True)
-    autocast = torch.autocast(input_device(model).type, torch.bfloat16, enabled=bf16, cache_enabled=False)
+    autocast = bf16_autocast(model, bf16)
     with ExitStack() as around:
         around.callback(gates.remove)
         for parameter in model.parameters():

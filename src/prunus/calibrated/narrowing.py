@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from prunus.anatomy import Matrix, Unit
-from prunus.batches import input_device
+from prunus.batches import bf16_autocast, input_device, runs_in_bf16
 from prunus.calibrated.ablation import ablating
 from prunus.calibrated.allotting import allotted
 from prunus.calibrated.channel_scores import ChannelScores
@@ -123,10 +123,9 @@ def walking(request: Request, title: str, sequential: bool = False) -> Iterator[
         TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         transient=True, disable=not (options.progress and is_first()),
     )  # fmt: skip
-    device = input_device(request.model).type
     with ExitStack() as around:
         around.enter_context(bar)
-        around.enter_context(torch.autocast(device, torch.bfloat16, enabled=options.bf16, cache_enabled=False))
+        around.enter_context(bf16_autocast(request.model, options.bf16))
         spill = Spill(request.model, options.activations)
         walk = around.enter_context(
             Walk(request.model, request.batches, blocks, request.call, request.state, spill, sequential)
@@ -337,7 +336,7 @@ def calibration_of(request: Request) -> dict[str, Any]:
     data = Fingerprint(request.batches)
     for _ in data:
         pass
-    return data.summary(sequential=request.options.sequential, bf16=request.options.bf16)
+    return data.summary(sequential=request.options.sequential, bf16=runs_in_bf16(request.model, request.options.bf16))
 
 
 def recorded_plan(

@@ -7,10 +7,10 @@ import platform
 import re
 import shutil
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -70,8 +70,7 @@ def carry_out(
     folder = folder_of(study, smoke)
     with disk_errors(folder, GOES_ON), locked(folder):
         write_text(study.output / RECORD, study.model_dump_json(indent=2) + "\n")
-        with keeping_warm(IMPORTED):
-            return _carry_out(study, folder, cells, only, devices, command, console, known)
+        return _carry_out(study, folder, cells, only, devices, command, console, known)
 
 
 def _carry_out(
@@ -82,49 +81,77 @@ def _carry_out(
     done = _from_elsewhere(cells, known, here) | _done(cells)
     failed: dict[str, str] = {}
     full: list[str] = []
-    waiting = [cell for cell in telling_first(study, cells) if only(cell.name) and cell.name not in done]
+    waiting = Waiting(cell for cell in telling_first(study, cells) if only(cell.name) and cell.name not in done)
     console.print(f"{study.title}: {len(cells)} cells, {len(waiting)} to do")
-    free: SimpleQueue[str] = SimpleQueue()
-    for device in devices:
-        free.put(device)
 
-    def do(cell: Cell) -> Cell:
-        device = free.get()
+    def do(cell: Cell, device: str) -> None:
+        console.print(f"begins: {cell.name}{f' on {device}' if device else ''}")
+        recipe, imports = dump_recipe(cell.recipe), places_in(cell.recipe)
+        environment = _environment(device, devices)
         try:
-            if full:
-                return cell
-            console.print(f"begins: {cell.name}{f' on {device}' if device else ''}")
-            recipe, imports = dump_recipe(cell.recipe), places_in(cell.recipe)
-            why = in_fresh_process(
-                run_cell, recipe, str(folder / KEPT), imports=imports, environment=_environment(device, devices)
-            )
+            why = in_fresh_process(run_cell, recipe, str(folder / KEPT), imports=imports, environment=environment)
             full.extend([why] if why else [])
         except PrunusError as error:
             failed[cell.name] = str(error)
             console.print(f"[bold red]failed[/]: {cell.name}: {error}", highlight=False)
-        finally:
-            free.put(device)
-        return cell
 
     for cell in cells:
         if cell.name in done:
             _tidy(study, cell)
     results = _results(study, cells, done, failed, command, here)
     _write(folder, results)
-    pool = ThreadPoolExecutor(len(devices))
-    try:
-        for cell in pool.map(do, waiting):
-            done |= _done([cell])
-            if cell.name in done:
-                _tidy(study, cell)
-            results = _results(study, cells, done, failed, command, here)
-            if not full:
-                _write(folder, results)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    free, running = list(devices), dict[Future[None], tuple[Cell, str]]()
+    warm = keeping_warm(IMPORTED) if waiting else nullcontext()
+    with warm, ThreadPoolExecutor(len(devices)) as pool:
+        while running or (waiting and not full):
+            while free and waiting and not full:
+                cell, device = waiting.take(), free.pop(0)
+                running[pool.submit(do, cell, device)] = cell, device
+            for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                cell, device = running.pop(ended)
+                ended.result()
+                free.append(device)
+                waiting.ended(cell)
+                done |= _done([cell])
+                if cell.name in done:
+                    _tidy(study, cell)
+                results = _results(study, cells, done, failed, command, here)
+                if not full:
+                    _write(folder, results)
     if full:
         raise PrunusError("output", str(study.output), f"the disk is full ({full[0]}); make room. {GOES_ON}")
     return results
+
+
+class Waiting:
+    """Cells that are to be done, in their order; one whose dense model another cell is about to train comes when there is nothing else to do,
+    since it would wait.
+    """
+
+    def __init__(self, cells: Iterable[Cell]):
+        self._cells = {cell.name: (cell, _dense(cell)) for cell in cells}
+        self._trained: set[str] = {""}
+        self._training: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def take(self) -> Cell:
+        """The next one to begin with."""
+        names = (name for name, (_, dense) in self._cells.items() if dense not in self._training)
+        cell, dense = self._cells.pop(next(names, next(iter(self._cells))))
+        self._training |= {dense} - self._trained
+        return cell
+
+    def ended(self, cell: Cell) -> None:
+        """Says that a cell that was taken is done, or has failed."""
+        self._trained.add(_dense(cell))
+        self._training -= self._trained
+
+
+def _dense(cell: Cell) -> str:
+    """What the dense model of a cell follows from; nothing where it is not trained."""
+    return cell.recipe.model_dump_json(include={"model", "task", "seed"}) if cell.recipe.model.train else ""
 
 
 def _environment(device: str, devices: Sequence[str]) -> dict[str, str] | None:

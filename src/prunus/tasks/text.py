@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, TensorDataset
 from transformers import AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from prunus.batches import bf16_autocast
 from prunus.calibration import Batch, spread, text_tokens, text_windows
 from prunus.checkpoint import understood
 from prunus.data import AnyData, Data, file_state
@@ -69,7 +70,7 @@ class Text(Task):
     stride: Steps | None = None
     """Tokens between the beginnings of two evaluation windows; None is `length`."""
     bf16: bool = False
-    """Evaluate under bf16 autocast; the loss itself is fp32."""
+    """Evaluate under bf16 autocast, where the device has instructions for it; the loss itself is fp32."""
 
     metrics: ClassVar = {"perplexity": Metric(unit="plain", higher_is_better=False)}
     takes: ClassVar = "models that go on with a text, without anything else (…ForCausalLM)"
@@ -150,7 +151,7 @@ class Text(Task):
         model.eval()
         sums: list[tuple[float, float]] = []
         spans = windows(len(self._evaluation), self.length, self.stride or self.length)[:limit]
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=self.bf16):  # around all: weights are cast once
+        with bf16_autocast(model, self.bf16, cached=True):  # around all: weights are cast once
             for start, stop, first in track(spans, "perplexity", progress):
                 ids = self._evaluation[start:stop].to(model.device)
                 logits = model(input_ids=ids[None], use_cache=False).logits[0]

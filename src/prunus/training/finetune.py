@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
+from prunus.batches import has_bf16
 from prunus.errors import PrunusError
 from prunus.modules import caches_kept
 from prunus.parallel import agreeing, join_group, processes, told_by_first
@@ -51,7 +52,7 @@ class Training(Typed):
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are clipped to this norm; 0 does not clip."""
     bf16: bool = True
-    """Train under bf16 autocast; weights stay as they are."""
+    """Train under bf16 autocast, where the device has instructions for it; weights stay as they are."""
     save_every: Steps = 100
     """Steps between checkpoints."""
     evaluate_every: Steps | None = None
@@ -127,6 +128,7 @@ def finetune(
     with agreeing():
         last = told_by_first(partial(_begun, folder, model, training, seed, identity or {}, processes()))
         evaluating = evaluate is not None and training.evaluate_every is not None
+        on_cpu = not torch.accelerator.is_available()
         arguments = TrainingArguments(
             output_dir=str(folder),
             max_steps=training.steps,
@@ -139,8 +141,8 @@ def finetune(
             warmup_steps=training.warmup_steps,
             weight_decay=training.weight_decay,
             max_grad_norm=training.max_grad_norm,
-            bf16=training.bf16,
-            use_cpu=not torch.accelerator.is_available(),
+            bf16=training.bf16 and has_bf16("cpu" if on_cpu else "accelerator"),
+            use_cpu=on_cpu,
             seed=seed,
             save_strategy="steps",
             save_steps=training.save_every,

@@ -28,7 +28,7 @@ class WalkOptions(Typed):
     """Later blocks and towers see what the pruned earlier ones compute. Off: what the dense ones did, in half the
     passes."""
     bf16: bool = False
-    """Run the blocks under bf16 autocast; statistics and pruning stay fp32."""
+    """Run the blocks under bf16 autocast, where the device has instructions for it; statistics and pruning stay fp32."""
     activations: Place = "keep"
     """Where the activations of waiting batches live: `keep` (where they are), `cpu` or `disk`."""
     progress: bool = True

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from prunus.anatomy import ADAPTER, MEANT_DENSE, Matrix, Survey, by_block, choose, survey
-from prunus.batches import calls_the_model, checked, input_device
+from prunus.batches import bf16_autocast, calls_the_model, checked, runs_in_bf16
 from prunus.errors import PrunusError
 from prunus.fingerprint import Fingerprint, refuse_other_models, taken
 from prunus.losses import own_loss
@@ -181,7 +181,7 @@ def carry_out(request: Request, weights: Weights, done: Mapping[str, Mapping[str
         TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         transient=True, disable=not (options.progress and is_first()),
     )  # fmt: skip
-    autocast = torch.autocast(input_device(model).type, torch.bfloat16, enabled=options.bf16, cache_enabled=False)
+    autocast = bf16_autocast(model, options.bf16)
     walking = Walk(model, request.batches, list(blocks), request.call, weights, spill, options.sequential, True)
     with bar, autocast, walking as walk:
         task = bar.add_task(f"{method.method} · blocks", total=len(blocks))
@@ -213,7 +213,9 @@ def carry_out(request: Request, weights: Weights, done: Mapping[str, Mapping[str
             "history": (*decided, Entry.of("prune", method, gone)),
             "pattern": method.pattern,
             "model": type(model).__name__,
-            "calibration": request.batches.summary(sequential=options.sequential, bf16=options.bf16),
+            "calibration": request.batches.summary(
+                sequential=options.sequential, bf16=runs_in_bf16(model, options.bf16)
+            ),
             "matrices": {
                 name: MatrixPlan(**{**matrix.model_dump(), "pruned": achieved[name], "asked": matrix.pruned})
                 for name, matrix in carried_out.items()

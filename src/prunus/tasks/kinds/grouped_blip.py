@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.batches import for_model
+from prunus.batches import bf16_autocast, for_model
 from prunus.calibration import Batch
 from prunus.losses import Prediction, next_tokens
 from prunus.models import DEC, SEP, image_processor, question_states, word_tokenizer
@@ -83,8 +83,8 @@ class GroupedBlip:
 
     @torch.no_grad()
     def generate(self, model: Any, asked: Batch) -> list[str]:
-        """Answers, under bf16 autocast."""
-        with torch.autocast(model.device.type, torch.bfloat16):
+        """Answers, under bf16 autocast where the device has instructions for it."""
+        with bf16_autocast(model, True, cached=True):
             generated = model.generate(**for_model(asked, model), max_new_tokens=2, do_sample=False)
         return [text.strip() for text in self.tokenizer.batch_decode(generated, skip_special_tokens=True)]
 
