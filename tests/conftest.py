@@ -44,6 +44,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return folder
 
 
+@pytest.fixture
+def bf16_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wanted in bf16 runs in it on this CPU, too, whatever it has instructions for."""
+    monkeypatch.setattr("prunus.batches.has_bf16", lambda device: True)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _what_the_file_before_imported_stays() -> None:
     _forget_what_stays()

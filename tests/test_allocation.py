@@ -479,6 +479,7 @@ def test_models_that_know_their_loss_need_no_labels(name: str) -> None:
     assert allocate(model, ECoFLaP(), batches, progress=False).sparsity == pytest.approx(0.5, abs=1e-3)
 
 
+@pytest.mark.usefixtures("bf16_units")
 def test_memory_answers_under_autocast_too() -> None:
     model, batches, chosen = family("vit")
     question = Question(model, chosen, batches, total_loss, bf16=True)

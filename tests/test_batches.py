@@ -11,7 +11,7 @@ import transformers as tf
 from torch import Tensor, nn
 
 from prunus import ECoFLaP, WalkOptions, Wanda, allocate, prune
-from prunus.batches import call_with_batch, for_model, input_dtype
+from prunus.batches import bf16_autocast, call_with_batch, for_model, has_bf16, input_dtype, runs_in_bf16
 from prunus.losses import own_loss
 from prunus.tasks import EasyVQA
 
@@ -22,6 +22,32 @@ SIZES = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "i
 def vit(dtype: torch.dtype = torch.float32) -> tf.PreTrainedModel:
     torch.manual_seed(0)
     return tf.ViTForImageClassification(tf.ViTConfig(**SIZES, image_size=16, patch_size=8)).to(dtype).eval()
+
+
+@pytest.mark.parametrize("instructions", [True, False])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_bf16_is_for_devices_that_have_instructions_for_it(
+    instructions: bool, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the record of a walk says in what was computed."""
+    monkeypatch.setattr(
+        torch.ops, "mkldnn", SimpleNamespace(_is_mkldnn_bf16_supported=lambda: instructions), raising=False
+    )
+    model = vit()
+    assert has_bf16("cpu") == instructions
+    assert has_bf16("cuda")
+    assert runs_in_bf16(model, wanted) == (instructions and wanted)
+    with bf16_autocast(model, wanted):
+        assert torch.is_autocast_enabled("cpu") == (instructions and wanted)
+        assert not torch.is_autocast_cache_enabled()
+    batches = [{"pixel_values": torch.randn(2, 3, 16, 16)}]
+    plan = prune(model, Wanda(sparsity=0.5), batches, options=WalkOptions(progress=False, bf16=wanted))
+    assert plan.calibration["bf16"] == (instructions and wanted)
+
+
+def test_a_build_without_onednn_has_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(), raising=False)
+    assert not has_bf16("cpu")
 
 
 class Everything(nn.Module):

@@ -454,6 +454,7 @@ def test_momentum_copies_are_fitted_as_their_originals() -> None:
         torch.testing.assert_close(tensor + 1, followers[key])
 
 
+@pytest.mark.usefixtures("bf16_units")
 def test_moments_are_fp32_while_blocks_run_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     from prunus.calibrated import ablation, compensating
 
