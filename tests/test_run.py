@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from prunus import Plan, PrunusError
 from prunus.recipe import load_recipe
 from prunus.report import Report
+from prunus.run import finished as done
 from prunus.run import run
 
 pytest.importorskip("easy_vqa", reason="needs the packaged data: pip install 'prunus[demo]'")
@@ -82,10 +83,21 @@ def test_a_finished_run_is_not_run_again(finished: Path) -> None:
     assert (finished / "2-retrain" / "model" / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_folder_of_another_recipe_is_not_overwritten(finished: Path) -> None:
-    recipe = load_recipe(finished.parent / "whole.yaml", ("steps.0.method.ratio=0.4",))
-    with pytest.raises(PrunusError, match="another recipe"):
-        run(recipe)
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [("steps.0.train.workers=2", True), ("model.train.0.workers=1", True), ("steps.0.method.ratio=0.4", False), ("seed=3", False),
+     ("steps.0.train.steps=9", False), ("task.image_size=42", False), ("measure.repeats=2", False)],
+)  # fmt: skip
+def test_however_a_run_is_watched_and_fed_it_is_the_same_one(finished: Path, change: str, same: bool) -> None:
+    recipe = load_recipe(finished.parent / "whole.yaml", (change,))
+    if same:
+        assert run(recipe) is not None
+        assert load_recipe(finished / "recipe.yaml") == recipe
+        assert done(recipe) is not None
+    else:
+        with pytest.raises(PrunusError, match="another recipe"):
+            run(recipe)
+        assert done(recipe) is None
 
 
 def test_killed_anywhere_it_ends_with_the_same_plan_and_bits(finished: Path, place: Path) -> None:

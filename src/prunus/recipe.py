@@ -14,6 +14,7 @@ from prunus.sources import AnySource, with_tag
 from prunus.steps import AnyStep
 from prunus.storage import writable_path
 from prunus.tasks import AnyTask
+from prunus.training import Training
 from prunus.typed import Seed, Steps, Typed, read_typed
 from prunus.variants import of_variant, put, variant_names
 
@@ -66,6 +67,23 @@ class Recipe(Typed):
             except PrunusError as error:
                 raise PrunusError(f"steps.{number}.{error.field}", error.value, error.remedy) from None
         return self
+
+
+    def identity(self) -> Any:
+        """The settings that the result depends on; two recipes of one identity make the same model and report."""
+        return _identity(self)
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, Training):
+        return value.identity()
+    if isinstance(value, Typed):
+        return type(value), {name: _identity(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, list | tuple):
+        return [_identity(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: _identity(entry) for key, entry in value.items()}
+    return value
 
 
 def load_recipe(path: str | Path, overrides: tuple[str, ...] = (), variant: str | None = None) -> Recipe:

@@ -92,7 +92,8 @@ def _taken(recipe: Recipe) -> Iterator[None]:
 
 def finished(recipe: Recipe) -> Report | None:
     """The report of a run that this recipe has been carried out in; None where it has not, or not to its end."""
-    if _recorded(recipe.output / RECORD) != recipe.model_dump(mode="json"):
+    recorded = _recorded(recipe.output / RECORD)
+    if recorded is None or recorded.identity() != recipe.identity():
         return None
     try:
         return Report.load(recipe.output)
@@ -195,7 +196,8 @@ def _as_json(step: Step, history: History) -> str:
 def _claim(recipe: Recipe) -> None:
     """Takes the folder for this recipe; another recipe's run is not overwritten."""
     record = recipe.output / RECORD
-    if record.exists() and _recorded(record) != recipe.model_dump(mode="json"):
+    recorded = _recorded(record)
+    if record.exists() and (recorded is None or recorded.identity() != recipe.identity()):
         raise PrunusError(
             "output",
             str(recipe.output),
@@ -204,9 +206,9 @@ def _claim(recipe: Recipe) -> None:
     write_text(record, dump_recipe(recipe))
 
 
-def _recorded(record: Path) -> dict[str, Any] | None:
+def _recorded(record: Path) -> Recipe | None:
     """The recipe of a run, with every default of this version; None where it is none."""
     try:
-        return load_recipe(record).model_dump(mode="json")
+        return load_recipe(record)
     except PrunusError:
         return None
