@@ -102,6 +102,42 @@ def test_parts_of_models_become_shorter(name: str, seed: int) -> None:
     assert name != "t5" or not gone[0].endswith(".0")  # which holds the biases of positions
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "asked", "gone", "left"),
+    [
+        ("Dinov2ForImageClassification", None, (1, 2), [2]), ("Dinov2WithRegistersModel", [-1], (3,), [3]), ("VitDetModel", None, (0,), [3]),
+        ("Dinov2Backbone", [1, 3], (1, 3), [1, 2]), ("Dinov2Backbone", [1, 2, 4], (2,), [1, 2, 3]), ("Dinov2Backbone", [1, 2], (1,), None),
+    ],
+)  # fmt: skip
+def test_backbones_give_features_from_behind_the_same_blocks(
+    kind: str, asked: list[int] | None, gone: tuple[int, ...], left: list[int] | None
+) -> None:
+    """Or from behind the one before; two that would be the same cannot be told apart, so that such a block stays."""
+    torch.manual_seed(0)
+    model_type = kind.removesuffix("ForImageClassification").removesuffix("Model").removesuffix("Backbone")
+    config = getattr(transformers, f"{model_type}Config")(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=24, image_size=28, patch_size=14, out_indices=asked,
+    )  # fmt: skip
+    model = getattr(transformers, kind)(config).eval()
+    case = Case(model, {"pixel_values": torch.randn(2, 3, 28, 28)})
+    blocks = list(dict.fromkeys(unit.block for unit in anatomy(model)))
+    settings: dict[str, Any] = {"blocks": len(gone), "include": tuple(blocks[place] for place in gone)}
+    if left is None:
+        with pytest.raises(PrunusError, match="config cannot say which are left"):
+            drop(case, **settings)
+        return
+    small, _ = drop(case, **settings)
+    assert small.config.out_indices == left
+    assert small.config.out_features == [f"stage{place}" for place in left]
+    assert small.config.num_hidden_layers == 4 - len(gone)
+    same = stock_of(small)(**case.inputs)
+    assert all(torch.equal(a, b) for a, b in zip(outputs(small(**case.inputs)), outputs(same), strict=True))
+    if kind == "Dinov2Backbone":
+        assert len(same.feature_maps) == len(left)
+        assert torch.equal(same.feature_maps[0], model(**case.inputs).feature_maps[0]), "before any that has gone"
+
+
 def test_shorter_models_are_narrowed_like_others() -> None:
     case = gemma3()
     small, _ = drop(case, blocks=1, inplace=True)

@@ -68,7 +68,6 @@ class Recipe(Typed):
                 raise PrunusError(f"steps.{number}.{error.field}", error.value, error.remedy) from None
         return self
 
-
     def identity(self) -> Any:
         """The settings that the result depends on; two recipes of one identity make the same model and report."""
         return _identity(self)

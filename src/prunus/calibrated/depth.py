@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.backbone_utils import BackboneConfigMixin
 
 from prunus.anatomy import anatomy, locate
 from prunus.batches import bf16_autocast, calls_the_model, checked
@@ -69,7 +70,26 @@ class Stack:
         entries: dict[str, Any] = {self.entry: getattr(config, self.entry) - len(left)}
         for name in self.lists:
             entries[name] = [value for place, value in enumerate(getattr(config, name)) if place not in left]
-        return entries
+        return entries | (_stages(config, left) if _names_stages(config) else {})
+
+
+STAGES = ("stage_names", "out_features", "out_indices")
+"""Entries by which a config says behind which blocks a backbone gives features (DINOv2, BEiT)."""
+
+
+def _names_stages(config: Any) -> bool:
+    return isinstance(config, BackboneConfigMixin) and bool(config.stage_names)
+
+
+def _stages(config: Any, gone: set[int]) -> dict[str, Any]:
+    """What such entries say once some blocks have gone: features from behind the same blocks or, of one that has gone, the one before it."""
+    names = config.stage_names[: len(config.stage_names) - len(gone)]
+    given = [place % len(config.stage_names) for place in config._out_indices or ()]
+    behind = [place - sum(block < place for block in gone) for place in given]
+    return {
+        "stage_names": names, "_out_indices": behind or None,
+        "_out_features": [names[place] for place in behind] or None,
+    }  # fmt: skip
 
 
 @torch.no_grad()
@@ -263,7 +283,9 @@ def _stack(model: PreTrainedModel, path: str) -> Stack | None:
         before = built(type(model)(copy.deepcopy(model.config)))
     length = len(model.get_submodule(path))
     for inside, config in configs_of(model.config).items():
-        said = config.to_dict()
+        said = {
+            name: value for name, value in config.to_dict().items() if not (name in STAGES and _names_stages(config))
+        }
         numbered = any(
             NUMBERS.search(name) and isinstance(value, list | tuple) and value for name, value in said.items()
         )
