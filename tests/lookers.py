@@ -115,15 +115,42 @@ def vilt_nlvr() -> Any:
     return tf.ViltForImagesAndTextClassification(config)
 
 
+def two_encoders() -> Any:
+    config = tf.VisionTextDualEncoderConfig.from_vision_text_configs(
+        tf.ViTConfig(**vision()), tf.BertConfig(**words()), projection_dim=12
+    )
+    return tf.VisionTextDualEncoderModel(config)
+
+
 def segmenter() -> Any:
     return SegmenterForSemanticSegmentation(SegmenterConfig(vision_config=vision(), num_labels=4))
 
 
 MODELS: dict[str, Callable[[], Any]] = {
     made.__name__: made
-    for made in (vit, clip, siglip, clip_retrieval, blip_retrieval, blip_itm, blip_nlvr, vilt_nlvr, segmenter)
+    for made in (
+        vit,
+        clip,
+        siglip,
+        clip_retrieval,
+        blip_retrieval,
+        blip_itm,
+        blip_nlvr,
+        vilt_nlvr,
+        segmenter,
+        two_encoders,
+    )
 }
-READ_WORDS = ("clip", "siglip", "clip_retrieval", "blip_retrieval", "blip_itm", "blip_nlvr", "vilt_nlvr")
+READ_WORDS = (
+    "clip",
+    "siglip",
+    "clip_retrieval",
+    "blip_retrieval",
+    "blip_itm",
+    "blip_nlvr",
+    "vilt_nlvr",
+    "two_encoders",
+)
 
 
 def saved(name: str, folder: Path) -> Path:
@@ -139,7 +166,7 @@ def saved(name: str, folder: Path) -> Path:
         tokenizer().save_pretrained(folder)
     if name == "vilt_nlvr":
         ViltImageProcessorPil(size={"shortest_edge": SIDE}, size_divisor=PATCH).save_pretrained(folder)
-    if name == "clip":
+    if name in ("clip", "two_encoders"):
         size = {"height": SIDE, "width": SIDE}
         CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=size).save_pretrained(folder)
     return folder

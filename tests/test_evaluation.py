@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from prunus import PrunusError
-from prunus.evaluation import evaluate_elsewhere, in_fresh_process, read_task
+from prunus.evaluation import evaluate_elsewhere, evaluate_once, in_fresh_process, read_task
 from prunus.tasks import Noise
 
 pytestmark = pytest.mark.long
@@ -98,15 +98,19 @@ def test_an_evaluation_that_is_kept_is_not_repeated(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr("prunus.evaluation.evaluate.in_fresh_process", found)
 
-    def loss(batch_size: int = 2, kept: Path | None = kept) -> float:
-        return evaluate_elsewhere(folder, Noise(), batch_size, kept=kept).metrics["loss"]
+    def loss(batch_size: int = 2) -> float:
+        return evaluate_once(kept, folder, Noise(), batch_size).metrics["loss"]
 
     assert [loss(), loss()] == [1, 2], "nothing tells which weights these are"
     (folder / "prunus-checksums.json").write_text("one")
-    assert [loss(), loss(), loss(kept=None), loss(batch_size=3), loss()] == [3, 3, 4, 5, 3]
+    assert [loss(), loss(), loss(batch_size=3), loss()] == [3, 3, 4, 3]
     (folder / "prunus-checksums.json").write_text("other")
-    assert [loss(), loss()] == [6, 6]
+    assert [loss(), loss()] == [5, 5]
+    (folder / "preprocessor_config.json").write_text("{}")
+    assert [loss(), loss()] == [6, 6], "pictures are turned into other numbers"
+    monkeypatch.setattr("prunus.evaluation.evaluate.has_bf16", lambda device: "otherwise")
+    assert [loss(), loss()] == [7, 7], "another machine computes otherwise"
     for file in kept.iterdir():
         file.write_text("{")
-    assert [loss(), loss()] == [7, 7]
-    assert evaluate_elsewhere(folder, Noise(), 2, kept=kept).exhibits[0].right == "b"
+    assert [loss(), loss()] == [8, 8]
+    assert evaluate_once(kept, folder, Noise(), 2).exhibits[0].right == "b"

@@ -31,7 +31,7 @@ def made(name: str, folder: Path, base: Any = Labeller) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("name", "base", "cls"),
     [
-        ("vit", Labeller, Classifier), ("clip", Labeller, Towers), ("siglip", DualEncoder, Towers), ("clip_retrieval", DualEncoder, Towers),
+        ("vit", Labeller, Classifier), ("clip", Labeller, Towers), ("siglip", DualEncoder, Towers), ("clip_retrieval", DualEncoder, Towers), ("two_encoders", DualEncoder, Towers),
         ("blip_retrieval", DualEncoder, BlipMatching), ("blip_itm", Labeller, BlipMatching), ("blip_nlvr", PairReader, PairReader),
         ("segmenter", Segmenting, Segmenting),
     ],
@@ -112,7 +112,7 @@ def test_a_classifier_learns_and_says_the_model_s_numbers(tmp_path: Path) -> Non
         kind.check_classes(None, ["a {}"])
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip", "clip_retrieval", "blip_retrieval", "blip_itm"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "clip_retrieval", "blip_retrieval", "blip_itm", "two_encoders"])
 def test_pairs_compare_as_the_model_compares_them(name: str, tmp_path: Path) -> None:
     kind, model = made(name, tmp_path)
     images, _ = kind.embed_images(model, PICTURES)

@@ -447,13 +447,15 @@ def test_a_study_goes_on_where_it_was(
 
 
 @pytest.mark.usefixtures("cold")
-def test_what_is_known_from_elsewhere_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the same recipe, wherever it and the data lie; and it is said where it was found out."""
+@pytest.mark.parametrize("keep_models", [True, False])
+def test_what_is_known_from_elsewhere_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], keep_models: bool
+) -> None:
+    """Of the same recipe, and from then on; and it is said where it was found out."""
     begun: list[str] = []
     monkeypatch.setattr(carrying_out, "in_fresh_process", lambda function, recipe, *_, **__: begun.append(recipe) or "")
-    part = STUDY["parts"]["noise"]
-    recipe = {**part["recipe"], "steps": [{**part["recipe"]["steps"][0], "calibration": {"samples": 4}}]}
-    there = load_study(study_in(tmp_path, parts={"noise": {**part, "recipe": recipe}}), output=str(tmp_path / "there"))
+    file = study_in(tmp_path, keep_models=keep_models)
+    there = load_study(file, output=str(tmp_path / "there"))
     told = [
         outcome("wanda", "", seed, 0.7, part="noise", labels={"method": "wanda", "sparsity": "half"}, recipe=cell.identity)
         for seed, cell in enumerate(cells_of(there)[:2])
@@ -461,19 +463,23 @@ def test_what_is_known_from_elsewhere_is_not_done_again(tmp_path: Path, monkeypa
     told[1] = told[1].model_copy(update={"recipe": "another"})
     far = {"processor": "far"}
     known = Results(title="", note="", command="", machine=far, planned=6, failed={}, outcomes=told)
-    study = load_study(study_in(tmp_path), output=str(tmp_path / "here"))
+    study = load_study(file, output=str(tmp_path / "here"))
     results = carry_out(study, known=known, command="prunus bench it")
+    assert "known from elsewhere: 1 cells; 1 are of other recipes" in capsys.readouterr().out
     assert len(begun) == 5
     assert results.outcomes == [told[0].model_copy(update={"machine": far})]
-    assert results_of(study, command="prunus bench it", known=known) == results
+    assert results_of(study, command="prunus bench it") == results
+    assert carry_out(study, only=lambda name: False, command="prunus bench it") == results, "it is not lost"
     page = markdown_page(results, [])
     assert "1 of 6 cells. processor far" in page
     both = results.model_copy(update={"outcomes": [*results.outcomes, told[1]]})
     assert "1 of them: processor far. 1 of them: processor " in markdown_page(both, [])
-    again = carry_out(study, known=known.model_copy(update={"machine": results.machine}), only=lambda name: False)
-    assert again.outcomes[0].machine == {}, "it was here"
+    again = carry_out(study, known=known.model_copy(update={"outcomes": []}), only=lambda name: False)
+    assert again.outcomes == [], "what is given replaces what was"
     with pytest.raises(PrunusError, match="cannot be read"):
         Results.load(tmp_path / "absent.json")
+    with pytest.raises(PrunusError, match="a newer prunus wrote it"):
+        Results.parse(known.model_dump_json().replace("study/2", "study/3"), "file")
 
 
 def test_no_cell_waits_for_another_that_trains_the_dense_model_of_both(tmp_path: Path) -> None:
@@ -493,13 +499,19 @@ def test_no_cell_waits_for_another_that_trains_the_dense_model_of_both(tmp_path:
     assert [waiting.take().name, waiting.take().name] == ["one/magnitude/half/seed-0", "one/magnitude/half/seed-1"]
 
 
-def test_a_recipe_has_one_identity_wherever_its_files_lie(tmp_path: Path) -> None:
-    names = []
-    for data, output in (("/a", "x"), ("/b/c", "y")):
-        study = load_study(study_file("structured"), data=data, output=str(tmp_path / output))
-        names.append([cell.identity for cell in cells_of(study)])
-    assert names[0] == names[1]
-    assert len(set(names[0])) == len(names[0])
+def test_a_recipe_has_one_identity_wherever_output_and_data_lie(tmp_path: Path) -> None:
+    """And so has its dense model; what only looks like a path tells recipes apart."""
+    part = STUDY["parts"]["noise"]
+    labels = {"x": {}, "y": {}, "z": {}}
+    for label, model in zip(labels, ("{data}/deep/clip", "openai/clip", "laion/clip"), strict=True):
+        labels[label] = {"model": {"path": model}}
+    parts = {"noise": {**part, "axes": {"model": labels}, "leave_out": [], "seeds": [0]}}
+    file, found = study_in(tmp_path, parts=parts, findings=[]), []
+    for data, output in (("/a", "x"), ("/b/c", "y"), ("relative", "z")):
+        cells = cells_of(load_study(file, data=data, output=str(tmp_path / output)))
+        found.append([(cell.identity, cell.origin) for cell in cells])
+    assert found[0] == found[1] == found[2]
+    assert len(set(found[0])) == 3
 
 
 def run_cli(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:

@@ -73,6 +73,7 @@ def test_what_asks_for_the_loss_of_a_narrowing_is_given_the_task_s(method: dict[
         ("classification", "clip", {"templates": ["a photo of {}", "plain {}"]}),
         ("classification", "siglip", {}),
         ("retrieval", "clip", {}),
+        ("retrieval", "two_encoders", {}),
         ("retrieval", "clip_retrieval", {"augment": {"augmentation": "blip"}, "words": "blip", "length": 8}),
         ("retrieval", "blip_retrieval", {"rerank": 10}),
         ("reasoning", "blip_nlvr", {"augment": {"augmentation": "blip"}}),

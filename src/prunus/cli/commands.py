@@ -283,7 +283,12 @@ def bench(
 ) -> None:
     """Carries out a STUDY: recipes repeated with other methods, budgets and seeds. What is done is not done again."""
     chosen = load_study(study_file(study), None if data is None else str(data), None if output is None else str(output))
-    command = f"prunus bench {study}" + (" --data DATA" if data else "") + (" --smoke" if smoke else "")
+    command = (
+        f"prunus bench {study}"
+        + (" --data DATA" if data else "")
+        + (" --smoke" if smoke else "")
+        + (" --known RESULTS" if known else "")
+    )
     elsewhere = None if known is None else Results.load(known)
     results = (
         results_of(chosen, smoke, command, elsewhere)

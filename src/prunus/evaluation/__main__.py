@@ -1,4 +1,6 @@
-"""The process that `in_fresh_process` starts: told on standard input what to call, it answers on standard output."""
+"""The process that `in_fresh_process` starts: told on standard input what to call, it answers on standard output. With arguments it is the one
+that is kept warm, of which such processes are forks.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,8 @@ from prunus.extensions import load_extension
 
 
 def main() -> None:
-    if sys.argv[1:]:
-        warm.serve(sys.argv[1], sys.argv[2:], answer)
-    else:
-        answer()
-
-
-def answer() -> None:
-    """Reads what to call, calls it, and says what it returned."""
+    if sys.argv[1:] and not warm.serve(sys.argv[1], sys.argv[2:]):
+        return
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # where everything else goes that is printed
     request = json.loads(sys.stdin.buffer.readline())

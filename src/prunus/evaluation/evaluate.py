@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from pydantic import TypeAdapter, ValidationError
 
-from prunus.batches import default_device
+from prunus.batches import default_device, has_bf16
 from prunus.checkpoint import CHECKSUMS, load_model, local_folder
 from prunus.cost import peak_memory
 from prunus.errors import PrunusError, refusing
@@ -69,41 +71,57 @@ def evaluate_here(
 
 
 def evaluate_elsewhere(
-    path: Path, task: Task, batch_size: int, limit: int | None = None, exhibits: int = 0, kept: Path | None = None
+    path: Path, task: Task, batch_size: int, limit: int | None = None, exhibits: int = 0
 ) -> Evaluation:
-    """As `evaluate_here`, in a new process, which proves that the files suffice.
-
-    Args:
-        kept: a folder of evaluations: one of the same weights, task and data that lies there is taken as it is, and a new one put there. A
-            model without checksums is evaluated anew.
-    """
+    """As `evaluate_here`, in a new process, which proves that the files suffice."""
     places, settings = places_in(task), task.model_dump_json()
     refuse_nameless(task, read_task(settings))
-    file = None if kept is None else _place(kept, path, settings, task.data_state(), batch_size, limit, exhibits)
+    found = in_fresh_process(_evaluate, str(path), settings, batch_size, limit, exhibits, imports=places)
+    return _evaluation(found)
+
+
+def evaluate_once(
+    kept: Path, path: Path, task: Task, batch_size: int, limit: int | None = None, exhibits: int = 0
+) -> Evaluation:
+    """As `evaluate_elsewhere`, unless that has been done.
+
+    Args:
+        kept: a folder of evaluations: one of the same model, task, data, versions and device that lies there is taken as it is, and a new one
+            put there. A model without checksums is evaluated anew, and so is a task of one's own, whose code nobody knows.
+    """
+    asked = (task.model_dump_json(), task.data_state(), batch_size, limit, exhibits)
+    file = None if places_in(task) else _place(kept, path, *asked)
     found = None if file is None else _read(file)
-    if found is None:
-        found = in_fresh_process(_evaluate, str(path), settings, batch_size, limit, exhibits, imports=places)
-        if file is not None:
-            write_text(file, json.dumps(found))
-    return Evaluation(**found | {"exhibits": [Exhibit(**one) for one in found["exhibits"]]})
+    if found is not None:
+        return found
+    new = evaluate_elsewhere(path, task, batch_size, limit, exhibits)
+    if file is not None:
+        write_text(file, json.dumps(asdict(new)))
+    return new
 
 
 def _place(kept: Path, path: Path, *asked: Any) -> Path | None:
-    """The file of an evaluation: its name tells weights and all that was asked; none where nothing tells the weights."""
-    weights = path / CHECKSUMS
-    if not weights.is_file():
+    """The file of an evaluation: its name tells the model, all that was asked, and what computes; none where nothing tells the weights."""
+    if not (path / CHECKSUMS).is_file():
         return None
-    key = hashlib.sha256(weights.read_bytes() + json.dumps(asked).encode()).hexdigest()[:16]
-    return kept / f"{key}.json"
+    device = default_device().type
+    conditions = [version("prunus"), torch.__version__, transformers.__version__, device, has_bf16(device)]
+    key = hashlib.sha256(json.dumps([*asked, *conditions]).encode())
+    for file in sorted(one for one in path.iterdir() if one.is_file() and one.suffix != ".safetensors"):
+        key.update(file.name.encode() + file.read_bytes())  # the weights' checksums among them
+    return kept / f"{key.hexdigest()[:16]}.json"
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def _read(file: Path) -> Evaluation | None:
     """An evaluation that was kept; none where there is none, or it is damaged."""
     try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        return _evaluation(json.loads(file.read_bytes()))
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    return found if isinstance(found, dict) and found.keys() == {one.name for one in fields(Evaluation)} else None
+
+
+def _evaluation(found: dict[str, Any]) -> Evaluation:
+    return Evaluation(**found | {"exhibits": [Exhibit(**one) for one in found["exhibits"]]})
 
 
 def _evaluate(path: str, settings: str, batch_size: int, limit: int | None, exhibits: int) -> dict[str, Any]:

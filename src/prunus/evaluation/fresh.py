@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from prunus.errors import PrunusError
-from prunus.evaluation.warm import ask
+from prunus.evaluation.warm import ask, with_paths
 from prunus.extensions import loaded_extensions, place_of
 
 importing = False
@@ -49,7 +49,7 @@ def in_fresh_process(
     }
     told = {**_without_launcher(), **(environment or {})}
     said, status = ask(request, told) or _started(request, told)
-    if status:
+    if status or not said:
         raise PrunusError("new process", function.__qualname__, _ended(status))
     answer = json.loads(said)
     if "refused" in answer:
@@ -59,13 +59,12 @@ def in_fresh_process(
 
 def _started(request: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[str, int]:
     """What a process says that is started for it, and how it ended."""
-    path = os.pathsep.join(place or os.getcwd() for place in sys.path)
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "prunus.evaluation"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         encoding="utf-8",
-        env={**environment, "PYTHONPATH": path},
+        env=with_paths(environment),
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -91,7 +90,7 @@ def _without_launcher() -> dict[str, str]:
 
 def _ended(status: int) -> str:
     """What a process died of, by its status."""
-    if status > 0:
-        return f"it ended with status {status}; see above"
+    if status >= 0:
+        return f"it ended with status {status}{'' if status else ' and no answer'}; see above"
     name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
     return f"{name} ended it" + ("; perhaps the memory was full" if name == "SIGKILL" else "; see above")

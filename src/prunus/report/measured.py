@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from prunus.anatomy import Anatomy, Unit, anatomy, survey
 from prunus.checkpoint import how_to_load, load_model, plan_of
 from prunus.cost import latencies, multiply_accumulates, size
-from prunus.evaluation import evaluate_elsewhere
+from prunus.evaluation import evaluate_elsewhere, evaluate_once
 from prunus.plan import MatrixPlan, Plan, SparsityPlan
 from prunus.recipe import Measure, Recipe
 from prunus.report.report import Report
@@ -76,10 +76,10 @@ def measured(
         limit: items of the evaluation split; None takes all.
         kept: where evaluations lie that are not repeated, of some of them.
     """
-    evaluations = {
-        name: evaluate_elsewhere(folder, tasks[name], measure.batch_size, limit, SHOWN, kept.get(name))
-        for name, folder in folders.items()
-    }
+    evaluations = {}
+    for name, folder in folders.items():
+        asked, place = (folder, tasks[name], measure.batch_size, limit, SHOWN), kept.get(name)
+        evaluations[name] = evaluate_elsewhere(*asked) if place is None else evaluate_once(place, *asked)
     examples = {name: tasks[name].example(model, measure.batch_size) for name, model in models.items()}
     times = latencies(examples, measure.repeats)
     columns = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -17,6 +18,7 @@ import torch
 import transformers
 from rich.console import Console
 
+from prunus.batches import has_bf16
 from prunus.errors import PrunusError
 from prunus.evaluation import in_fresh_process, keeping_warm
 from prunus.recipe import dump_recipe, parse_recipe
@@ -26,7 +28,7 @@ from prunus.studies.outcome import Outcome, Results, outcome_of
 from prunus.studies.study import Cell, Study, cells_of, folder_of, telling_first
 from prunus.typed import places_in
 
-RECORD, RESULTS, KEPT = "study.json", "results.json", "dense"
+RECORD, RESULTS, KNOWN, MACHINE, KEPT = "study.json", "results.json", "known.json", "machine.json", "dense"
 GOES_ON = "start it again, and it goes on where it was"
 IMPORTED = ("prunus.studies", "prunus.training.trainer", "datasets", "matplotlib.pyplot")
 """What every cell needs, and takes long to import."""
@@ -54,7 +56,8 @@ def carry_out(
         devices: one process at a time for each: "" (this machine's own choice), "cpu", or numbers of GPUs such as "0". Where "cpu" stands
             several times, each has its share of the cores.
         command: what the results say they come from.
-        known: results of this study from elsewhere: cells that have an outcome there, of the same recipe, are done.
+        known: results of this study from elsewhere: cells that have an outcome there, of the same recipe, are done. They are kept in the
+            folder, for the next time.
 
     Returns:
         Everything that is known now, as it also lies in the study's folder as `results.json`.
@@ -78,11 +81,20 @@ def _carry_out(
     known: Results | None,
 ) -> Results:  # fmt: skip
     here = machine(devices)
-    done = _from_elsewhere(cells, known, here) | _done(cells)
+    if known is not None:
+        write_text(folder / KNOWN, known.model_dump_json(indent=2) + "\n")
+    known = _known_in(folder, known)
+    elsewhere = _from_elsewhere(cells, known)
+    done = elsewhere | _done(cells)
     failed: dict[str, str] = {}
     full: list[str] = []
     waiting = Waiting(cell for cell in telling_first(study, cells) if only(cell.name) and cell.name not in done)
     console.print(f"{study.title}: {len(cells)} cells, {len(waiting)} to do")
+    if known is not None:
+        others = len(known.outcomes) - len(elsewhere)
+        console.print(
+            f"known from elsewhere: {len(elsewhere)} cells" + (f"; {others} are of other recipes" if others else "")
+        )
 
     def do(cell: Cell, device: str) -> None:
         console.print(f"begins: {cell.name}{f' on {device}' if device else ''}")
@@ -174,6 +186,7 @@ def run_cell(recipe: str, kept: str) -> str:
     cell = parse_recipe(recipe, "cell")
     try:
         run(cell, kept=Path(kept))
+        write_text(cell.output / MACHINE, json.dumps(machine(), indent=2) + "\n")
     except Exception as error:  # the others are to go on
         if any(is_full(error, folder, LITTLE) for folder in (cell.output, cache_folder())):
             return str(error)
@@ -186,7 +199,9 @@ def run_cell(recipe: str, kept: str) -> str:
 
 def _tidy(study: Study, cell: Cell) -> None:
     """Removes what a finished cell no longer needs: the folders inside of its steps' folders, which hold models and checkpoints."""
-    for step in [] if study.keep_models else cell.recipe.output.iterdir():
+    if study.keep_models or not cell.recipe.output.is_dir():
+        return
+    for step in cell.recipe.output.iterdir():
         for inside in step.iterdir() if step.is_dir() and re.match(r"\d+-", step.name) else ():
             if inside.is_dir():
                 shutil.rmtree(inside)
@@ -198,32 +213,47 @@ def results_of(study: Study, smoke: bool = False, command: str = "", known: Resu
     Args:
         known: as of `carry_out`.
     """
-    cells, file = cells_of(study, smoke), folder_of(study, smoke) / RESULTS
-    last = Results.load(file) if file.exists() else None
-    done = _from_elsewhere(cells, known, last.machine if last else machine()) | _done(cells)
+    cells, folder = cells_of(study, smoke), folder_of(study, smoke)
+    last = Results.load(folder / RESULTS) if (folder / RESULTS).exists() else None
+    done = _from_elsewhere(cells, _known_in(folder, known)) | _done(cells)
     failed = {name: why for name, why in last.failed.items() if name not in done} if last else {}
     return _results(study, cells, done, failed, command, last.machine if last else machine())
 
 
 def _done(cells: Sequence[Cell]) -> dict[str, Outcome]:
-    """Name → outcome, of the cells that have one."""
+    """Name → outcome, of the cells that have one here."""
     reports = [(cell, finished(cell.recipe)) for cell in cells]
     return {
-        cell.name: outcome_of(report, cell.part, dict(cell.labels), cell.seed, cell.identity)
+        cell.name: outcome_of(report, cell, _machine_of(cell.recipe.output))
         for cell, report in reports
         if report is not None
     }
 
 
-def _from_elsewhere(cells: Sequence[Cell], known: Results | None, here: dict[str, str]) -> dict[str, Outcome]:
-    """Name → outcome that another machine, or another folder, has of the same recipe; it says which machine, if not this one."""
+def _machine_of(folder: Path) -> dict[str, str]:
+    """Where a cell was carried out; nothing where it does not say."""
+    try:
+        return {str(name): str(value) for name, value in json.loads((folder / MACHINE).read_bytes()).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _known_in(folder: Path, known: Results | None) -> Results | None:
+    """What is known from elsewhere: what is given, or was given before."""
+    file = folder / KNOWN
+    return Results.load(file) if known is None and file.exists() else known
+
+
+def _from_elsewhere(cells: Sequence[Cell], known: Results | None) -> dict[str, Outcome]:
+    """Name → outcome of the same recipe, from elsewhere."""
+    if known is None:
+        return {}
+    outcomes = {frozenset(one.everything().items()): one for one in known.outcomes}
     found = {}
-    outcomes = {frozenset(one.everything().items()): one for one in (known.outcomes if known else ())}
     for cell in cells:
         one = outcomes.get(frozenset({"part": cell.part, **cell.labels, "seed": str(cell.seed)}.items()))
-        if known is not None and one is not None and one.recipe == cell.identity:
-            place = one.machine or known.machine
-            found[cell.name] = one.model_copy(update={"machine": {} if place == here else place})
+        if one is not None and one.recipe == cell.identity:
+            found[cell.name] = one.model_copy(update={"machine": one.machine or known.machine})
     return found
 
 
@@ -251,6 +281,8 @@ def machine(devices: Sequence[str] = ("",)) -> dict[str, str]:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and told.get("CUDA_VISIBLE_DEVICES") != "":
         found["device"] = torch.cuda.get_device_name()
+    elif not has_bf16("cpu"):
+        found["bf16"] = "as fp32"
     return {name: str(value) for name, value in found.items()}

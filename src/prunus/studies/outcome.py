@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prunus.errors import PrunusError
 from prunus.metric import UNDECLARED, Metric
 from prunus.report import Report
+from prunus.storage import refuse_newer
 
-FORMAT = "prunus.study/1"
+if TYPE_CHECKING:
+    from prunus.studies.study import Cell
+
+FORMAT = "prunus.study/2"
 MOST = 2.0
 """A model that is better than the dense one counts for this much at most: beside figures near zero any share can come out."""
 
@@ -48,7 +50,7 @@ class Outcome(BaseModel):
     recipe: str = ""
     """What tells the cell's recipe from others (`Cell.identity`)."""
     machine: dict[str, str] = Field(default_factory=dict)
-    """Where it was carried out, if not where the results say."""
+    """Where it was carried out; nothing where an earlier version did not say."""
 
     def label(self, axis: str) -> str | None:
         """The cell's label on an axis; `part` is one, too."""
@@ -144,20 +146,18 @@ class Results(BaseModel):
         """Reads the text of such a file.
 
         Raises:
-            PrunusError: it is damaged.
+            PrunusError: it is damaged, or a later version wrote it.
         """
+        begins = text[:200].decode(errors="replace") if isinstance(text, bytes) else text[:200]
+        refuse_newer("results", begins, FORMAT)
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise PrunusError("results", source, f"the file is damaged: {error.errors()[0]['msg']}") from None
 
 
-def outcome_of(report: Report, part: str, labels: dict[str, str], seed: int, recipe: str = "") -> Outcome:
-    """The figures of a finished run.
-
-    Args:
-        recipe: `Cell.identity`.
-    """
+def outcome_of(report: Report, cell: Cell, machine: dict[str, str]) -> Outcome:
+    """The figures of a cell that was carried out."""
 
     def figures(model: dict[str, Any]) -> dict[str, float]:
         return {
@@ -170,9 +170,9 @@ def outcome_of(report: Report, part: str, labels: dict[str, str], seed: int, rec
         }
 
     return Outcome(
-        part=part,
-        labels=labels,
-        seed=seed,
+        part=cell.part,
+        labels=dict(cell.labels),
+        seed=cell.seed,
         headline=report.headline,
         metric=report.metrics.get(report.headline, UNDECLARED),
         dense=figures(report.models["dense"]),
@@ -180,14 +180,10 @@ def outcome_of(report: Report, part: str, labels: dict[str, str], seed: int, rec
         ratio=report.ratio,
         sparsity=report.sparsity,
         retained=report.retained,
-        origin=_origin(report),
-        recipe=recipe,
+        origin=cell.origin,
+        recipe=cell.identity,
+        machine=machine,
     )
-
-
-def _origin(report: Report) -> str:
-    started = [report.recipe[field] for field in ("model", "task", "evaluate_limit")]
-    return hashlib.sha256(json.dumps(started, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def figure_of(outcome: Outcome, figure: str) -> float | None:

@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from prunus.bounded_yaml import read_yaml, yaml_text
 from prunus.errors import PrunusError
@@ -108,6 +108,8 @@ class Study(Typed):
     """Whether models and checkpoints of a cell stay once its report is written; without them it takes a megabyte instead of hundreds."""
     output: Path
     """Folder of the study."""
+    _data: str | None = PrivateAttr(default=None)
+    """What stands for {data}."""
 
     @field_validator("output")
     @classmethod
@@ -139,6 +141,8 @@ class Cell:
     """Axis → label."""
     seed: int
     recipe: Recipe
+    data: str | None = None
+    """What stands for {data} in it."""
 
     @property
     def name(self) -> str:
@@ -147,17 +151,27 @@ class Cell:
 
     @cached_property
     def identity(self) -> str:
-        """What tells its recipe from others on any machine: settings without the output, and files by their names alone."""
-        settings = json.dumps(_by_names(self.recipe.model_dump(mode="json", exclude={"output"})), sort_keys=True)
-        return hashlib.sha256(settings.encode()).hexdigest()[:16]
+        """What tells its recipe from others, wherever the output and the folder of the data lie."""
+        return self._hashed(self.recipe.model_dump(mode="json", exclude={"output"}))
+
+    @cached_property
+    def origin(self) -> str:
+        """What tells its dense model, and how it is evaluated, from others of the study, but for the seed."""
+        return self._hashed(self.recipe.model_dump(mode="json", include={"model", "task", "evaluate_limit"}))
+
+    def _hashed(self, settings: dict[str, Any]) -> str:
+        return hashlib.sha256(json.dumps(_without_folder(settings, self.data), sort_keys=True).encode()).hexdigest()[
+            :16
+        ]
 
 
-def _by_names(value: Any) -> Any:
+def _without_folder(value: Any, data: str | None) -> Any:
+    """Settings in which {data} stands again for the folder of the data."""
     if isinstance(value, dict):
-        return {key: _by_names(entry) for key, entry in value.items()}
+        return {key: _without_folder(entry, data) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_by_names(entry) for entry in value]
-    return Path(value).name if isinstance(value, str) and "/" in value else value
+        return [_without_folder(entry, data) for entry in value]
+    return PLACE + value.removeprefix(data) if data and isinstance(value, str) and value.startswith(data) else value
 
 
 def study_file(name: str) -> Path:
@@ -186,7 +200,9 @@ def load_study(path: str | Path, data: str | None = None, output: str | None = N
         given = _with_data(given, data)
     except PrunusError as error:
         raise PrunusError(f"{path}: {error.field}", error.value, error.remedy) from None
-    return read_typed(Study, given, str(path))
+    study = read_typed(Study, given, str(path))
+    study._data = data
+    return study
 
 
 def folder_of(study: Study, smoke: bool = False) -> Path:
@@ -245,7 +261,7 @@ def _cell(study: Study, name: str, labels: dict[str, str], seed: int, smoke: boo
         _put_everywhere(data, field.split("."), value)
     data["output"] = str(folder_of(study, smoke).joinpath("cells", name, *labels.values(), f"seed-{seed}"))
     data["seed"] = seed
-    return Cell(name, labels, seed, recipe_of(data, f"cell {where}"))
+    return Cell(name, labels, seed, recipe_of(data, f"cell {where}"), study._data)
 
 
 def _put_everywhere(data: Any, places: list[str], value: Any) -> None:

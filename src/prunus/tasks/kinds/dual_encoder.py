@@ -30,7 +30,9 @@ PLAIN = "a photo of a {}."
 class DualEncoder(Parted, Labeller):
     """Base of the kinds that compare pictures with texts."""
 
-    takes: ClassVar = "CLIP, SigLIP and their like, and BLIP for retrieval"
+    takes: ClassVar = (
+        "CLIP, SigLIP and their like, two encoders as a VisionTextDualEncoderModel, and BLIP for retrieval"
+    )
 
     rereads = False
     """Whether pairs can be looked at again, more closely."""
