@@ -6,7 +6,7 @@ import math
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -187,16 +187,21 @@ def outcome_of(report: Report, cell: Cell, machine: dict[str, str]) -> Outcome:
 
 
 def figure_of(outcome: Outcome, figure: str) -> float | None:
-    """A figure by its name: `quality`, or `retained GLOB - GLOB`; None where the model has no such components, or the figure makes no sense.
+    """A figure by its name: `quality`; `retained GLOB - GLOB`, the difference of two shares kept; or `retained GLOB / GLOB`, the first's share
+    of their sum, ½ where both keep as much. None where the model has no such components, or the figure makes no sense.
 
     Raises:
         PrunusError: there is none of this name.
     """
-    globs = _globs(figure)
-    if globs is None:
+    asked = _asked(figure)
+    if asked is None:
         return outcome.quality
-    first, second = (_kept(outcome, glob) for glob in globs)
-    return None if first is None or second is None else first - second
+    first, second = (_kept(outcome, glob) for glob in asked.globs)
+    if first is None or second is None:
+        return None
+    if asked.difference:
+        return first - second
+    return first / (first + second) if first + second else None
 
 
 def check_figure(figure: str, field: str = "figure") -> str:
@@ -205,18 +210,25 @@ def check_figure(figure: str, field: str = "figure") -> str:
     Raises:
         PrunusError: see above.
     """
-    _globs(figure, field)
+    _asked(figure, field)
     return figure
 
 
-def _globs(figure: str, field: str = "figure") -> tuple[str, str] | None:
+class _Retained(NamedTuple):
+    globs: tuple[str, str]
+    difference: bool
+
+
+def _asked(figure: str, field: str = "figure") -> _Retained | None:
+    """What a figure compares; None for the quality."""
     if figure == "quality":
         return None
     kind, _, globs = figure.partition(" ")
-    first, minus, second = globs.partition(" - ")
-    if kind != "retained" or not minus:
-        raise PrunusError(field, figure, "take quality, or such as: retained *attention - *mlp")
-    return first.strip(), second.strip()
+    for sign in (" - ", " / "):
+        first, found, second = globs.partition(sign)
+        if kind == "retained" and found:
+            return _Retained((first.strip(), second.strip()), sign == " - ")
+    raise PrunusError(field, figure, "take quality, or such as: retained *attention / *mlp")
 
 
 def _kept(outcome: Outcome, glob: str) -> float | None:

@@ -44,8 +44,8 @@ class Finding(Typed):
     where: dict[str, str] = Field(default_factory=dict)
     """Only cells with these labels: axis → label; `part` is an axis, too."""
     figure: str = "quality"
-    """What is compared: `quality` (the headline as a share of the dense model's, larger is better) or
-    `retained COMPONENT - COMPONENT` (difference of two shares of weights kept, globs)."""
+    """What is compared: `quality` (the headline as a share of the dense model's, larger is better), `retained COMPONENT - COMPONENT`
+    (difference of two shares of weights kept, globs) or `retained COMPONENT / COMPONENT` (the first's share of their sum)."""
 
     @field_validator("figure")
     @classmethod
