@@ -12,6 +12,7 @@ import os
 import re
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -285,7 +286,8 @@ def _carried_out(name: str, text: str, given: Given, folder: Path) -> None:
     patch.chdir(folder)
     patch.setenv("PRUNUS_CACHE", str(folder / "cache"))
     patch.setattr("prunus.report.measured.evaluate_elsewhere", evaluate_here)
-    patch.setattr("prunus.studies.carrying_out.in_fresh_process", lambda function, recipe, **how: function(recipe))
+    patch.setattr("prunus.studies.carrying_out.in_fresh_process", lambda function, *given, **how: function(*given))
+    patch.setattr("prunus.studies.carrying_out.keeping_warm", lambda modules: nullcontext())
     if "dist.init_process_group()" in text:
         with socket.create_server(("localhost", 0)) as server:
             port = server.getsockname()[1]

@@ -203,20 +203,20 @@ def test_what_a_failed_cell_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder.mkdir(parents=True)
 
     def failing(error: Exception) -> None:
-        def run(recipe: Any) -> None:
+        def run(recipe: Any, kept: Path) -> None:
             raise PrunusError("output", "there", "it cannot be written") from error
 
         monkeypatch.setattr(carrying_out, "run", run)
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=room))
     failing(OSError(errno.ENOSPC, "No space left on device"))
-    assert "cannot be written" in carrying_out.run_cell(recipe)
+    assert "cannot be written" in carrying_out.run_cell(recipe, str(tmp_path))
     failing(RuntimeError("PytorchStreamWriter failed writing file"))
     if room:
         with pytest.raises(PrunusError, match="cannot be written"):
-            carrying_out.run_cell(recipe)
+            carrying_out.run_cell(recipe, str(tmp_path))
     else:
-        assert "cannot be written" in carrying_out.run_cell(recipe)
+        assert "cannot be written" in carrying_out.run_cell(recipe, str(tmp_path))
 
 
 def test_the_folder_of_the_data_is_put_in(tmp_path: Path) -> None:

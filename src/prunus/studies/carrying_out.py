@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -28,7 +29,7 @@ from prunus.studies.outcome import Outcome, Results, outcome_of
 from prunus.studies.study import Cell, Study, cells_of, folder_of, telling_first
 from prunus.typed import places_in
 
-RECORD, RESULTS, KNOWN, MACHINE, KEPT = "study.json", "results.json", "known.json", "machine.json", "dense"
+RECORD, RESULTS, KNOWN, MADE, KEPT = "study.json", "results.json", "known.json", "made.json", "dense"
 GOES_ON = "start it again, and it goes on where it was"
 IMPORTED = ("prunus.studies", "prunus.training.trainer", "datasets", "matplotlib.pyplot")
 """What every cell needs, and takes long to import."""
@@ -185,8 +186,10 @@ def run_cell(recipe: str, kept: str) -> str:
     """
     cell = parse_recipe(recipe, "cell")
     try:
+        began = time.monotonic()
         run(cell, kept=Path(kept))
-        write_text(cell.output / MACHINE, json.dumps(machine(), indent=2) + "\n")
+        said = {"seconds": time.monotonic() - began, "machine": machine()}
+        write_text(cell.output / MADE, json.dumps(said, indent=2) + "\n")
     except Exception as error:  # the others are to go on
         if any(is_full(error, folder, LITTLE) for folder in (cell.output, cache_folder())):
             return str(error)
@@ -224,18 +227,19 @@ def _done(cells: Sequence[Cell]) -> dict[str, Outcome]:
     """Name → outcome, of the cells that have one here."""
     reports = [(cell, finished(cell.recipe)) for cell in cells]
     return {
-        cell.name: outcome_of(report, cell, _machine_of(cell.recipe.output))
+        cell.name: outcome_of(report, cell, *_made(cell.recipe.output))
         for cell, report in reports
         if report is not None
     }
 
 
-def _machine_of(folder: Path) -> dict[str, str]:
-    """Where a cell was carried out; nothing where it does not say."""
+def _made(folder: Path) -> tuple[dict[str, str], float | None]:
+    """Where a cell was carried out, and how many seconds it took; nothing where it does not say."""
     try:
-        return {str(name): str(value) for name, value in json.loads((folder / MACHINE).read_bytes()).items()}
-    except (OSError, ValueError, AttributeError):
-        return {}
+        said = json.loads((folder / MADE).read_bytes())
+        return {str(name): str(value) for name, value in said["machine"].items()}, float(said["seconds"])
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return {}, None
 
 
 def _known_in(folder: Path, known: Results | None) -> Results | None:

@@ -51,6 +51,10 @@ class Outcome(BaseModel):
     """What tells the cell's recipe from others (`Cell.identity`)."""
     machine: dict[str, str] = Field(default_factory=dict)
     """Where it was carried out; nothing where an earlier version did not say."""
+    seconds: float | None = None
+    """That it took, with the dense model where that had to be trained."""
+    chance: float | None = None
+    """The headline of a model that knows nothing (`Part.chance`)."""
 
     def label(self, axis: str) -> str | None:
         """The cell's label on an axis; `part` is one, too."""
@@ -72,13 +76,19 @@ class Outcome(BaseModel):
 
     @property
     def quality(self) -> float | None:
-        """The headline as a share of the dense model's, turned so that larger is better, at most 2; None where the dense model is broken.
+        """The headline as a share of the dense model's, turned so that larger is better, at most 2, both less what a model has that knows
+        nothing; None where the dense model is broken, or is not better than that beyond its interval.
 
         Of a share of which less is better, such as an error, what is compared is what is left to one.
         """
         before, after = (turned(model[self.headline], self.metric) for model in (self.dense, self.compressed))
         if not math.isfinite(before):
             return None
+        if self.chance is not None:
+            floor = turned(self.chance, self.metric)
+            if self.at_least() <= floor:
+                return None
+            before, after = before - floor, after - floor
         if math.isnan(after):  # of a broken model
             return 0.0
         return (
@@ -86,6 +96,11 @@ class Outcome(BaseModel):
             if self.metric.higher_is_better or self.metric.unit == "share"
             else share_of(before, after)
         )
+
+    def at_least(self) -> float:
+        """What the dense model's headline is at least, turned: the end of its interval, where it has one."""
+        bounds = (self.dense.get(f"{self.headline}_{end}", self.dense[self.headline]) for end in ("low", "high"))
+        return min(turned(bound, self.metric) for bound in bounds)
 
 
 def turned(value: float, metric: Metric) -> float:
@@ -156,8 +171,8 @@ class Results(BaseModel):
             raise PrunusError("results", source, f"the file is damaged: {error.errors()[0]['msg']}") from None
 
 
-def outcome_of(report: Report, cell: Cell, machine: dict[str, str]) -> Outcome:
-    """The figures of a cell that was carried out."""
+def outcome_of(report: Report, cell: Cell, machine: dict[str, str], seconds: float | None) -> Outcome:
+    """The figures of a cell that was carried out, on which machine, and how long that took."""
 
     def figures(model: dict[str, Any]) -> dict[str, float]:
         return {
@@ -183,6 +198,8 @@ def outcome_of(report: Report, cell: Cell, machine: dict[str, str]) -> Outcome:
         origin=cell.origin,
         recipe=cell.identity,
         machine=machine,
+        seconds=seconds,
+        chance=cell.chance,
     )
 
 

@@ -46,6 +46,8 @@ def markdown_page(results: Results, findings: Sequence[Finding], pictures: Itera
     lines = [f"## {results.title}", "", results.note, "", _provenance(results), ""]
     for table in _tables(results, findings):
         lines += [table.markdown(), ""]
+    if results.failed:
+        lines += ["### Failed cells", "", *(f"- {cell}: {why}" for cell, why in results.failed.items()), ""]
     lines += [f"![{_title(picture)}]({picture})\n" for picture in pictures]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -80,13 +82,16 @@ def _tables(results: Results, findings: Sequence[Finding]) -> list[TableOf]:
 
 
 def _provenance(results: Results) -> str:
-    command = f"Command: {results.command}. " if results.command else ""
-    said = f"{command}{len(results.outcomes)} of {results.planned} cells."
+    said = [f"Command: {results.command}."] if results.command else []
+    said.append(f"{len(results.outcomes)} of {results.planned} cells.")
+    took = [one.seconds for one in results.outcomes if one.seconds is not None]
+    if took:
+        some = "They" if len(took) == len(results.outcomes) else f"{len(took)} of them"
+        said.append(f"{some} took {sum(took) / 3600:.1f} hours, one after the other.")
     places = Counter(tuple((one.machine or results.machine).items()) for one in results.outcomes)
-    if len(places) > 1:
-        return " ".join([said, *(f"{count} of them: {_machine(place)}." for place, count in places.items())])
-    (place,) = places or [tuple(results.machine.items())]
-    return said + (f" {_machine(place)}." if place else "")
+    for place, count in places.items() if results.outcomes else [(tuple(results.machine.items()), 0)]:
+        said.append(f"{f'{count} of them: ' if len(places) > 1 else ''}{_machine(place)}." if place else "")
+    return " ".join(filter(None, said))
 
 
 def _machine(place: Iterable[tuple[str, str]]) -> str:

@@ -11,7 +11,7 @@ from functools import cached_property
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
@@ -40,6 +40,8 @@ class Part(Typed):
     """Axis → label → what it changes, later axes after earlier ones; the first axis makes the rows of the table, the others its columns."""
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     """A cell is carried out once for each."""
+    chance: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The headline, a share, of a model that knows nothing, such as .1 where it is the accuracy over ten classes; qualities begin there."""
     leave_out: tuple[dict[str, str | tuple[str, ...]], ...] = ()
     """Combinations that make no cell: axis → label, or several of them; `seed` is an axis, too."""
 
@@ -143,6 +145,8 @@ class Cell:
     recipe: Recipe
     data: str | None = None
     """What stands for {data} in it."""
+    chance: float | None = None
+    """Of its part."""
 
     @property
     def name(self) -> str:
@@ -261,7 +265,7 @@ def _cell(study: Study, name: str, labels: dict[str, str], seed: int, smoke: boo
         _put_everywhere(data, field.split("."), value)
     data["output"] = str(folder_of(study, smoke).joinpath("cells", name, *labels.values(), f"seed-{seed}"))
     data["seed"] = seed
-    return Cell(name, labels, seed, recipe_of(data, f"cell {where}"), study._data)
+    return Cell(name, labels, seed, recipe_of(data, f"cell {where}"), study._data, part.chance)
 
 
 def _put_everywhere(data: Any, places: list[str], value: Any) -> None:
