@@ -618,3 +618,15 @@ def test_the_small_version_of_our_studies_runs(
 
 def test_the_evidence_page_is_what_its_results_say() -> None:
     assert (DOCS / "evidence.md").read_text() == page(), "run: python -m benchmarks.evidence"
+
+
+@pytest.mark.parametrize("name", ["structured", "unstructured"])
+def test_committed_results_are_of_the_studies_as_they_are(name: str) -> None:
+    """A study whose recipes have changed since has to be carried out again, or what has changed left out of its results."""
+    file = DOCS / "evidence" / f"{name}.json"
+    if not file.exists():
+        pytest.skip(f"{name} has not been carried out yet")
+    cells = cells_of(load_study(study_file(name), data="elsewhere"))
+    now = {(cell.part, tuple(cell.labels.values()), cell.seed): cell.identity for cell in cells}
+    for one in Results.load(file).outcomes:
+        assert now.get((one.part, tuple(one.labels.values()), one.seed)) == one.recipe, one.everything()
