@@ -10,6 +10,10 @@ from prunus.figures import draw_kept, layer_inches, literal, png
 from prunus.studies.outcome import Outcome
 
 
+COLOURS, MARKERS = 10, "osD^v"
+"""Colours that matplotlib has before it begins again, and what then tells lines apart."""
+
+
 def pictures_of(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
     """Name → picture: per part, quality against cost (UPop's Figure 4); what the first method keeps, by layer and component (its Figure 3) and
     as less is kept in all (its Figure 5).
@@ -40,9 +44,12 @@ def plot_pareto(outcomes: Sequence[Outcome]) -> bytes:
         for number, origin in enumerate(dict.fromkeys(outcome.origin for outcome in outcomes)):
             dense = [outcome.dense[first.headline] for outcome in outcomes if outcome.origin == origin]
             axes.axhline(fmean(dense), color="0.6", linestyle="--", label=None if number else "dense")
-        for label in dict.fromkeys(outcome.row for outcome in outcomes):
+        if first.chance is not None:
+            axes.axhline(first.chance, color="0.6", linestyle=":", label="knows nothing")
+        for number, label in enumerate(dict.fromkeys(outcome.row for outcome in outcomes)):
             shares, means, spreads = zip(*_points([one for one in outcomes if one.row == label], cost), strict=True)
-            axes.errorbar(shares, means, yerr=spreads, marker="o", capsize=3, label=literal(label))
+            marker = MARKERS[number // COLOURS % len(MARKERS)]
+            axes.errorbar(shares, means, yerr=spreads, marker=marker, capsize=3, label=literal(label))
         axes.set_xlabel(f"{title}, of the dense model's")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(alpha=0.3)
