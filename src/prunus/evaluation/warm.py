@@ -28,6 +28,8 @@ import torch
 
 PLACE = "PRUNUS_WARM"
 """The variable of the environment that says where processes are had: the path of a socket."""
+KILLED = -9
+"""How a process ended that could say nothing more."""
 LONGEST = 100
 """Bytes that such a path may have."""
 
@@ -86,7 +88,7 @@ def ask(request: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[str
     except OSError:  # it has gone
         return None
     answer, _, status = said.rpartition("\n")
-    return answer, int(status) if status.lstrip("-").isdecimal() else -signal.SIGKILL
+    return answer, int(status) if status.lstrip("-").isdecimal() else KILLED
 
 
 def serve(place: str, modules: Sequence[str]) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 from prunus.figures import draw_kept, layer_inches, literal, png
 from prunus.studies.outcome import Outcome
 
-
 COLOURS, MARKERS = 10, "osD^v"
 """Colours that matplotlib has before it begins again, and what then tells lines apart."""
 
