@@ -92,8 +92,7 @@ def _taken(recipe: Recipe) -> Iterator[None]:
 
 def finished(recipe: Recipe) -> Report | None:
     """The report of a run that this recipe has been carried out in; None where it has not, or not to its end."""
-    recorded = _recorded(recipe.output / RECORD)
-    if recorded is None or recorded.identity() != recipe.identity():
+    if not _is_of(recipe):
         return None
     try:
         return Report.load(recipe.output)
@@ -196,8 +195,7 @@ def _as_json(step: Step, history: History) -> str:
 def _claim(recipe: Recipe) -> None:
     """Takes the folder for this recipe; another recipe's run is not overwritten."""
     record = recipe.output / RECORD
-    recorded = _recorded(record)
-    if record.exists() and (recorded is None or recorded.identity() != recipe.identity()):
+    if record.exists() and not _is_of(recipe):
         raise PrunusError(
             "output",
             str(recipe.output),
@@ -206,9 +204,9 @@ def _claim(recipe: Recipe) -> None:
     write_text(record, dump_recipe(recipe))
 
 
-def _recorded(record: Path) -> Recipe | None:
-    """The recipe of a run, with every default of this version; None where it is none."""
+def _is_of(recipe: Recipe) -> bool:
+    """Whether its folder holds a run of this recipe, read with every default of this version."""
     try:
-        return load_recipe(record)
+        return bool(load_recipe(recipe.output / RECORD).identity() == recipe.identity())
     except PrunusError:
-        return None
+        return False

@@ -30,8 +30,8 @@ PLACE = "PRUNUS_WARM"
 """The variable of the environment that says where processes are had: the path of a socket."""
 KILLED = -9
 """How a process ended that could say nothing more."""
-LONGEST = 100
-"""Bytes that such a path may have."""
+LONGEST = 80
+"""Bytes that the path of the folder for temporary files may have, for that of a socket in it to be one."""
 
 
 def can_fork() -> bool:
@@ -43,11 +43,11 @@ def can_fork() -> bool:
 @contextmanager
 def keeping_warm(modules: Sequence[str]) -> Iterator[None]:
     """While the context is open, new processes begin with these modules imported; nothing changes where that is impossible."""
-    folder = Path(tempfile.mkdtemp(prefix="prunus-")) if can_fork() else None
-    place = str(folder / "socket") if folder is not None else ""
-    if folder is None or len(os.fsencode(place)) > LONGEST:
+    if not can_fork() or len(os.fsencode(tempfile.gettempdir())) > LONGEST:
         yield
         return
+    folder = Path(tempfile.mkdtemp(prefix="prunus-"))
+    place = str(folder / "socket")
     command = [sys.executable, "-P", "-m", "prunus.evaluation", place, *modules]
     before = os.environ.get(PLACE)
     with subprocess.Popen(
