@@ -40,7 +40,7 @@ from prunus.studies import (
     study_file,
 )  # fmt: skip
 from prunus.studies.outcome import figure_of
-from prunus.studies.pictures import kept_by_column
+from prunus.studies.pictures import COSTS, costs_of, kept_by_column
 from prunus.studies.study import telling_first
 from prunus.studies.tables import tables_of
 from tests.shared import FOLDER
@@ -432,6 +432,16 @@ def test_pictures_of_parts_with_other_components_and_columns() -> None:
     names = ["a-pareto.png", "a-kept.png", "a-shift.png", "b-pareto.png", "b-kept.png"]
     assert list(pictures_of(found)) == names
     assert kept_by_column(GRID[:6])["2x"] == {"vision.attention": [pytest.approx(0.8), pytest.approx(0.6)], "vision.mlp": [pytest.approx(0.4), pytest.approx(0.2)]}  # fmt: skip
+
+
+def test_pictures_draw_the_costs_that_change() -> None:
+    narrow = outcome("upop", "2x", 0, 0.5)
+    sparse = narrow.model_copy(update={"compressed": {**narrow.dense, "accuracy": 0.5}, "sparsity": 0.5})
+    zeros = "what is not zero, of the pruned matrices"
+    assert costs_of([narrow]) == list(COSTS)[:1]
+    assert costs_of([sparse]) == [zeros]
+    assert costs_of([narrow, sparse]) == [list(COSTS)[0], zeros]
+    assert costs_of([sparse.model_copy(update={"sparsity": 0.0})]) == list(COSTS)[:1]
 
 
 def test_pages_name_findings_failures_and_data() -> None:

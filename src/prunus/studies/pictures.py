@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -11,10 +11,19 @@ from prunus.studies.outcome import Outcome
 
 COLOURS, MARKERS = 10, "osD^v"
 """Colours that matplotlib has before it begins again, and what then tells lines apart."""
+WIDE = 20
+"""Of the largest headline and the smallest: from here on the scale is logarithmic."""
+
+COSTS: Mapping[str, Callable[[Outcome], float]] = {
+    "multiply-accumulates, of the dense model's": lambda outcome: outcome.compressed["macs"] / outcome.dense["macs"],
+    "parameters, of the dense model's": lambda outcome: outcome.compressed["parameters"] / outcome.dense["parameters"],
+    "what is not zero, of the pruned matrices": lambda outcome: 1 - outcome.sparsity,
+}
+"""What a model costs, as a share of what the dense one does."""
 
 
 def pictures_of(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
-    """Name → picture: per part, quality against cost (UPop's Figure 4); what the first method keeps, by layer and component (its Figure 3) and
+    """Name → picture: per part, quality against costs (UPop's Figure 4); what the first method keeps, by layer and component (its Figure 3) and
     as less is kept in all (its Figure 5).
     """
     found = {}
@@ -32,41 +41,55 @@ def pictures_of(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
 
 
 def plot_pareto(outcomes: Sequence[Outcome]) -> bytes:
-    """The headline over multiply-accumulates and over parameters, one line a label of the first axis, with the spread over seeds."""
+    """The headline over every cost that changes (`COSTS`), one line a label of the first axis, with the spread over seeds; points alone where
+    several cost the same.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
     first = outcomes[0]
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    panels: Any = figure.subplots(1, 2, sharey=True)
-    for axes, cost, title in zip(panels, ("macs", "parameters"), ("multiply-accumulates", "parameters"), strict=True):
+    costs = costs_of(outcomes)
+    figure = Figure(figsize=(3 + 4 * len(costs), 4.6), layout="constrained")
+    panels: Any = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    for axes, title in zip(panels, costs, strict=True):
         for number, origin in enumerate(dict.fromkeys(outcome.origin for outcome in outcomes)):
             dense = [outcome.dense[first.headline] for outcome in outcomes if outcome.origin == origin]
             axes.axhline(fmean(dense), color="0.6", linestyle="--", label=None if number else "dense")
         if first.chance is not None:
             axes.axhline(first.chance, color="0.6", linestyle=":", label="knows nothing")
         for number, label in enumerate(dict.fromkeys(outcome.row for outcome in outcomes)):
-            shares, means, spreads = zip(*_points([one for one in outcomes if one.row == label], cost), strict=True)
+            same = [outcome for outcome in outcomes if outcome.row == label]
+            shares, means, spreads = zip(*_points(same, COSTS[title]), strict=True)
             marker = MARKERS[number // COLOURS % len(MARKERS)]
-            axes.errorbar(shares, means, yerr=spreads, marker=marker, capsize=3, label=literal(label))
-        axes.set_xlabel(f"{title}, of the dense model's")
+            line = "none" if len({round(share, 2) for share in shares}) < len(shares) else "-"
+            axes.errorbar(shares, means, yerr=spreads, marker=marker, linestyle=line, capsize=3, label=literal(label))
+        axes.set_xlabel(title)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(alpha=0.3)
     if first.metric.unit == "share":
         panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    heights = [outcome.compressed[first.headline] for outcome in outcomes]
+    if first.metric.unit != "share" and min(heights) > 0 and max(heights) > WIDE * min(heights):
+        panels[0].set_yscale("log")
     panels[0].set_ylabel(literal(first.metric.title(first.headline)))
-    panels[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    panels[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.suptitle(literal(first.part))
     return png(figure)
 
 
-def _points(outcomes: Sequence[Outcome], cost: str) -> list[tuple[float, float, float]]:
+def costs_of(outcomes: Sequence[Outcome]) -> list[str]:
+    """Those of `COSTS` that change; the first where none does."""
+    changed = [title for title, share in COSTS.items() if any(abs(share(one) - 1) > 0.001 for one in outcomes)]
+    return changed or list(COSTS)[:1]
+
+
+def _points(outcomes: Sequence[Outcome], cost: Callable[[Outcome], float]) -> list[tuple[float, float, float]]:
     """For every column the share of the cost, the headline and its spread, by the share."""
     points = []
     for column in dict.fromkeys(outcome.column for outcome in outcomes):
         same = [outcome for outcome in outcomes if outcome.column == column]
         heights = [outcome.compressed[outcome.headline] for outcome in same]
-        share = fmean(outcome.compressed[cost] / outcome.dense[cost] for outcome in same)
+        share = fmean(map(cost, same))
         points.append((share, fmean(heights), stdev(heights) if len(heights) > 1 else 0.0))
     return sorted(points)
 
