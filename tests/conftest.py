@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -19,8 +20,23 @@ import torch
 torch.set_num_threads(1)
 
 
+POINT = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
+    "0000000a49444154789c636000000002000148afa4710000000049454e44ae426082"
+)
+"""A PNG file of one pixel."""
 LONGEST = "test_mutation.py"
 """One test of it takes longer than any other."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where only long tests run, files without one need not be imported."""
+    is_left = (
+        config.option.markexpr == "long"
+        and collection_path.suffix == ".py"
+        and "mark.long" not in collection_path.read_text(encoding="utf-8")
+    )
+    return True if is_left else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -34,6 +50,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
     _forget_what_stays()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _new_processes_have_imported(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Long tests start many. Those that are about starting one take `unwarmed`."""
+    if any(item.get_closest_marker("long") for item in request.session.items):
+        from prunus.evaluation import keeping_warm
+        from prunus.studies.carrying_out import IMPORTED
+
+        with keeping_warm(IMPORTED):
+            yield
+    else:
+        yield
+
+
+@pytest.fixture
+def unwarmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New processes import everything themselves."""
+    monkeypatch.delenv("PRUNUS_WARM", raising=False)
+
+
+@pytest.fixture
+def quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs report is measured in this process, and drawn as single points; other tests start processes and look at pictures."""
+    from prunus.evaluation import evaluate_here
+
+    monkeypatch.setattr("prunus.report.measured.evaluate_elsewhere", evaluate_here)
+    monkeypatch.setattr("prunus.report.plots.png", lambda figure: POINT)
 
 
 @pytest.fixture

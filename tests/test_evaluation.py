@@ -30,6 +30,7 @@ def told(value: int, kind: str) -> object:
     return {"value": value, "process": os.getpid()}
 
 
+@pytest.mark.usefixtures("unwarmed")
 def test_what_a_function_returns_in_another_process() -> None:
     answer = in_fresh_process(told, 7, "return")
     assert answer["value"] == 7
@@ -54,6 +55,7 @@ def test_a_task_is_read_by_name_or_by_settings() -> None:
         read_task('{"name": "noise"', "--task")
 
 
+@pytest.mark.usefixtures("unwarmed")
 @pytest.mark.parametrize("guarded", [True, False])
 def test_a_script_is_imported_by_the_process_it_starts(tmp_path: Path, guarded: bool) -> None:
     script = tmp_path / "script.py"

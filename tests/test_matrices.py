@@ -271,9 +271,11 @@ def test_the_record_is_what_the_weights_are_in_every_family(number: int, name: s
 @pytest.mark.parametrize("pruner", [Magnitude, Wanda, SparseGPT, DSnoT])
 @pytest.mark.parametrize("asked", [{"sparsity": 0.5}, {"pattern": "2:4"}], ids=["half", "2:4"])
 def test_every_record_of_every_family_is_what_the_weights_are(pruner: Any, asked: Any, dtype: torch.dtype) -> None:
-    """The whole product: 4 pruners, 2 ways of asking, 3 types of number, every family."""
+    """4 pruners and 2 ways of asking, in fp32 for every family; in the other types for one half of them each."""
+    halves = {torch.bfloat16: 0, torch.float16: 1}
     for number, name in enumerate(FAMILIES):
-        check_record(name, number, pruner(**asked), dtype)
+        if number % 2 == halves.get(dtype, number % 2):
+            check_record(name, number, pruner(**asked), dtype)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from rich.console import Console
 from prunus import anatomy
 from prunus.anatomy import survey
 from prunus.bounded_yaml import read_yaml
-from prunus.evaluation import evaluate_here
 from prunus.models import EvaVitConfig, EvaVitForImageClassification
 from prunus.recipe import Recipe, load_recipe, recipe_variants
 from prunus.run import run
@@ -244,11 +243,11 @@ def cases() -> list[Any]:
     ]
 
 
+@pytest.mark.usefixtures("quick_reports")
 @pytest.mark.long
 @pytest.mark.parametrize(("path", "name"), cases())
 def test_a_tiny_twin_runs(path: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("prunus.report.measured.evaluate_elsewhere", evaluate_here)
     data = of_variant(read_yaml(path.read_text(), "recipe", str(path)), name, str(path))
     recipe = Recipe.model_validate(copy.deepcopy(data))
     twin(recipe, data, tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from typer.testing import CliRunner
 from prunus import Magnitude, PrunusError, anatomy, extract, load_model, plan_of, prune, sparsity_of
 from prunus.cli import app
 from prunus.cost import size, stored_bytes
-from prunus.evaluation import evaluate_here
 from prunus.export import write_gguf
 from prunus.quantise import Quantisation, Quantised, quantise_folder
 from prunus.recipe import Recipe, parse_recipe
@@ -211,8 +209,8 @@ def test_bytes_of_plain_weights_are_those_of_their_numbers() -> None:
     assert stored_bytes(model) == 4 * anatomy(model).parameters
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_a_run_quantises_last_and_its_report_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("prunus.report.measured"), "evaluate_elsewhere", evaluate_here)
     build("llama", 0).model.save_pretrained(tmp_path / "dense")
     recipe = Recipe.model_validate({
         "model": {"path": str(tmp_path / "dense")}, "task": {"name": "noise", "items": 4, "length": 8},

@@ -19,7 +19,6 @@ from prunus import Magnitude, PrunusError, prune
 from prunus.anatomy import Anatomy, discover
 from prunus.checkpoint import random_model
 from prunus.cli import main
-from prunus.evaluation import evaluate_here
 from prunus.recipe import Recipe, demo_recipe, dump_recipe, load_recipe, parse_recipe
 from prunus.run import check, run
 from prunus.sources import (
@@ -165,11 +164,11 @@ def test_a_model_that_has_zeros_is_not_trained(change: dict[str, Any], tmp_path:
     check(small(steps=[PRUNE, REPAIR], model={"path": str(tmp_path)}))
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_a_run_is_gone_on_with_from_a_folder_of_0_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readings: list[str]
 ) -> None:
     monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("prunus.report.measured.evaluate_elsewhere", evaluate_here)
     recipe = small(steps=[*SMALL["steps"], PRUNE, REPAIR], output=str(tmp_path / "run"))  # type: ignore[misc]
     report = run(recipe, Console(quiet=True))
     assert len(readings) <= 17

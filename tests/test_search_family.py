@@ -47,7 +47,6 @@ from prunus import (
     load_model,
 )
 from prunus.cost import channel_macs, multiply_accumulates
-from prunus.evaluation import evaluate_here
 from prunus.recipe import Recipe
 from prunus.run import run
 from prunus.steps import SearchStep
@@ -1055,10 +1054,10 @@ def test_every_method_works_under_the_trainer_and_is_resumed(tmp_path, preset: s
         assert any((tensor != 1).any() for tensor in zeta.values()), "gates have trained"
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_a_recipe_waits_for_what_its_task_can_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ViT on noise: a quarter of eight items is held out, and the loss on them is what the rate waits for."""
     monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("prunus.report.measured.evaluate_elsewhere", evaluate_here)
     seen: list[int] = []
     measure_on = Noise.measure_on
 

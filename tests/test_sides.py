@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typer.testing import CliRunner
 
 from prunus import PrunusError, extract
 from prunus.cli import app
-from prunus.evaluation import evaluate_here
 from prunus.recipe import Measure
 from prunus.report import side_by_side
 from prunus.tasks import Noise
@@ -22,9 +20,8 @@ from tests.test_equivalence import random_plan
 
 
 @pytest.fixture
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_reports: None) -> list[Path]:
     """Two models in folders of one name; what new processes would find is found here."""
-    monkeypatch.setattr(importlib.import_module("prunus.report.measured"), "evaluate_elsewhere", evaluate_here)
     case = build("llama", 0)
     small = extract(case.model, random_plan(case.model, 0))
     for model, name in ((case.model, "dense"), (small, "narrow")):

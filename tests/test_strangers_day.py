@@ -19,7 +19,6 @@ import yaml
 from prunus import PrunusError, anatomy, load_model, matrices, plan_of, sparsity_of
 from prunus.checkpoint import random_model
 from prunus.cli import app
-from prunus.evaluation import evaluate_here
 from prunus.extensions import load_extension
 from prunus.recipe import Recipe, dump_recipe, parse_recipe
 from prunus.report import Report
@@ -157,10 +156,10 @@ def written(place: Path, output: Path, *changes: dict[str, Any]) -> str:
     return yaml.safe_dump({**data, "steps": steps or RECIPE["steps"]}).replace("PLACE", str(place))
 
 
+@pytest.mark.usefixtures("quick_reports")
 @pytest.mark.parametrize("name", CASES)
 def test_a_recipe_names_it(name: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("prunus.report.measured.evaluate_elsewhere", evaluate_here)
     change, check = CASES[name]
     load_extension(str(STRANGERS / f"{name}.py"))
     recipe = parse_recipe(written(place, tmp_path / "run", change), "recipe")

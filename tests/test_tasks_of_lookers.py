@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from prunus import PrunusError, WalkOptions, load_model, narrow
 from prunus.cli import app
-from prunus.evaluation import evaluate_here, read_task
+from prunus.evaluation import read_task
 from prunus.metrics import overlap_figures, overlap_row, recall_figures, recall_rows
 from prunus.recipe import parse_recipe
 from prunus.run import run
@@ -65,6 +65,7 @@ def test_what_asks_for_the_loss_of_a_narrowing_is_given_the_task_s(method: dict[
     assert float(found.loss(small, batches[0])) > 0
 
 
+@pytest.mark.usefixtures("quick_reports")
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "model", "more"),
@@ -83,7 +84,6 @@ def test_what_asks_for_the_loss_of_a_narrowing_is_given_the_task_s(method: dict[
 def test_both_roads_of_a_recipe_end_in_a_report(
     name: str, model: str, more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prunus.report.measured.evaluate_elsewhere", evaluate_here)  # other tests start processes
     settings = {
         "model": {"path": str(saved(model, tmp_path / "model"))},
         "task": task(name, tmp_path / "data", **more),

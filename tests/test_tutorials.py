@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from prunus.evaluation import evaluate_here
 from tests import lookers, speakers
 from tests.snippets import LEFT, ROOT, blocks, carry_out
 
@@ -54,6 +53,7 @@ def test_a_newcomer_copies_no_more_than_ten_things() -> None:
     ]
 
 
+@pytest.mark.usefixtures("quick_reports")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.long if name != "llava" else ()) for name in STAND_INS]
 )
@@ -61,7 +61,6 @@ def test_a_tutorial_does_what_it_says(name: str, tmp_path: Path, monkeypatch: py
     text = (PAGES / f"{name}.md").read_text()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("prunus.report.measured.evaluate_elsewhere", evaluate_here)  # other tests start processes
     for shown, packages in NEEDS.items():
         for package in packages if shown in text else ():
             pytest.importorskip(package)

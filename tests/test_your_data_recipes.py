@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from prunus.evaluation import evaluate_here
 from prunus.recipe import Recipe, parse_recipe
 from prunus.run import check, run
 from tests.lookers import VOCABULARY, captioned, coloured, judged, masked, tokenizer
@@ -42,11 +41,11 @@ def test_a_recipe_s_model_and_steps_fit(file: Path) -> None:
     check(recipe(file, {}))
 
 
+@pytest.mark.usefixtures("quick_reports")
 @pytest.mark.long
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_a_recipe_runs_on_a_tiny_table(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("prunus.report.measured.evaluate_elsewhere", evaluate_here)  # other tests start processes
     made = TINY[file.stem](tmp_path / "data")
     source: Any = {"layout": "imagefolder", "folder": str(made)} if made.is_dir() else str(made)
     training = {"steps": 1, "batch_size": 4, "learning_rate": 1e-3}

@@ -24,9 +24,8 @@ RECIPES: list[dict[str, Any]] = [
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_reports: None) -> None:
     monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("prunus.report.measured.evaluate_elsewhere", evaluate_here)  # other tests start processes
     monkeypatch.chdir(tmp_path)
 
 

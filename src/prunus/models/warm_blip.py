@@ -17,6 +17,9 @@ from prunus.data import COLORS, SHAPES, NamedImages, Questions, balanced
 from prunus.models.packaged import WIDTH, small_blip, whiten
 from prunus.training import Training, finetune
 
+NAMING = 40
+"""Steps after which an image encoder tells shapes and colours apart."""
+
 
 def warm_blip(
     words: list[str],
@@ -35,14 +38,22 @@ def warm_blip(
         words: the vocabulary.
         questions: the training split.
         collate: makes a batch of its items, with answers [DEC] word [SEP] as `labels` (Q, 3).
-        matching_steps: of the question encoder.
+        matching_steps: of the question encoder; the image encoder takes as many, at most 40.
         sizes: `vision_layers` and `text_layers`.
 
     Raises:
         PrunusError: a size is out of range, or a package is not installed.
     """
     model = small_blip(words, questions.image_size, **sizes)
-    _head_start(_Namer(model.vision_model), NamedImages(questions), default_collate, 40, 64, 1e-4, "image encoder")
+    _head_start(
+        _Namer(model.vision_model),
+        NamedImages(questions),
+        default_collate,
+        min(NAMING, matching_steps),
+        64,
+        1e-4,
+        "image encoder",
+    )
     whiten(model.vision_model, questions.pixels(torch.arange(256)))
     model.vision_model.requires_grad_(False)
     matcher = _Matcher(model, [words.index(name) for name in (*SHAPES, *COLORS)], words.index("yes"))

@@ -35,7 +35,7 @@ class EasyVQA(Task):
     questions_per_item: Count = 5
     """Questions of one image that train together."""
     matching_steps: Count = 450
-    """Steps of the question encoder's head start."""
+    """Steps of the question encoder's head start; the image encoder has as many, at most 40."""
     batch_size: Count = 256
     """Questions per evaluation batch."""
 
