@@ -25,8 +25,12 @@ POINT = bytes.fromhex(
     "0000000a49444154789c636000000002000148afa4710000000049454e44ae426082"
 )
 """A PNG file of one pixel."""
-LONGEST = "test_mutation.py"
-"""One test of it takes longer than any other."""
+LONGEST = (
+    "test_mutation.py", "test_studies.py", "test_run.py", "test_published_recipes.py", "test_matrices.py", "test_evaluation.py",
+    "test_as_published.py", "test_warm.py", "test_processes.py", "test_streaming.py", "test_export.py", "test_killed.py",
+    "test_tutorials.py",
+)  # fmt: skip
+"""Files whose long tests take longest."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -40,11 +44,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For processes that take file after file: those with the most tests come first, so that all processes end together."""
+    """For processes that take file after file: those that take longest come first, then those with the most tests, so that all processes end
+    together.
+    """
     if not hasattr(config, "workerinput"):
         return
     tests = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path.name != LONGEST, -tests[item.path]))
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (places.get(item.path.name, len(places)), -tests[item.path]))
 
 
 @pytest.hookimpl(trylast=True)

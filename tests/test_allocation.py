@@ -37,7 +37,7 @@ from prunus.allocation.memory import RememberingBlocks
 from prunus.allocation.solver import share_out
 from prunus.allocation.zeroth_order import loss_changes
 from prunus.anatomy import by_block
-from tests.families import FAMILIES, build
+from tests.families import FAMILIES, build, one_half
 from tests.shared import golden
 from tests.test_search import outputs
 
@@ -146,7 +146,7 @@ def test_impossible_scores_are_named(scores: dict[str, float], limit: float, fie
 # scores
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", one_half(FAMILIES, 0))
 def test_first_order_scores_are_autograd_s(name: str) -> None:
     model, batches, chosen = family(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -177,7 +177,7 @@ def test_first_order_scores_are_autograd_s(name: str) -> None:
             assert found == pytest.approx(float(value), rel=1e-4, abs=1e-9), (m.name, score)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", one_half(FAMILIES, 1))
 def test_zeroth_order_from_memory_is_that_of_whole_passes_and_touches_nothing(name: str) -> None:
     """The first and the last matrix of every block: what is remembered depends on the block that is disturbed."""
     model, batches, chosen = family(name)
@@ -246,7 +246,7 @@ def test_mean_noise_is_the_gradient_norm(together: int, count: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", one_half(FAMILIES, 0))
 def test_noises_may_share_a_pass(name: str) -> None:
     """Two matrices of the first block and two of the last: a pass with three noises, and one with what is left."""
     model, batches, chosen = family(name)

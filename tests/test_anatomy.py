@@ -53,12 +53,12 @@ from prunus import (
 from prunus.anatomy import CATALOG, Attention, Matrix, MisfitError, Mlp, choose, describe, locate, select, survey
 from prunus.checkpoint import bare_model
 from prunus.plan import UnitPlan
-from tests.families import FAMILIES, IMAGE, PATCH, WITH_EXPERTS, build
+from tests.families import FAMILIES, IMAGE, PATCH, WITH_EXPERTS, build, one_half
 from tests.strangers import own_architecture
 from tests.test_equivalence import masked, random_plan
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *WITH_EXPERTS])
+@pytest.mark.parametrize("name", one_half([*FAMILIES, *WITH_EXPERTS], 0))
 def test_a_channel_costs_what_leaves_with_it(name: str) -> None:
     model = build(name, 7).model
     parts = anatomy(model)
@@ -614,7 +614,7 @@ def test_parameters_that_others_put_into_layers_do_no_harm(name: str) -> None:
     anatomy(model)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", one_half(FAMILIES, 1))
 def test_verdicts_do_not_depend_on_the_type_in_which_models_are_built(name: str) -> None:
     """Loading in bf16 builds a model under that default, and narrows it where trials are run again."""
     case = build(name, 2)

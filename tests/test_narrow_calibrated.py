@@ -41,7 +41,7 @@ from prunus.structured import Gates, Price, Storage, Whole, cost_of
 from prunus.structured.gates import gates_of
 from prunus.structured.selection import dearest
 from prunus.unstructured import Gram, SquaredNorm, Statistics, Sum
-from tests.families import FAMILIES, Case, build
+from tests.families import FAMILIES, Case, build, one_half
 from tests.test_equivalence import TOLERANCE, deviation, masked, outputs
 
 QUIET = WalkOptions(progress=False)
@@ -207,7 +207,7 @@ def test_of_two_channels_that_say_the_same_one_is_cheap() -> None:
 # families
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", one_half(FAMILIES, 1))
 def test_without_compensation_the_result_is_the_masked_model(name: str) -> None:
     case = build(name, 2)
     before = copy.deepcopy(case.model.state_dict())
@@ -243,7 +243,7 @@ def test_a_fitted_model_comes_back_bit_for_bit(name: str, tmp_path: Path) -> Non
     assert prunus.plan_of(again).history == plan.history  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", one_half(FAMILIES, 0))
 def test_a_fit_never_adds_to_the_error_of_what_it_is_fitted_to(name: str) -> None:
     case = build(name, 2)
     inputs = unpadded(case.inputs)

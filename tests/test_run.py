@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,12 @@ import yaml
 from safetensors.torch import load_file
 
 from prunus import Plan, PrunusError
+from prunus.cli import app
 from prunus.recipe import load_recipe
 from prunus.report import Report
 from prunus.run import finished as done
 from prunus.run import run
+from tests.forked import child, ended
 
 pytest.importorskip("easy_vqa", reason="needs the packaged data: pip install 'prunus[demo]'")
 pytestmark = pytest.mark.long
@@ -102,30 +103,30 @@ def test_however_a_run_is_watched_and_fed_it_is_the_same_one(finished: Path, cha
 
 def test_killed_anywhere_it_ends_with_the_same_plan_and_bits(finished: Path, place: Path) -> None:
     path, folder = recipe_file(place, "killed"), place / "killed"
-    command = [sys.executable, "-m", "prunus", "compress", str(path)]
+    compress = partial(app, ["compress", str(path)], standalone_mode=False)
     for sign in (
         "1-search/checkpoints/checkpoint-2",
         "1-search/checkpoints/checkpoint-4",
         "2-retrain/checkpoints/checkpoint-2",
     ):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = child(compress)
         while not (folder / sign).exists():
-            assert process.poll() is None, f"the run ended before {sign}"
+            assert os.waitpid(process, os.WNOHANG) == (0, 0), f"the run ended before {sign}"
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
         assert not (folder / "2-retrain" / "model").exists()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert ended(compress) == 0
     assert Plan.load(folder / "1-search" / "plan.json") == Plan.load(finished / "1-search" / "plan.json")
     ours, theirs = weights(folder), weights(finished)
     assert ours.keys() == theirs.keys()
     assert all((ours[key] == theirs[key]).all() for key in ours)
 
 
-def test_the_commands_read_what_a_run_left(finished: Path) -> None:
+def test_the_commands_read_what_a_run_left(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def call(*words: str) -> str:
-        command = [sys.executable, "-m", "prunus", *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        app(list(words), standalone_mode=False)
+        return capfd.readouterr().out
 
     model = str(finished / "2-retrain" / "model")
     table = call("inspect", model)

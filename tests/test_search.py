@@ -22,7 +22,7 @@ from prunus.anatomy import Unit, linears
 from prunus.structured.closing.schedules import SCHEDULES
 from prunus.structured.gates import Gates
 from prunus.structured.scores import gate_gradient, standardise
-from tests.families import FAMILIES, IMAGE, PATCH, WITH_EXPERTS, Case, build
+from tests.families import FAMILIES, IMAGE, PATCH, WITH_EXPERTS, Case, build, one_half
 from tests.test_equivalence import TOLERANCE, deviation, outputs
 
 
@@ -43,7 +43,7 @@ def gate_by_hand(model: nn.Module, unit: Unit, zeta: torch.Tensor) -> None:
                 layer.owner.register_forward_hook(lambda _, __, out, z=of_features: out * z)
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *WITH_EXPERTS])
+@pytest.mark.parametrize("name", one_half([*FAMILIES, *WITH_EXPERTS], 0))
 def test_weight_gradients_give_the_gate_gradient(name: str) -> None:
     """The identity, against autograd on real gates, at fractional gates."""
     case = build(name, 5)

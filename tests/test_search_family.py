@@ -53,7 +53,7 @@ from prunus.steps import SearchStep
 from prunus.structured.gates import Gates
 from prunus.structured.scores import gate_gradient
 from prunus.tasks import EasyVQA, Noise
-from tests.families import FAMILIES, WITH_EXPERTS, build
+from tests.families import FAMILIES, WITH_EXPERTS, build, one_half
 from tests.test_equivalence import TOLERANCE, deviation, outputs
 from tests.test_search import _trainer, gate_by_hand, loss_of
 from tests.test_structured_formulas import feed, kept, model_of
@@ -173,7 +173,7 @@ def test_a_preset_is_a_name_for_its_three_parts(preset: str) -> None:
 # Gates that train
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *WITH_EXPERTS])
+@pytest.mark.parametrize("name", one_half([*FAMILIES, *WITH_EXPERTS], 1))
 def test_the_gradient_of_a_gate_is_autograds_whatever_the_gate_is(name: str) -> None:
     """Against ζ as a parameter that multiplies the outputs of the producers in plain torch."""
     case = build(name, 12)
@@ -798,7 +798,7 @@ def example(case: Any) -> Any:
     return lambda: case.model(**case.inputs)
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *WITH_EXPERTS])
+@pytest.mark.parametrize("name", one_half([*FAMILIES, *WITH_EXPERTS], 0))
 def test_a_channels_multiply_accumulates_are_those_that_leave_with_it(name: str) -> None:
     case = build(name, 9)
     parts = anatomy(case.model)
@@ -814,7 +814,7 @@ def test_a_channels_multiply_accumulates_are_those_that_leave_with_it(name: str)
         assert counted.total - left == counted.channel[unit.name], unit.name
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *WITH_EXPERTS])
+@pytest.mark.parametrize("name", one_half([*FAMILIES, *WITH_EXPERTS], 1))
 def test_a_budget_in_parameters_or_multiply_accumulates_is_hit_to_within_a_channel(name: str) -> None:
     case = build(name, 10)
     parts = anatomy(case.model)
