@@ -136,6 +136,12 @@ def test_a_wrong_cell_is_refused_before_any_begins(tmp_path: Path) -> None:
     assert not (tmp_path / "study").exists()
 
 
+def test_chance_is_of_shares(tmp_path: Path) -> None:
+    part = {**STUDY["parts"]["noise"], "chance": 0.5}
+    with pytest.raises(PrunusError, match=r"parts\.noise\.chance = 0\.5: loss is no share; leave chance out"):
+        cells_of(load_study(study_in(tmp_path, parts={"noise": part})))
+
+
 def test_the_small_version_is_no_obstacle_to_the_whole_one(tmp_path: Path) -> None:
     study = load_study(study_in(tmp_path))
     for smoke in (True, False, True):

@@ -17,6 +17,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from prunus.bounded_yaml import read_yaml, yaml_text
 from prunus.errors import PrunusError
+from prunus.metric import UNDECLARED
 from prunus.recipe import Recipe, recipe_of
 from prunus.storage import writable_path
 from prunus.studies.findings import AnyFinding
@@ -265,7 +266,11 @@ def _cell(study: Study, name: str, labels: dict[str, str], seed: int, smoke: boo
         _put_everywhere(data, field.split("."), value)
     data["output"] = str(folder_of(study, smoke).joinpath("cells", name, *labels.values(), f"seed-{seed}"))
     data["seed"] = seed
-    return Cell(name, labels, seed, recipe_of(data, f"cell {where}"), study._data, part.chance)
+    recipe = recipe_of(data, f"cell {where}")
+    headline = recipe.task.headline
+    if part.chance is not None and recipe.task.metrics.get(headline, UNDECLARED).unit != "share":
+        raise PrunusError(f"parts.{name}.chance", part.chance, f"{headline} is no share; leave chance out")
+    return Cell(name, labels, seed, recipe, study._data, part.chance)
 
 
 def _put_everywhere(data: Any, places: list[str], value: Any) -> None:
