@@ -569,10 +569,11 @@ def test_no_cell_waits_for_another_that_trains_the_dense_model_of_both(tmp_path:
     assert taken[2:8] == [name for name in cells if name.startswith("given")]
     assert taken[8] == "one/wanda/most/seed-0", "there is nothing else to do"
     assert len(waiting) == 3
-    waiting.ended(cells["one/wanda/half/seed-1"])
+    waiting.ended(cells["one/wanda/half/seed-1"], well=True)
     assert waiting.take().name == "one/wanda/most/seed-1"
-    waiting.ended(cells["one/wanda/half/seed-0"])
-    assert [waiting.take().name, waiting.take().name] == ["one/magnitude/half/seed-0", "one/magnitude/half/seed-1"]
+    waiting.ended(cells["one/wanda/half/seed-0"], well=False)
+    assert waiting.take().name == "one/magnitude/half/seed-0", "the next one trains what was not trained"
+    assert waiting.take().name == "one/magnitude/half/seed-1"
 
 
 def test_a_recipe_has_one_identity_wherever_output_and_data_lie(tmp_path: Path) -> None:

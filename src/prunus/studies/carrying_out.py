@@ -124,8 +124,8 @@ def _carry_out(
                 cell, device = running.pop(ended)
                 ended.result()
                 free.append(device)
-                waiting.ended(cell)
                 done |= _done([cell])
+                waiting.ended(cell, cell.name in done)
                 if cell.name in done:
                     _tidy(study, cell)
                 results = _results(study, cells, done, failed, command, here)
@@ -156,10 +156,12 @@ class Waiting:
         self._training |= {dense} - self._trained
         return cell
 
-    def ended(self, cell: Cell) -> None:
-        """Says that a cell that was taken is done, or has failed."""
-        self._trained.add(_dense(cell))
-        self._training -= self._trained
+    def ended(self, cell: Cell, well: bool) -> None:
+        """Says that a cell that was taken is done, or has failed: then perhaps before its dense model was trained."""
+        dense = _dense(cell)
+        self._training.discard(dense)
+        if well:
+            self._trained.add(dense)
 
 
 def _dense(cell: Cell) -> str:
