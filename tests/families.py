@@ -46,6 +46,8 @@ Builder = Callable[[random.Random], Case]
 FAMILIES: dict[str, Builder] = {}
 WITH_EXPERTS: dict[str, Builder] = {}
 """Families whose experts lie in one parameter, for what is done to channels."""
+WITH_COPIES = ("blip_retrieval", "clip_retrieval")
+"""Families with momentum copies."""
 
 
 def family(builder: Builder) -> Builder:

@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -40,12 +41,16 @@ def _joined(rank: int, folder: Path, function: Callable[[Path], None]) -> None:
     dist.barrier()
 
 
-def child(function: Callable[[], object]) -> int:
-    """The number of a new process that calls a function, and ends."""
-    child = os.fork()
+def child(function: Callable[[], object], seconds: int = 0) -> int:
+    """The number of a new process that calls a function, and ends; killed after some seconds, if any are given."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, where this process has several threads
+        child = os.fork()
     if child:
         return child
     try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(seconds)
         function()
     except BaseException:
         traceback.print_exc()

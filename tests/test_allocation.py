@@ -246,7 +246,7 @@ def test_mean_noise_is_the_gradient_norm(together: int, count: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
-@pytest.mark.parametrize("name", one_half(FAMILIES, 0))
+@pytest.mark.parametrize("name", [*one_half(FAMILIES, 0), "falcon", "smolvlm"])
 def test_noises_may_share_a_pass(name: str) -> None:
     """Two matrices of the first block and two of the last: a pass with three noises, and one with what is left."""
     model, batches, chosen = family(name)

@@ -53,12 +53,12 @@ from prunus import (
 from prunus.anatomy import CATALOG, Attention, Matrix, MisfitError, Mlp, choose, describe, locate, select, survey
 from prunus.checkpoint import bare_model
 from prunus.plan import UnitPlan
-from tests.families import FAMILIES, IMAGE, PATCH, WITH_EXPERTS, build, one_half
+from tests.families import FAMILIES, IMAGE, PATCH, WITH_COPIES, WITH_EXPERTS, build, one_half
 from tests.strangers import own_architecture
 from tests.test_equivalence import masked, random_plan
 
 
-@pytest.mark.parametrize("name", one_half([*FAMILIES, *WITH_EXPERTS], 0))
+@pytest.mark.parametrize("name", [*one_half([*FAMILIES, *WITH_EXPERTS], 0), *WITH_COPIES])
 def test_a_channel_costs_what_leaves_with_it(name: str) -> None:
     model = build(name, 7).model
     parts = anatomy(model)

@@ -37,6 +37,7 @@ def test_what_a_function_returns_in_another_process() -> None:
     assert answer["process"] != os.getpid()
 
 
+@pytest.mark.usefixtures("unwarmed")
 def test_what_it_refuses_is_refused_here() -> None:
     with pytest.raises(PrunusError, match="value = 7: take another"):
         in_fresh_process(told, 7, "refuse")

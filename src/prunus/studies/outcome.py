@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -123,6 +124,13 @@ def share_of(part: float, whole: float) -> float:
     if part < 0 and whole < 0:
         return min(MOST, whole / part)
     return MOST if part > whole else 0.0
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation over seeds: 0 of a single one, NaN where one is no finite number."""
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 class Results(BaseModel):

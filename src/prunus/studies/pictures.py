@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from prunus.figures import draw_kept, layer_inches, literal, png
-from prunus.studies.outcome import Outcome
+from prunus.studies.outcome import Outcome, spread
 
 COLOURS, MARKERS = 10, "osD^v"
 """Colours that matplotlib has before it begins again, and what then tells lines apart."""
@@ -15,11 +16,11 @@ WIDE = 20
 """Of the largest headline and the smallest: from here on the scale is logarithmic."""
 
 COSTS: Mapping[str, Callable[[Outcome], float]] = {
-    "multiply-accumulates, of the dense model's": lambda outcome: outcome.compressed["macs"] / outcome.dense["macs"],
-    "parameters, of the dense model's": lambda outcome: outcome.compressed["parameters"] / outcome.dense["parameters"],
-    "what is not zero, of the pruned matrices": lambda outcome: 1 - outcome.sparsity,
+    "multiply-accumulates, of the dense model's": lambda one: one.compressed["macs"] / (one.dense["macs"] or 1),
+    "parameters, of the dense model's": lambda one: one.compressed["parameters"] / (one.dense["parameters"] or 1),
+    "what is not zero, of the pruned matrices": lambda one: 1 - one.sparsity,
 }
-"""What a model costs, as a share of what the dense one does."""
+"""What a model costs, as a share of what the dense one does or has."""
 
 
 def pictures_of(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
@@ -42,7 +43,7 @@ def pictures_of(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
 
 def plot_pareto(outcomes: Sequence[Outcome]) -> bytes:
     """The headline over every cost that changes (`COSTS`), one line a label of the first axis, with the spread over seeds; points alone where
-    several cost the same.
+    most cost the same. Headlines that are `WIDE` apart are on a logarithmic scale.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
@@ -61,15 +62,15 @@ def plot_pareto(outcomes: Sequence[Outcome]) -> bytes:
             same = [outcome for outcome in outcomes if outcome.row == label]
             shares, means, spreads = zip(*_points(same, COSTS[title]), strict=True)
             marker = MARKERS[number // COLOURS % len(MARKERS)]
-            line = "none" if len({round(share, 2) for share in shares}) < len(shares) else "-"
+            line = "-" if 2 * len({round(share, 2) for share in shares}) > len(shares) else "none"
             axes.errorbar(shares, means, yerr=spreads, marker=marker, linestyle=line, capsize=3, label=literal(label))
         axes.set_xlabel(title)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(alpha=0.3)
     if first.metric.unit == "share":
         panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
-    heights = [outcome.compressed[first.headline] for outcome in outcomes]
-    if first.metric.unit != "share" and min(heights) > 0 and max(heights) > WIDE * min(heights):
+    heights = list(filter(math.isfinite, (outcome.compressed[first.headline] for outcome in outcomes)))
+    if first.metric.unit != "share" and heights and min(heights) > 0 and max(heights) > WIDE * min(heights):
         panels[0].set_yscale("log")
     panels[0].set_ylabel(literal(first.metric.title(first.headline)))
     panels[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -90,7 +91,7 @@ def _points(outcomes: Sequence[Outcome], cost: Callable[[Outcome], float]) -> li
         same = [outcome for outcome in outcomes if outcome.column == column]
         heights = [outcome.compressed[outcome.headline] for outcome in same]
         share = fmean(map(cost, same))
-        points.append((share, fmean(heights), stdev(heights) if len(heights) > 1 else 0.0))
+        points.append((share, fmean(heights), spread(heights)))
     return sorted(points)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 
 from prunus.cost import human
 from prunus.metric import Metric
-from prunus.studies.outcome import Outcome
+from prunus.studies.outcome import Outcome, spread
 
 WIDEST = 6
 """Columns of a part that stand beside each other; of more, only those of the last axis do."""
@@ -159,5 +159,4 @@ def with_spread(values: Sequence[float], metric: Metric) -> str:
     mean = metric.text(fmean(values))
     if len(values) < 2:
         return mean
-    spread = stdev(values)
-    return f"{mean} ± {100 * spread:.2f}" if metric.unit == "share" else f"{mean} ± {spread:.2f}"
+    return f"{mean} ± {(100 if metric.unit == 'share' else 1) * spread(values):.2f}"

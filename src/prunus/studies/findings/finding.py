@@ -116,9 +116,12 @@ class Mean:
         return cls(fmean(values), student(len(values) - 1) * error if len(values) > 1 else math.inf, len(cells), over)
 
     @classmethod
-    def of_differences(cls, better: Cells, worse: Cells) -> Mean | None:
-        """Of the differences between cells that differ in nothing else; None where they have no cell in common."""
-        return cls.of({cell: better[cell] - worse[cell] for cell in better.keys() & worse.keys()})
+    def of_differences(cls, better: Cells, worse: Cells, within: float = 0.0) -> Mean | None:
+        """Of the differences between cells that differ in nothing else, plus `within`; None where they have no cell in common of which one
+        keeps anything.
+        """
+        told = {cell for cell in better.keys() & worse.keys() if better[cell] or worse[cell]}
+        return cls.of({cell: better[cell] + within - worse[cell] for cell in told})
 
     @property
     def sign(self) -> int:

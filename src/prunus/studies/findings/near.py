@@ -26,10 +26,10 @@ class Near(Finding):
         return [self.label, *self.others]
 
     def weigh(self, outcomes: Sequence[Outcome]) -> Evidence:
-        own = {cell: value + self.within for cell, value in self.values(outcomes, **{self.axis: self.label}).items()}
+        own = self.values(outcomes, **{self.axis: self.label})
         signs, said = [], []
         for other in self.others:
-            gap = Mean.of_differences(own, self.values(outcomes, **{self.axis: other}))
+            gap = Mean.of_differences(own, self.values(outcomes, **{self.axis: other}), self.within)
             if gap is None:
                 return not_yet(self.label, other)
             signs.append(gap.sign)
