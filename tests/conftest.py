@@ -1,6 +1,6 @@
 """Every test, and every process that a test starts, computes with one thread: the models are tiny, threads that wait for one
 another only cost time, and the same sums in another order would be other bits. For the same reason no test sees a GPU,
-unless `CUDA_VISIBLE_DEVICES` names one; what GPUs compute is compared by `python -m benchmarks.accelerator`.
+unless `CUDA_VISIBLE_DEVICES` names one; what GPUs compute is compared by `python -m benchmarks.accelerator`. Nor does one wait for a hub.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
